@@ -3,9 +3,15 @@
 //! Owns every topic literal and every wire format of the workspace (`fleet.cddl` is their description).
 //! Must not do IO, read a clock, draw randomness or be async: everything here is a value or a pure function.
 
+pub mod ack;
+pub mod batch;
+pub mod cbor;
+pub mod event;
 pub mod id;
 pub mod lane;
 pub mod limits;
+pub mod session;
+pub mod telemetry;
 pub mod topic;
 
 pub use id::{DeviceId, MetricName, NodeId, SessionId, StoreId, StreamId};

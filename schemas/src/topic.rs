@@ -238,7 +238,8 @@ mod tests {
 
     #[test]
     fn foreign_and_malformed_topics_are_refused() {
-        for bad in ["", "fleet", "fleet/v1/", "fleet/v2/a/up/birth", "fleet/v1/a/up", "fleet/v1/a/up/birth/x"] {
+        for bad in ["", "fleet", "fleet/v1/", "fleet/v2/a/up/birth", "fleet/v1/a/up", "fleet/v1/a/up/birth/x"]
+        {
             assert!(Topic::parse(bad).is_err(), "{bad}");
         }
         assert_eq!(Topic::parse("fleet/v1/ä/up/birth"), Err(TopicError::Form));

@@ -1,0 +1,142 @@
+//! Birth, death and heartbeat: a node's session, and where its lanes stand.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    batch::Clock,
+    id::{SessionId, StreamId},
+    lane::Lane,
+};
+
+/// The first message of a session; repeated until it is answered.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Birth {
+    /// Payload version.
+    pub v: u16,
+    /// The session it opens.
+    pub session: SessionId,
+    /// Counts the agent's sessions; informational.
+    pub epoch: u64,
+    /// The boot: the first 8 bytes of the kernel's boot id.
+    #[serde(with = "serde_bytes")]
+    pub boot: [u8; 8],
+    /// Milliseconds since boot, monotonic.
+    pub up_ms: u64,
+    /// Whether `time_ms` can be trusted.
+    pub clock: Clock,
+    /// The agent's wall clock, Unix milliseconds.
+    pub time_ms: i64,
+    /// How often it will send a heartbeat, in milliseconds.
+    pub interval_ms: u64,
+    /// What kind of machine, such as `picclaw`.
+    pub kind: String,
+    /// A name for people, if the node has an opinion.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// What it can do, such as `sensor`, `exec`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub capabilities: Vec<String>,
+    /// What it runs.
+    pub versions: Versions,
+    /// The machine: `hostname`, `os`, `arch`, `kernel`, `model` where known.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub machine: BTreeMap<String, String>,
+    /// Where its lanes stand.
+    pub lanes: BTreeMap<Lane, Vec<StreamState>>,
+    /// Samples that are not yet sealed.
+    pub pending: Pending,
+}
+
+/// What a node runs.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Versions {
+    /// The agent.
+    pub agent: String,
+    /// The firmware or system image, where known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub firmware: Option<String>,
+    /// Skills by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub skills: BTreeMap<String, String>,
+}
+
+/// The will, or a goodbye: the session ended. Acts only on the session it names.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Death {
+    /// Payload version.
+    pub v: u16,
+    /// The session that ended.
+    pub session: SessionId,
+    /// Set in a goodbye: the node sleeps until then by its own plan, Unix milliseconds by hub time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until_ms: Option<i64>,
+}
+
+/// Still here, with the machine's figures and one read transaction's snapshot of the outbox.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Heartbeat {
+    /// Payload version.
+    pub v: u16,
+    /// The session it belongs to.
+    pub session: SessionId,
+    /// The boot: the first 8 bytes of the kernel's boot id.
+    #[serde(with = "serde_bytes")]
+    pub boot: [u8; 8],
+    /// Milliseconds since boot, monotonic.
+    pub up_ms: u64,
+    /// Whether `time_ms` can be trusted.
+    pub clock: Clock,
+    /// The agent's wall clock, Unix milliseconds.
+    pub time_ms: i64,
+    /// How often it sends a heartbeat, in milliseconds.
+    pub interval_ms: u64,
+    /// The machine's figures by metric name (`cpu_percent`, `load1`, `mem_used_bytes`, …).
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub system: BTreeMap<String, f64>,
+    /// Where its lanes stand.
+    pub lanes: BTreeMap<Lane, Vec<StreamState>>,
+    /// Samples that are not yet sealed.
+    pub pending: Pending,
+    /// The outbox's size and quota.
+    pub outbox: OutboxUse,
+}
+
+/// Where one (lane, stream) stands at the edge. `floor` is the oldest batch still held; when none is held,
+/// floor and next are equal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StreamState {
+    /// The stream.
+    pub stream: StreamId,
+    /// Number of the oldest batch still held.
+    pub floor_seq: u64,
+    /// Number of the first record of that batch.
+    pub floor_record: u64,
+    /// Number the next sealed batch will have.
+    pub next_seq: u64,
+    /// Number the next record will have.
+    pub next_record: u64,
+    /// Records found by counting what is held, tombstones aside.
+    pub counted: u64,
+    /// Records that held tombstones stand for.
+    pub tombstoned: u64,
+}
+
+/// Records that were accepted but not yet sealed into a batch; they will go to telemetry or backfill.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pending {
+    /// Events.
+    pub events: u64,
+    /// Samples.
+    pub samples: u64,
+}
+
+/// The outbox's size and quota.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutboxUse {
+    /// Bytes of sealed batches and unsealed records held.
+    pub bytes: u64,
+    /// Bytes it may hold.
+    pub quota_bytes: u64,
+}
