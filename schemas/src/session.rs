@@ -45,6 +45,10 @@ pub struct Birth {
     pub machine: BTreeMap<String, String>,
     /// Where its lanes stand.
     pub lanes: BTreeMap<Lane, Vec<StreamState>>,
+    /// Set when `lanes` leaves streams out because there are more than
+    /// [`STREAMS_PER_LANE`](crate::limits::STREAMS_PER_LANE): then absence means nothing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub partial: bool,
     /// Samples that are not yet sealed.
     pub pending: Pending,
 }
@@ -97,6 +101,10 @@ pub struct Heartbeat {
     pub system: BTreeMap<String, f64>,
     /// Where its lanes stand.
     pub lanes: BTreeMap<Lane, Vec<StreamState>>,
+    /// Set when `lanes` leaves streams out because there are more than
+    /// [`STREAMS_PER_LANE`](crate::limits::STREAMS_PER_LANE): then absence means nothing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub partial: bool,
     /// Samples that are not yet sealed.
     pub pending: Pending,
     /// The outbox's size and quota.
@@ -123,11 +131,10 @@ pub struct StreamState {
     pub tombstoned: u64,
 }
 
-/// Records that were accepted but not yet sealed into a batch; they will go to telemetry or backfill.
+/// Records that were accepted but not yet sealed into a batch; they will go to telemetry or backfill. (Events are sealed as
+/// they are accepted.)
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pending {
-    /// Events.
-    pub events: u64,
     /// Samples.
     pub samples: u64,
 }
