@@ -1,0 +1,261 @@
+//! What the encoder writes is what `fleet.cddl` says, and what `fleet.cddl` does not say is refused.
+
+use ciborium::Value;
+use fleet_schemas::{batch::Batch, cbor};
+use proptest::prelude::*;
+use serde::Serialize;
+
+use crate::{given, vary};
+
+const CDDL: &str = include_str!("../../fleet.cddl");
+
+/// Validates one CBOR item against one rule of `fleet.cddl`.
+fn validate(rule: &str, bytes: &[u8]) -> Result<(), String> {
+    // The first rule of a document is what it describes.
+    let document = format!("start = {rule}\n{CDDL}");
+    cddl::validate_cbor_from_slice(&document, bytes, None).map_err(|error| error.to_string())
+}
+
+fn holds(rule: &str, payload: &impl Serialize) -> Result<(), TestCaseError> {
+    validate(rule, &cbor::encode(payload)).map_err(|error| TestCaseError::fail(format!("{rule}: {error}")))
+}
+
+fn value(payload: &impl Serialize) -> Value {
+    cbor::decode(&cbor::encode(payload)).unwrap()
+}
+
+#[test]
+fn the_examples_validate() {
+    holds("birth", &given::birth()).unwrap();
+    holds("death", &given::death()).unwrap();
+    holds("heartbeat", &given::heartbeat()).unwrap();
+    holds("ack", &given::ack()).unwrap();
+    holds("telemetry-batch", &given::telemetry()).unwrap();
+    holds("event-batch", &given::event_batch()).unwrap();
+    holds("command-batch", &given::batch(1, vec![0x80])).unwrap();
+    holds("tombstone", &given::tombstone()).unwrap();
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn every_birth_validates(birth in vary::births()) {
+        holds("birth", &birth)?;
+    }
+
+    #[test]
+    fn every_death_validates(death in vary::deaths()) {
+        holds("death", &death)?;
+    }
+
+    #[test]
+    fn every_heartbeat_validates(heartbeat in vary::heartbeats()) {
+        holds("heartbeat", &heartbeat)?;
+    }
+
+    #[test]
+    fn every_ack_validates(ack in vary::acks()) {
+        holds("ack", &ack)?;
+    }
+
+    #[test]
+    fn every_telemetry_batch_validates(batch in vary::telemetries()) {
+        holds("telemetry-batch", &batch)?;
+    }
+
+    #[test]
+    fn every_event_batch_validates(batch in vary::event_batches()) {
+        holds("event-batch", &batch)?;
+    }
+
+    #[test]
+    fn every_tombstone_validates(tombstone in vary::tombstones()) {
+        holds("tombstone", &tombstone)?;
+    }
+}
+
+/// Keys that may be absent, wherever they stand.
+const OPTIONAL: [&str; 21] = [
+    "name",
+    "capabilities",
+    "firmware",
+    "skills",
+    "machine",
+    "partial",
+    "until_ms",
+    "system",
+    "event",
+    "command",
+    "telemetry",
+    "backfill",
+    "birth",
+    "seq_to",
+    "d",
+    "u",
+    "s",
+    "n",
+    "data",
+    "device",
+    "id",
+];
+/// Maps whose keys are data.
+const TABLES: [&str; 3] = ["skills", "machine", "system"];
+
+/// Every payload that differs from `value` in one place and is none any more: a required key gone, a key too
+/// many, a value of another type. `at` names the place.
+fn spoilt(value: &Value, at: &str) -> Vec<(String, Value)> {
+    let mut all = Vec::new();
+    match value {
+        Value::Map(entries) => {
+            let mut more = entries.clone();
+            more.push(("unheard_of".into(), Value::Null));
+            all.push((format!("{at} with another key"), Value::Map(more)));
+            for (index, (key, inner)) in entries.iter().enumerate() {
+                let key = key.as_text().unwrap();
+                if key == "data" {
+                    continue;
+                }
+                let in_table = TABLES.iter().any(|table| at.ends_with(table));
+                let at = format!("{at}/{key}");
+                if !in_table && !OPTIONAL.contains(&key) {
+                    let mut fewer = entries.clone();
+                    fewer.remove(index);
+                    all.push((format!("{at} absent"), Value::Map(fewer)));
+                }
+                all.extend(spoilt(inner, &at).into_iter().map(|(at, inner)| {
+                    let mut entries = entries.clone();
+                    entries[index].1 = inner;
+                    (at, Value::Map(entries))
+                }));
+            }
+            all.push((format!("{at} an array"), Value::Array(vec![])));
+        }
+        Value::Array(items) => {
+            for (index, inner) in items.iter().enumerate() {
+                all.extend(spoilt(inner, &format!("{at}/{index}")).into_iter().map(|(at, inner)| {
+                    let mut items = items.clone();
+                    items[index] = inner;
+                    (at, Value::Array(items))
+                }));
+            }
+            all.push((format!("{at} a map"), Value::Map(vec![])));
+        }
+        Value::Tag(tag, inner) => {
+            all.push((format!("{at} without its tag"), (**inner).clone()));
+            all.push((format!("{at} with another tag"), Value::Tag(1_234, inner.clone())));
+            all.push((format!("{at} tagged text"), Value::Tag(*tag, Box::new("text".into()))));
+        }
+        // Not bytes: this validator panics where a word of a choice meets a byte string.
+        Value::Text(_) => all.push((format!("{at} an integer"), 1.into())),
+        Value::Bytes(_) => all.push((format!("{at} text"), "text".into())),
+        Value::Integer(_) => {
+            all.push((format!("{at} fractional"), 1.5.into()));
+            all.push((format!("{at} text"), "1".into()));
+        }
+        Value::Float(_) | Value::Bool(_) => all.push((format!("{at} text"), "true".into())),
+        other => panic!("{at}: no payload of ours has {other:?}"),
+    }
+    all.push((format!("{at} null"), Value::Null));
+    all
+}
+
+/// How many places were spoilt, all of them refused.
+fn refuses_the_spoilt(rule: &str, payload: &impl Serialize) -> usize {
+    let all = spoilt(&value(payload), rule);
+    let accepted: Vec<_> = (all.iter())
+        .filter(|(_, wrong)| validate(rule, &cbor::encode(wrong)).is_ok())
+        .map(|(at, _)| at)
+        .collect();
+    assert_eq!(accepted, Vec::<&String>::new());
+    all.len()
+}
+
+#[test]
+fn a_payload_spoilt_in_one_place_is_refused() {
+    let spoilt = refuses_the_spoilt("birth", &given::birth())
+        + refuses_the_spoilt("death", &given::death())
+        + refuses_the_spoilt("heartbeat", &given::heartbeat())
+        + refuses_the_spoilt("ack", &given::ack())
+        + refuses_the_spoilt("telemetry-batch", &given::telemetry())
+        + refuses_the_spoilt("event-batch", &given::event_batch())
+        + refuses_the_spoilt("command-batch", &given::batch(1, vec![0x80]))
+        + refuses_the_spoilt("tombstone", &given::tombstone());
+    assert!(spoilt > 300, "only {spoilt} places");
+}
+
+#[test]
+fn a_body_spoilt_in_one_place_is_refused() {
+    assert!(refuses_the_spoilt("samples", &given::samples()) > 100);
+    assert!(refuses_the_spoilt("events", &given::events()) > 20);
+}
+
+#[test]
+fn the_envelope_looks_into_its_body() {
+    let wrong = |body: &Value| Batch { body: cbor::encode(body), ..given::telemetry() };
+    assert!(validate("telemetry-batch", &cbor::encode(&wrong(&value(&given::samples())))).is_ok());
+    for (at, body) in spoilt(&value(&given::samples()), "body").into_iter().step_by(5) {
+        assert!(validate("telemetry-batch", &cbor::encode(&wrong(&body))).is_err(), "{at}");
+    }
+    let cut = Batch { body: vec![0xa1], ..given::telemetry() };
+    assert!(validate("telemetry-batch", &cbor::encode(&cut)).is_err());
+    assert!(validate("telemetry-batch", &cbor::encode(&given::event_batch())).is_err());
+    assert!(validate("event-batch", &cbor::encode(&given::telemetry())).is_err());
+}
+
+#[test]
+fn numbers_words_and_lengths_out_of_range_are_refused() {
+    let at = |payload: &Value, path: &[&str], new: Value| {
+        let mut payload = payload.clone();
+        let mut place = &mut payload;
+        for step in path {
+            place = match place {
+                Value::Map(entries) => {
+                    &mut entries.iter_mut().find(|(key, _)| key.as_text() == Some(*step)).unwrap().1
+                }
+                Value::Array(items) => &mut items[step.parse::<usize>().unwrap()],
+                other => panic!("{step}: {other:?}"),
+            };
+        }
+        *place = new;
+        payload
+    };
+    let birth = value(&given::birth());
+    let batch = value(&given::telemetry());
+    let tombstone = value(&given::tombstone());
+    let ack = value(&given::ack());
+    let samples = value(&given::samples());
+    let events = value(&given::events());
+    let stream = ["lanes", "telemetry", "0", "stream"];
+    let cases: [(&str, &Value, &[&str], Value); 22] = [
+        ("birth", &birth, &["v"], 2.into()),
+        ("birth", &birth, &["session"], vec![0; 7].into()),
+        ("birth", &birth, &["boot"], vec![0; 9].into()),
+        ("birth", &birth, &["clock"], "perhaps".into()),
+        ("birth", &birth, &["epoch"], (-1).into()),
+        ("birth", &birth, &["lanes", "telemetry", "0", "next_seq"], 0.into()),
+        ("birth", &birth, &stream, vec![0; 15].into()),
+        ("ack", &ack, &stream, vec![0; 17].into()),
+        ("ack", &ack, &["credit"], (1_u64 << 32).into()),
+        ("ack", &ack, &["lanes", "telemetry", "0", "verdict"], "maybe".into()),
+        ("telemetry-batch", &batch, &["seq"], 0.into()),
+        ("telemetry-batch", &batch, &["seq"], u64::MAX.into()),
+        ("telemetry-batch", &batch, &["count"], 0.into()),
+        ("telemetry-batch", &batch, &["count"], 10_001.into()),
+        ("tombstone", &tombstone, &["lost"], "meteorite".into()),
+        ("tombstone", &tombstone, &["body"], vec![0x80].into()),
+        ("samples", &samples, &["t0"], (1_u64 << 63).into()),
+        ("samples", &samples, &["series", "0", "m"], "".into()),
+        ("samples", &samples, &["series", "0", "m"], "é".repeat(32).into()),
+        ("events", &events, &["0", "severity"], "awful".into()),
+        ("events", &events, &["0", "message"], "x".repeat(4_097).into()),
+        ("events", &events, &["0", "id"], "".into()),
+    ];
+    for (rule, payload, path, new) in cases {
+        assert!(validate(rule, &cbor::encode(payload)).is_ok(), "{rule} before");
+        let wrong = at(payload, path, new);
+        assert!(validate(rule, &cbor::encode(&wrong)).is_err(), "{rule}: {path:?}");
+    }
+    let none: [Value; 0] = [];
+    assert!(validate("events", &cbor::encode(&none)).is_err(), "an event batch without an event");
+}

@@ -1,0 +1,219 @@
+//! One full example of every payload. Knows no check.
+
+use std::collections::BTreeMap;
+
+use ciborium::Value;
+use fleet_schemas::{
+    DeviceId, Lane, MetricName, SessionId, StoreId, StreamId, VERSION,
+    ack::{Ack, StreamAck, Verdict},
+    batch::{Batch, Clock, Lost},
+    cbor,
+    event::{Event, Severity},
+    session::{Birth, Death, Heartbeat, OutboxUse, Pending, StreamState, Versions},
+    telemetry::{Builder, Sample, Samples},
+};
+
+/// Monday, 23 November 2026, 12:00 UTC.
+pub(crate) const NOON: i64 = 1_795_435_200_000;
+
+pub(crate) fn birth() -> Birth {
+    Birth {
+        v: VERSION,
+        session: SessionId([1, 2, 3, 4, 5, 6, 7, 8]),
+        epoch: 42,
+        boot: [0xb0; 8],
+        up_ms: 86_400_000,
+        clock: Clock::Synced,
+        time_ms: NOON,
+        interval_ms: 30_000,
+        kind: "picclaw".into(),
+        name: Some("Rack A, position 1".into()),
+        capabilities: vec!["sensor".into(), "exec".into()],
+        versions: Versions {
+            agent: "0.1.0".into(),
+            firmware: Some("2026.11".into()),
+            skills: BTreeMap::from([("thermostat".into(), "1.4.2".into())]),
+        },
+        machine: BTreeMap::from([
+            ("arch".into(), "aarch64".into()),
+            ("hostname".into(), "dc-rack-a1".into()),
+        ]),
+        lanes: lanes(),
+        partial: false,
+        pending: Pending { samples: 12 },
+    }
+}
+
+pub(crate) fn death() -> Death {
+    Death { v: VERSION, session: SessionId([1, 2, 3, 4, 5, 6, 7, 8]), until_ms: Some(NOON + 3_600_000) }
+}
+
+pub(crate) fn heartbeat() -> Heartbeat {
+    Heartbeat {
+        v: VERSION,
+        session: SessionId([1, 2, 3, 4, 5, 6, 7, 8]),
+        boot: [0xb0; 8],
+        up_ms: 86_430_000,
+        clock: Clock::Unsynced,
+        time_ms: NOON + 30_000,
+        interval_ms: 30_000,
+        system: BTreeMap::from([
+            ("cpu_percent".into(), 12.5),
+            ("load1".into(), 0.07),
+            ("mem_used_bytes".into(), 187_432_960.0),
+        ]),
+        lanes: lanes(),
+        partial: true,
+        pending: Pending { samples: 90 },
+        outbox: OutboxUse { bytes: 1_048_576, quota_bytes: 268_435_456 },
+    }
+}
+
+fn lanes() -> BTreeMap<Lane, Vec<StreamState>> {
+    let state = StreamState {
+        stream: StreamId([0xaa; 16]),
+        floor_seq: 3,
+        floor_record: 2_001,
+        next_seq: 9,
+        next_record: 8_001,
+        counted: 5_900,
+        tombstoned: 100,
+    };
+    let older = StreamState { stream: StreamId([0xbb; 16]), ..state };
+    BTreeMap::from([(Lane::Event, vec![]), (Lane::Telemetry, vec![older, state])])
+}
+
+pub(crate) fn ack() -> Ack {
+    let mark = |stream: u8, seq, verdict| StreamAck { stream: StreamId([stream; 16]), seq, verdict };
+    Ack {
+        v: VERSION,
+        store_id: StoreId([0xcc; 16]),
+        session: SessionId([1, 2, 3, 4, 5, 6, 7, 8]),
+        birth: true,
+        hub_ms: NOON + 17,
+        credit: 16,
+        lanes: BTreeMap::from([
+            (Lane::Event, vec![mark(0xaa, 0, Verdict::Ok)]),
+            (
+                Lane::Telemetry,
+                vec![
+                    mark(0xaa, 8, Verdict::Ok),
+                    mark(
+                        0xbb,
+                        2,
+                        Verdict::Refused { seq: 3, reason: "version 9 is newer".into(), max_v: VERSION },
+                    ),
+                ],
+            ),
+            (Lane::Backfill, vec![mark(0xdd, 11, Verdict::Fork { seq: 12 })]),
+        ]),
+    }
+}
+
+/// The envelope around `body`.
+pub(crate) fn batch(count: u64, body: Vec<u8>) -> Batch {
+    Batch {
+        v: VERSION,
+        stream: StreamId([0xaa; 16]),
+        seq: 8,
+        seq_to: None,
+        first: 7_001,
+        count,
+        boot: [0xb0; 8],
+        up_ms: 86_420_000,
+        clock: Clock::Synced,
+        sealed_ms: NOON + 20_000,
+        lost: None,
+        body,
+    }
+}
+
+pub(crate) fn tombstone() -> Batch {
+    Batch { seq_to: Some(11), count: 4_000, lost: Some(Lost::OutboxFull), ..batch(0, vec![]) }
+}
+
+pub(crate) fn events() -> Vec<Event> {
+    let data = Value::Map(vec![
+        ("limit".into(), 27.0.into()),
+        ("values".into(), Value::Array(vec![26.5.into(), 27.25.into(), Value::Null])),
+        ("raw".into(), Value::Bytes(vec![0, 255])),
+    ]);
+    vec![
+        Event {
+            time_ms: NOON + 5,
+            kind: MetricName::parse("too_hot").unwrap(),
+            severity: Severity::Critical,
+            message: "27.25 °C is above 27 °C".into(),
+            data: Some(data),
+            device: Some(DeviceId::parse("esp-7").unwrap()),
+            id: Some("e-1".into()),
+        },
+        Event {
+            time_ms: NOON + 6,
+            kind: MetricName::parse("door_opened").unwrap(),
+            severity: Severity::Info,
+            message: String::new(),
+            data: None,
+            device: None,
+            id: None,
+        },
+    ]
+}
+
+/// Samples that make the encoder write every kind of column it writes: all widths, scaled, as differences,
+/// floats, with gaps.
+pub(crate) fn samples() -> Samples {
+    let mut builder = Builder::default();
+    for row in 0..24_i32 {
+        let step = f64::from(row);
+        let alternate = |low: f64, high: f64| if row % 2 == 0 { low } else { high };
+        let columns = [
+            ("", "uint8", None, alternate(0.0, 255.0)),
+            ("", "sint8", None, alternate(-128.0, 127.0)),
+            ("", "uint16", None, alternate(0.0, 65_535.0)),
+            ("", "sint16", None, alternate(-32_768.0, 32_767.0)),
+            ("", "uint32", None, alternate(0.0, 4_294_967_295.0)),
+            ("", "sint32", None, alternate(-2_147_483_648.0, 2_147_483_647.0)),
+            ("", "sint64", Some("By"), alternate(-9_007_199_254_740_992.0, 9_007_199_254_740_992.0)),
+            ("", "counter", Some("By"), 8_000_000_000.0 + 100.0 * step),
+            ("esp-7", "temperature", Some("Cel"), (2_150.0 + 3.0 * step) / 100.0),
+            ("esp-7", "float", Some("V"), (step + 0.5).sqrt()),
+            ("esp-7", "minus_zero", None, alternate(-0.0, 0.0)),
+        ];
+        for (device, metric, unit, value) in columns {
+            // Every third row of the board is missing, with a gap that ends inside a byte.
+            if device == "esp-7" && row % 3 == 1 {
+                continue;
+            }
+            push(&mut builder, NOON + i64::from(row) * 1_000, device, metric, unit, value);
+        }
+    }
+    builder.build()
+}
+
+pub(crate) fn push(
+    builder: &mut Builder,
+    time_ms: i64,
+    device: &str,
+    metric: &str,
+    unit: Option<&str>,
+    value: f64,
+) {
+    let sample = Sample {
+        time_ms,
+        device: DeviceId::parse(device).unwrap(),
+        metric: MetricName::parse(metric).unwrap(),
+        unit: unit.map(|unit| MetricName::parse(unit).unwrap()),
+        value,
+    };
+    assert_eq!(builder.push(sample), None);
+}
+
+pub(crate) fn telemetry() -> Batch {
+    let samples = samples();
+    batch(samples.count(), samples.encode())
+}
+
+pub(crate) fn event_batch() -> Batch {
+    batch(2, cbor::encode(&events()))
+}
