@@ -1,1 +1,8 @@
-//! x
+//! The agent: everything that is accepted at the edge reaches the hub once, or is accounted for.
+//!
+//! `core/` decides and is pure; `store/` is the only room that names redb; `uplink` joins the two and is what the
+//! simulator runs. Everything else is the shell that moves bytes and time in and out.
+
+pub mod core;
+pub mod store;
+pub mod uplink;

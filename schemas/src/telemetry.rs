@@ -81,7 +81,10 @@ impl Samples {
         if self.dt.n.is_some() || self.dt.is_fractional() {
             return Err(ColumnError::Time);
         }
-        if rows > limits::BATCH_RECORDS || self.series.len() > limits::SERIES_PER_NODE {
+        if rows > limits::BATCH_RECORDS
+            || self.series.len() > limits::SERIES_PER_NODE
+            || rows * self.series.len() > limits::BATCH_CELLS
+        {
             return Err(ColumnError::Large);
         }
         let mut count = 0;
@@ -128,6 +131,8 @@ pub struct Builder {
     series: Vec<Building>,
     lookup: HashMap<(DeviceId, MetricName), usize>,
     count: usize,
+    // Upper bound of the plain bytes of what is held.
+    bytes: usize,
 }
 
 #[derive(Debug)]
@@ -139,9 +144,8 @@ struct Building {
     values: Vec<(usize, f64)>,
 }
 
-/// Bytes that null bitmaps may take in one batch: samples that share neither instants nor series would
-/// otherwise make a bitmap of rows × series.
-const BITMAP_BYTES: usize = 32 * 1024;
+/// Bytes of one series beside its names and numbers: keys, headers, scale, first difference (at most 47).
+const SERIES_BYTES: usize = 64;
 
 impl Builder {
     /// How many samples it holds.
@@ -169,12 +173,27 @@ impl Builder {
             .filter(|row| last_row.is_none_or(|last| last < *row));
         let rows = self.rows.len() + usize::from(row.is_none());
         let series = self.series.len() + usize::from(known.is_none());
-        if series > limits::SERIES_PER_NODE || (rows > 64 && rows * series / 8 > BITMAP_BYTES) {
+        let names = self.names + if known.is_none() { name_bytes(&sample) } else { 0 };
+        // The widest numbers there are; a bit a cell for the gaps.
+        let bytes = names + 8 * (rows + self.count + 1) + rows * series / 8;
+        if series > limits::SERIES_PER_NODE
+            || rows * series > limits::BATCH_CELLS
+            || bytes > limits::SAMPLES_BYTES
+        {
             return Some(sample);
         }
         if known.is_some_and(|index| self.series[index].unit != sample.unit) {
             return Some(sample);
         }
+        let names = sample.device.as_str().len() + sample.metric.as_str().len() + limits::LABEL_BYTES;
+        let bytes = self.bytes
+            + NUMBER_BYTES
+            + if row.is_none() { NUMBER_BYTES } else { 0 }
+            + if known.is_none() { names + SERIES_BYTES } else { 0 };
+        if bytes > PLAIN_BYTES {
+            return Some(sample);
+        }
+        self.bytes = bytes;
         let row = row.unwrap_or_else(|| {
             self.instants.insert(sample.time_ms, self.rows.len());
             self.rows.push(sample.time_ms);
@@ -188,6 +207,7 @@ impl Builder {
         });
         self.series[index].values.push((row, sample.value));
         self.count += 1;
+        self.names = names;
         None
     }
 
@@ -215,6 +235,11 @@ impl Builder {
             series: self.series.into_iter().map(column).collect(),
         }
     }
+}
+
+fn name_bytes(sample: &Sample) -> usize {
+    let unit = sample.unit.as_ref().map_or(0, |unit| unit.as_str().len());
+    SERIES_BYTES + sample.device.as_str().len() + sample.metric.as_str().len() + unit
 }
 
 #[cfg(test)]
@@ -279,6 +304,19 @@ mod tests {
     }
 
     #[test]
+    fn a_body_fits_a_packet_whatever_its_names_and_numbers() {
+        let given: Vec<_> = (0..20_000_i64)
+            .map(|i| Sample {
+                unit: Some(MetricName::parse(&"u".repeat(63)).unwrap()),
+                ..sample(i << 40, &format!("{:063}", i % 64), &format!("{:063}", i % 4_000), 0.1 + i as f64)
+            })
+            .collect();
+        let built = build(&given);
+        assert_eq!(built.iter().map(Samples::count).sum::<u64>(), 20_000);
+        assert!(built.iter().all(|samples| samples.encode().len() <= limits::SAMPLES_BYTES));
+    }
+
+    #[test]
     fn realistic_telemetry_takes_less_than_2_5_bytes_a_sample() {
         let mut builder = Builder::default();
         let mut seed = 7_u32;
@@ -293,6 +331,15 @@ mod tests {
         }
         let packed = cbor::Packer::new(3).pack(builder.build().encode());
         assert!(packed.len() < 2_500, "{} bytes for 1,000 samples", packed.len());
+    }
+
+    #[test]
+    fn long_names_close_a_batch_before_the_packet_limit() {
+        let name = |i: i64| format!("{i:0>63}");
+        let given: Vec<_> = (0..4_000).map(|i| sample(0, &name(i), &name(i), i as f64 / 7.0)).collect();
+        let built = build(&given);
+        assert_eq!(built.iter().map(Samples::count).sum::<u64>(), 4_000);
+        assert!(built.iter().all(|samples| samples.encode().len() < limits::PACKET_BYTES - 8_192));
     }
 
     fn values() -> impl Strategy<Value = f64> {

@@ -1,0 +1,7 @@
+//! What the agent decides, as values: windows, credit, eviction. Reads no clock, touches no disk or socket.
+
+pub mod lanes;
+pub mod now;
+pub mod share;
+
+pub use now::Now;

@@ -1,0 +1,5 @@
+//! The agent's disk: the only room that names redb.
+
+pub mod outbox;
+pub mod rows;
+pub mod sim_disk;

@@ -1,0 +1,395 @@
+//! The agent without its shell: what is accepted goes to the outbox, what the outbox holds goes to the hub, until the
+//! hub's mark covers it.
+//!
+//! Synchronous and owned by one thread; time, randomness and the file are arguments, so the simulator runs exactly
+//! this. Every decision is made on `Lanes` in memory, written in one transaction, and only then acted on. After an
+//! error the value is dead: open a new one on the same file.
+
+mod accept;
+mod evict;
+mod receive;
+mod send;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use fleet_schemas::{
+    Lane, NodeId, SessionId, StoreId, StreamId, Topic, VERSION,
+    cbor::{self, Packer, Unpacker},
+    limits,
+    session::{Birth, Death, Heartbeat, OutboxUse, Pending, StreamState, Versions},
+    telemetry::Sample,
+    topic::Up,
+};
+use redb::StorageBackend;
+
+pub use crate::store::outbox::Error;
+pub use accept::{Submission, SubmitError};
+
+use crate::{
+    core::{
+        Now,
+        lanes::{Lanes, Stream, StreamNo},
+    },
+    store::{
+        outbox::{Outbox, Write},
+        rows::Held,
+    },
+};
+
+/// How long an unanswered birth is waited for before it is sent again.
+const BIRTH_AGAIN: Duration = Duration::from_secs(10);
+/// Pause between probes while the hub gives no credit.
+const PROBE: Duration = Duration::from_secs(30);
+/// How long a mark may be known in memory only; after a crash it costs duplicates, never records.
+const MARKS_AT_LATEST: Duration = Duration::from_secs(600);
+
+/// Who the node is; fixed while the agent runs.
+#[derive(Debug, Clone)]
+pub struct Profile {
+    /// Its id.
+    pub node: NodeId,
+    /// The boot: the first 8 bytes of the kernel's boot id.
+    pub boot: [u8; 8],
+    /// What kind of machine, such as `picclaw`.
+    pub kind: String,
+    /// A name for people.
+    pub name: Option<String>,
+    /// What it can do.
+    pub capabilities: Vec<String>,
+    /// What it runs.
+    pub versions: Versions,
+    /// The machine: `hostname`, `os`, `arch`, …
+    pub machine: BTreeMap<String, String>,
+    /// How often it sends a heartbeat.
+    pub heartbeat: Duration,
+}
+
+/// How the outbox behaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Config {
+    /// Bytes it may hold.
+    pub quota_bytes: u64,
+    /// How often samples are sealed and sent.
+    pub upload: Duration,
+    /// Samples that make a batch at once, at most [`limits::BATCH_RECORDS`].
+    pub batch_samples: usize,
+    /// How long acked batches are kept for a hub that is restored from a backup.
+    pub keep: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            quota_bytes: 256 * 1024 * 1024,
+            upload: Duration::from_secs(60),
+            batch_samples: 5_000,
+            keep: Duration::from_secs(48 * 3600),
+        }
+    }
+}
+
+/// A message for the hub.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outgoing {
+    /// Where to.
+    pub topic: Topic,
+    /// What.
+    pub payload: Vec<u8>,
+    /// 0 for heartbeats, else 1.
+    pub qos: u8,
+}
+
+/// What the agent says of itself.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Status {
+    /// Whether a session is open.
+    pub connected: bool,
+    /// Whether its birth was answered.
+    pub answered: bool,
+    /// The session.
+    pub session: Option<SessionId>,
+    /// Sessions so far.
+    pub epoch: u64,
+    /// The hub's store, once it answered.
+    pub store_id: Option<StoreId>,
+    /// Batches the hub lets us have in flight.
+    pub credit: u32,
+    /// Hub time minus ours at the last ack, in milliseconds.
+    pub hub_offset_ms: Option<i64>,
+    /// Time since boot at the last ack.
+    pub last_ack: Option<Duration>,
+    /// Streams per lane with the hub's mark and the batches in flight on the lane.
+    pub lanes: BTreeMap<Lane, LaneStatus>,
+    /// Samples not yet sealed.
+    pub pending: Pending,
+    /// Size and quota.
+    pub outbox: OutboxUse,
+    /// Records declared lost since the file was opened.
+    pub lost: u64,
+    /// Rows found damaged when the file was opened.
+    pub damaged_rows: u64,
+}
+
+/// One lane's part of [`Status`].
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LaneStatus {
+    /// Each stream with its mark.
+    pub streams: Vec<(StreamState, u64)>,
+    /// Batches in flight.
+    pub in_flight: u32,
+}
+
+#[derive(Debug)]
+struct Session {
+    id: SessionId,
+    answered: bool,
+    credit: u32,
+    birth_due: Duration,
+    heartbeat_due: Duration,
+    probe_due: Duration,
+}
+
+/// The agent without its shell.
+pub struct Uplink {
+    outbox: Outbox,
+    lanes: Lanes,
+    profile: Profile,
+    config: Config,
+    packer: Packer,
+    unpacker: Unpacker,
+    // The stream that sealing appends to; its number is taken when something is sealed.
+    stream: StreamId,
+    number: Option<StreamNo>,
+    next_stream: StreamNo,
+    epoch: u64,
+    // On disk and not sealed; `row_to` is the last row.
+    pending: Vec<Sample>,
+    row_to: u64,
+    row_bytes: u64,
+    // Not even on disk.
+    lazy: Vec<Sample>,
+    seal_due: Duration,
+    sweep_due: Duration,
+    // Changes for the next transaction, and batches in it that may be wanted at once.
+    staged: Vec<Write>,
+    fresh: BTreeMap<(Lane, StreamNo, u64), Held>,
+    moved: BTreeSet<(Lane, StreamNo)>,
+    marks_due: Option<Duration>,
+    session: Option<Session>,
+    system: BTreeMap<String, f64>,
+    store_id: Option<StoreId>,
+    hub_offset_ms: Option<i64>,
+    last_ack: Option<Duration>,
+    lost: u64,
+    damaged_rows: u64,
+}
+
+impl Uplink {
+    /// Opens the outbox. `stream` is 16 fresh random bytes.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn open(
+        backend: impl StorageBackend,
+        profile: Profile,
+        config: Config,
+        stream: StreamId,
+        now: Now,
+    ) -> Result<Self, Error> {
+        let (outbox, found) = Outbox::open(backend)?;
+        Ok(Self {
+            outbox,
+            lanes: found.lanes,
+            profile,
+            config,
+            packer: Packer::new(limits::ZSTD_LEVEL),
+            unpacker: Unpacker::default(),
+            stream,
+            number: None,
+            next_stream: found.next_stream,
+            epoch: found.epoch,
+            row_to: found.rows.keys().last().copied().unwrap_or(0),
+            pending: found.rows.into_values().flatten().collect(),
+            row_bytes: found.row_bytes,
+            lazy: Vec::new(),
+            seal_due: now.up + config.upload,
+            sweep_due: now.up,
+            staged: Vec::new(),
+            fresh: BTreeMap::new(),
+            moved: BTreeSet::new(),
+            marks_due: None,
+            session: None,
+            system: BTreeMap::new(),
+            store_id: None,
+            hub_offset_ms: None,
+            last_ack: None,
+            lost: 0,
+            damaged_rows: found.damaged_rows,
+        })
+    }
+
+    /// The will for a session: topic and payload.
+    #[must_use]
+    pub fn will(&self, session: SessionId) -> (Topic, Vec<u8>) {
+        let death = Death { v: VERSION, session, until_ms: None };
+        (Topic::Up(self.profile.node.clone(), Up::Death), cbor::encode(&death))
+    }
+
+    /// A fresh connection is up and subscribed: the next poll sends a birth.
+    pub fn connected(&mut self, session: SessionId, now: Now) {
+        self.epoch += 1;
+        self.staged.push(Write::Epoch(self.epoch));
+        self.lanes.rewind();
+        self.session = Some(Session {
+            id: session,
+            answered: false,
+            credit: 1,
+            birth_due: now.up,
+            heartbeat_due: now.up,
+            probe_due: now.up,
+        });
+    }
+
+    /// The connection is gone. What was in flight is sent again in the next session.
+    pub fn disconnected(&mut self) {
+        self.session = None;
+        self.lanes.rewind();
+    }
+
+    /// A clean end: writes down what is only in memory and gives the message that says goodbye.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn goodbye(&mut self) -> Result<Option<Outgoing>, Error> {
+        self.stage_lazy();
+        self.commit()?;
+        let session = self.session.take();
+        Ok(session.map(|session| {
+            let (topic, payload) = self.will(session.id);
+            Outgoing { topic, payload, qos: 1 }
+        }))
+    }
+
+    /// The figures that the next heartbeats carry, by metric name.
+    pub fn set_system(&mut self, figures: BTreeMap<String, f64>) {
+        self.system = figures;
+    }
+
+    /// The node this is.
+    #[must_use]
+    pub fn node(&self) -> &NodeId {
+        &self.profile.node
+    }
+
+    /// Where everything stands.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        let lane = |lane: &Lane| {
+            let state = self.lanes.get(*lane);
+            let streams = (state.streams.values()).map(|stream| (stream.state(), stream.mark)).collect();
+            (*lane, LaneStatus { streams, in_flight: state.in_flight() })
+        };
+        Status {
+            connected: self.session.is_some(),
+            answered: self.session.as_ref().is_some_and(|session| session.answered),
+            session: self.session.as_ref().map(|session| session.id),
+            epoch: self.epoch,
+            store_id: self.store_id,
+            credit: self.session.as_ref().map_or(0, |session| session.credit),
+            hub_offset_ms: self.hub_offset_ms,
+            last_ack: self.last_ack,
+            lanes: Lane::ALL.iter().map(lane).collect(),
+            pending: self.pending(),
+            outbox: self.outbox_use(),
+            lost: self.lost,
+            damaged_rows: self.damaged_rows,
+        }
+    }
+
+    fn pending(&self) -> Pending {
+        Pending { samples: self.pending.len() as u64 }
+    }
+
+    fn outbox_use(&self) -> OutboxUse {
+        OutboxUse { bytes: self.used_bytes(), quota_bytes: self.config.quota_bytes }
+    }
+
+    fn used_bytes(&self) -> u64 {
+        self.lanes.bytes() + self.row_bytes
+    }
+
+    fn birth(&self, session: SessionId, now: Now) -> Outgoing {
+        let (lanes, partial) = self.lanes.states(limits::STREAMS_PER_LANE);
+        let birth = Birth {
+            v: VERSION,
+            session,
+            epoch: self.epoch,
+            boot: self.profile.boot,
+            up_ms: now.up_ms(),
+            clock: now.clock,
+            time_ms: now.wall_ms,
+            interval_ms: u64::try_from(self.profile.heartbeat.as_millis()).unwrap_or(u64::MAX),
+            kind: self.profile.kind.clone(),
+            name: self.profile.name.clone(),
+            capabilities: self.profile.capabilities.clone(),
+            versions: self.profile.versions.clone(),
+            machine: self.profile.machine.clone(),
+            lanes,
+            partial,
+            pending: self.pending(),
+        };
+        Outgoing { topic: Topic::Up(self.profile.node.clone(), Up::Birth), payload: cbor::encode(&birth), qos: 1 }
+    }
+
+    fn heartbeat(&self, session: SessionId, now: Now) -> Outgoing {
+        let (lanes, partial) = self.lanes.states(limits::STREAMS_PER_LANE);
+        let heartbeat = Heartbeat {
+            v: VERSION,
+            session,
+            boot: self.profile.boot,
+            up_ms: now.up_ms(),
+            clock: now.clock,
+            time_ms: now.wall_ms,
+            interval_ms: u64::try_from(self.profile.heartbeat.as_millis()).unwrap_or(u64::MAX),
+            system: self.system.clone(),
+            lanes,
+            partial,
+            pending: self.pending(),
+            outbox: self.outbox_use(),
+        };
+        let topic = Topic::Up(self.profile.node.clone(), Up::Heartbeat);
+        Outgoing { topic, payload: cbor::encode(&heartbeat), qos: 0 }
+    }
+
+    /// Writes what is staged, and with it the marks that moved. Nothing staged and no mark overdue: no write.
+    fn commit(&mut self) -> Result<(), Error> {
+        if self.staged.is_empty() && self.moved.is_empty() {
+            return Ok(());
+        }
+        for (lane, number) in std::mem::take(&mut self.moved) {
+            if let Some(stream) = self.lanes.get(lane).streams.get(&number) {
+                self.staged.push(Write::position(lane, number, stream));
+            }
+        }
+        let staged = std::mem::take(&mut self.staged);
+        self.marks_due = None;
+        self.outbox.apply(&staged)?;
+        self.fresh.clear();
+        Ok(())
+    }
+
+    /// The stream that sealing appends to, on one lane.
+    fn current(&mut self, lane: Lane) -> (StreamNo, &mut Stream) {
+        let number = *self.number.get_or_insert_with(|| {
+            let number = self.next_stream;
+            self.next_stream += 1;
+            self.staged.push(Write::Stream { number, id: self.stream });
+            number
+        });
+        let stream = (self.lanes.get_mut(lane).streams.entry(number)).or_insert_with(|| Stream::new(self.stream));
+        (number, stream)
+    }
+}
