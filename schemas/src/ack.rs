@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     id::{SessionId, StoreId, StreamId},
-    lane::Lane,
+    lane::{self, Lane},
 };
 
 /// Marks, credit and hub time. Cumulative: the mark of a stream covers every batch up to it.
@@ -26,6 +26,7 @@ pub struct Ack {
     /// Batches that may be in flight over all lanes; 0: wait, probe every 30 s.
     pub credit: u32,
     /// Per lane, the streams whose mark moved, was asked for, or did not move although batches arrived.
+    #[serde(deserialize_with = "lane::known")]
     pub lanes: BTreeMap<Lane, Vec<StreamAck>>,
 }
 

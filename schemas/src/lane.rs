@@ -1,8 +1,11 @@
 //! The four lanes of a node's uplink, in order of precedence.
 
-use std::{fmt, str::FromStr};
+use std::{collections::BTreeMap, fmt, marker::PhantomData, str::FromStr};
 
-use serde::{Deserialize, Serialize};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{IgnoredAny, MapAccess, Visitor},
+};
 
 /// A durable, ordered, deduplicated path from a node to its hub. The order of the variants is the order of
 /// precedence at the agent.
@@ -58,4 +61,37 @@ impl FromStr for Lane {
     fn from_str(text: &str) -> Result<Self, UnknownLane> {
         Self::ALL.into_iter().find(|lane| lane.as_str() == text).ok_or_else(|| UnknownLane(text.to_owned()))
     }
+}
+
+/// Reads a map by lane and leaves out the lanes that this build does not know: a peer with more lanes must stay
+/// readable.
+pub(crate) fn known<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<BTreeMap<Lane, T>, D::Error> {
+    struct Lanes<T>(PhantomData<T>);
+
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for Lanes<T> {
+        type Value = BTreeMap<Lane, T>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a map by lane")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+            let mut lanes = BTreeMap::new();
+            while let Some(name) = map.next_key::<String>()? {
+                match name.parse() {
+                    Ok(lane) => {
+                        lanes.insert(lane, map.next_value()?);
+                    }
+                    Err(UnknownLane(_)) => {
+                        map.next_value::<IgnoredAny>()?;
+                    }
+                }
+            }
+            Ok(lanes)
+        }
+    }
+
+    deserializer.deserialize_map(Lanes(PhantomData))
 }

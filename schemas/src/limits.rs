@@ -6,6 +6,12 @@ use std::time::Duration;
 pub const PACKET_BYTES: usize = 256 * 1024;
 /// Most records in one batch: bounds the work of one decode (about 1 ms).
 pub const BATCH_RECORDS: usize = 10_000;
+/// Largest body that the column builder makes, in bytes: with its envelope it fits a packet even when nothing of it
+/// compresses.
+pub const SAMPLES_BYTES: usize = PACKET_BYTES - 32 * 1024;
+/// Most cells (rows × series) that the columns of one batch may span, gaps included: a column of nothing but gaps
+/// compresses to nothing, and reading it costs as much as a full one.
+pub const BATCH_CELLS: usize = 1 << 18;
 /// Largest payload after decompression, in bytes: a zstd bomb stops here.
 pub const DECOMPRESSED_BYTES: usize = 16 * 1024 * 1024;
 /// Largest zstd window a decoder accepts, as a power of two (8 MiB, what zstd's own default tools accept).

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     batch::Clock,
     id::{SessionId, StreamId},
-    lane::Lane,
+    lane::{self, Lane},
 };
 
 /// The first message of a session; repeated until it is answered.
@@ -44,6 +44,7 @@ pub struct Birth {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub machine: BTreeMap<String, String>,
     /// Where its lanes stand.
+    #[serde(deserialize_with = "lane::known")]
     pub lanes: BTreeMap<Lane, Vec<StreamState>>,
     /// Set when `lanes` leaves streams out because there are more than
     /// [`STREAMS_PER_LANE`](crate::limits::STREAMS_PER_LANE): then absence means nothing.
@@ -100,6 +101,7 @@ pub struct Heartbeat {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub system: BTreeMap<String, f64>,
     /// Where its lanes stand.
+    #[serde(deserialize_with = "lane::known")]
     pub lanes: BTreeMap<Lane, Vec<StreamState>>,
     /// Set when `lanes` leaves streams out because there are more than
     /// [`STREAMS_PER_LANE`](crate::limits::STREAMS_PER_LANE): then absence means nothing.
@@ -131,8 +133,8 @@ pub struct StreamState {
     pub tombstoned: u64,
 }
 
-/// Records that were accepted but not yet sealed into a batch; they will go to telemetry or backfill. (Events are sealed as
-/// they are accepted.)
+/// Records that were accepted but not yet sealed into a batch; they will go to telemetry or backfill. (Events
+/// are sealed as they are accepted.)
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pending {
     /// Samples.

@@ -131,8 +131,8 @@ pub struct Builder {
     series: Vec<Building>,
     lookup: HashMap<(DeviceId, MetricName), usize>,
     count: usize,
-    // Upper bound of the plain bytes of what is held.
-    bytes: usize,
+    // Bytes of the series' names and what stands beside them.
+    names: usize,
 }
 
 #[derive(Debug)]
@@ -185,15 +185,6 @@ impl Builder {
         if known.is_some_and(|index| self.series[index].unit != sample.unit) {
             return Some(sample);
         }
-        let names = sample.device.as_str().len() + sample.metric.as_str().len() + limits::LABEL_BYTES;
-        let bytes = self.bytes
-            + NUMBER_BYTES
-            + if row.is_none() { NUMBER_BYTES } else { 0 }
-            + if known.is_none() { names + SERIES_BYTES } else { 0 };
-        if bytes > PLAIN_BYTES {
-            return Some(sample);
-        }
-        self.bytes = bytes;
         let row = row.unwrap_or_else(|| {
             self.instants.insert(sample.time_ms, self.rows.len());
             self.rows.push(sample.time_ms);
