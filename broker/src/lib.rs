@@ -1,1 +1,171 @@
-//! placeholder
+//! The MQTT plane of Clawland Fleet: a gate in front of a supervised rumqttd router, and the hub's own link.
+//!
+//! Owns sessions, their rules and limits, and the way of messages between nodes and the hub. Stores nothing: who
+//! may connect it asks a [`Directory`], and an acknowledgement from here means "in the gate's memory", no more.
+//!
+//! rumqttd opens a tracing span at error level for every message; a program that logs should turn its target off
+//! ([`LOG_FILTER`]).
+
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    num::NonZero,
+    sync::Arc,
+    thread,
+};
+
+use fleet_schemas::NodeId;
+
+mod clock;
+mod gate;
+mod identity;
+mod link;
+pub mod policy;
+mod router;
+mod stats;
+#[cfg(test)]
+mod tests;
+
+pub use identity::{Credentials, Directory, Grants, Identity, Refusal};
+pub use link::{Link, LinkClosed, Message, PublishError, Publisher};
+pub use stats::{Counter, Gauge, Reason, Stats};
+
+use gate::{
+    Gate, Running,
+    session::Cut,
+    sessions::{Caps, Sessions},
+};
+use router::{Plane, Supervisor};
+
+/// A directive for a `tracing` filter that keeps the router from formatting every message.
+pub const LOG_FILTER: &str = "rumqttd=off";
+
+/// How the plane is set up.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where nodes connect in plain MQTT: a loopback address; port 0 picks one.
+    pub mqtt: SocketAddr,
+    /// Most sessions.
+    pub max_connections: usize,
+    /// Most connections from one address.
+    pub max_connections_per_address: usize,
+    /// Bytes taken from nodes and not yet taken by the consumer, above which reading of sockets waits. A message
+    /// counts its topic, its payload and 512 bytes of overhead.
+    pub budget_bytes: usize,
+    /// Bytes of messages down that wait in the plane, above which more are dropped.
+    pub down_budget_bytes: usize,
+    /// Threads that serve sessions.
+    pub gate_threads: usize,
+}
+
+/// A running plane. Dropping it shuts it down.
+pub struct Broker {
+    gate: Arc<Gate>,
+    addr: SocketAddr,
+    running: Option<(Running, Supervisor)>,
+}
+
+/// Why the plane does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Passwords would cross the network in the clear.
+    #[error("plain MQTT on {0} would show passwords to the network; bind it to 127.0.0.1, nodes use TLS")]
+    NotLoopback(SocketAddr),
+    /// The listener or a thread could not be had.
+    #[error("the gate cannot serve {addr}: {source}")]
+    Listen {
+        /// The address asked for.
+        addr: SocketAddr,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The router could not be had.
+    #[error("{0}")]
+    Router(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// Connections that may be open above the sessions, to be told that there is no room.
+const PENDING: usize = 256;
+
+impl Default for Config {
+    fn default() -> Self {
+        let cores = thread::available_parallelism().map_or(1, NonZero::get);
+        Self {
+            mqtt: SocketAddr::from((Ipv4Addr::LOCALHOST, 1883)),
+            max_connections: 16_384,
+            // All plain connections come from the loopback address.
+            max_connections_per_address: 16_384 + PENDING,
+            budget_bytes: 8 * 1024 * 1024,
+            down_budget_bytes: 16 * 1024 * 1024,
+            // The router has one thread, and the consumer another.
+            gate_threads: (cores / 2).clamp(1, 4),
+        }
+    }
+}
+
+impl Broker {
+    /// Binds, spawns the router and the gate's threads. Needs no ambient runtime.
+    ///
+    /// # Errors
+    /// [`Error`] says what could not be had; nothing is left running.
+    #[expect(clippy::needless_pass_by_value, reason = "a component owns its configuration")]
+    pub fn start(config: Config, directory: Arc<dyn Directory>) -> Result<(Self, Link), Error> {
+        if !config.mqtt.ip().is_loopback() {
+            return Err(Error::NotLoopback(config.mqtt));
+        }
+        let stats = Arc::new(Stats::new(clock::now()));
+        let sessions = Arc::new(Sessions::new(stats.clone()));
+        let (plane, supervisor) =
+            Plane::start(stats.clone(), sessions.clone(), config.budget_bytes, config.down_budget_bytes)
+                .map_err(|error| Error::Router(error.into()))?;
+        let total = config.max_connections.saturating_add(PENDING);
+        let caps = Arc::new(Caps::new(total, config.max_connections_per_address, stats.clone()));
+        let gate = Arc::new(Gate::new(directory, stats, plane.up.clone(), sessions, config.max_connections));
+        match gate::start(&gate, config.mqtt, caps, config.gate_threads) {
+            Ok(running) => {
+                let addr = running.addr;
+                Ok((Self { gate, addr, running: Some((running, supervisor)) }, Link::new(plane)))
+            }
+            Err(source) => {
+                supervisor.stop();
+                Err(Error::Listen { addr: config.mqtt, source })
+            }
+        }
+    }
+
+    /// Where nodes connect.
+    #[must_use]
+    pub fn mqtt_addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Counters and gauges.
+    #[must_use]
+    pub fn stats(&self) -> Arc<Stats> {
+        self.gate.stats.clone()
+    }
+
+    /// Ends a node's session, if it has one; its will is published. `why` is logged.
+    pub fn kick(&self, node: &NodeId, why: &'static str) {
+        self.gate.sessions.cut(node, Cut::Kicked(why));
+    }
+
+    /// Stops listening, ends the sessions (MQTT 5: 0x8B; wills stay unsaid) and joins all threads, in a few
+    /// seconds at most. The link still gives what the gate has acknowledged, then [`LinkClosed`].
+    pub fn shutdown(mut self) {
+        self.stop();
+    }
+
+    fn stop(&mut self) {
+        if let Some((running, supervisor)) = self.running.take() {
+            running.stop(&self.gate);
+            supervisor.stop();
+        }
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}

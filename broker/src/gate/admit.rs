@@ -1,0 +1,133 @@
+//! Decides on a CONNECT: a session with its terms, or the refusal in the words of the client's version.
+//!
+//! Pure but for the question to the [`Directory`]. Sessions that exist already are none of its business.
+
+use std::{net::SocketAddr, time::Duration};
+
+use fleet_schemas::NodeId;
+
+use crate::{
+    gate::{
+        connect::{self, Connect, ConnectError},
+        encode::{self, code},
+        session::Terms,
+        wire::{Unreadable, Version},
+    },
+    identity::{Credentials, Directory, Identity, Refusal},
+    policy::{self, Denial},
+    router::pipe::Parcel,
+    stats::Reason,
+};
+
+/// A node that may open a session.
+#[derive(Debug)]
+pub(crate) struct Admitted {
+    pub(crate) node: NodeId,
+    pub(crate) terms: Terms,
+    /// Told to an MQTT 5 client that asked for none or for too long a keepalive, in seconds.
+    pub(crate) server_keepalive: Option<u16>,
+}
+
+/// A CONNECT that opens nothing.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Refused {
+    pub(crate) reason: Reason,
+    /// The CONNACK, empty when nothing can be said.
+    pub(crate) answer: Vec<u8>,
+}
+
+/// Longest keepalive, and the one of a client that wants none: a session whose peer vanished ends after one and a
+/// half of these (a server may, MQTT 3.1.1 §3.1.2.10), or half-open sockets would stay for ever.
+const KEEPALIVE_MAX: u16 = 3_600;
+
+/// Judges the body of a CONNECT; `full` when there is no room for one more session.
+pub(crate) fn admit(
+    body: &[u8],
+    peer: SocketAddr,
+    directory: &dyn Directory,
+    full: bool,
+) -> Result<Admitted, Refused> {
+    let connect = connect::decode(body).map_err(unreadable)?;
+    let version = connect.version;
+    if connect.extended_auth {
+        return Err(refused(version, Reason::NotOffered, 0x05, code::BAD_AUTH_METHOD));
+    }
+    if full {
+        return Err(turned_away(version, Refusal::Busy));
+    }
+    let credentials =
+        Credentials { client_id: connect.client_id, user: connect.user, password: connect.password, peer };
+    let identity = directory.authenticate(&credentials).map_err(|refusal| turned_away(version, refusal))?;
+    let node = match identity {
+        Identity::Node(node) => node,
+        // Nothing serves third-party sessions yet.
+        Identity::Tool(_) => return Err(turned_away(version, Refusal::NotAuthorized)),
+    };
+    if connect.client_id != node.as_str() {
+        return Err(turned_away(version, Refusal::ClientId));
+    }
+    let will = will(&node, &connect)?;
+    let asked = connect.keepalive;
+    let keepalive = if asked == 0 { KEEPALIVE_MAX } else { asked.min(KEEPALIVE_MAX) };
+    // A 3.1.1 client cannot be told another keepalive and keeps to its own.
+    let silence = if version == Version::V4 { asked.max(keepalive) } else { keepalive };
+    Ok(Admitted {
+        node,
+        terms: Terms {
+            version,
+            keepalive: Duration::from_secs(u64::from(silence)),
+            will,
+            receive_max: connect.receive_max,
+            packet_max: connect.packet_max,
+        },
+        server_keepalive: (asked != keepalive).then_some(keepalive),
+    })
+}
+
+fn will(node: &NodeId, connect: &Connect<'_>) -> Result<Option<Parcel>, Refused> {
+    let Some(will) = &connect.will else { return Ok(None) };
+    match policy::node_publish(node, will.topic, will.qos, will.retain) {
+        Ok(topic) => Ok(Some(Parcel::new(topic, will.topic, will.payload))),
+        Err(denial) => {
+            let code = match denial {
+                Denial::Qos => code::QOS,
+                Denial::Retain => code::RETAIN,
+                Denial::Form => code::TOPIC_NAME,
+                Denial::NotYours | Denial::Shared => code::NOT_AUTHORIZED,
+            };
+            Err(refused(connect.version, Reason::WillDenied, 0x05, code))
+        }
+    }
+}
+
+fn unreadable(error: ConnectError) -> Refused {
+    match error {
+        ConnectError::Mute => Refused { reason: Reason::Malformed, answer: vec![] },
+        // The client's version is unknown: the 3.1.1 form is what they all understand (MQTT 5 §3.1.2.2).
+        ConnectError::Version => refused(Version::V4, Reason::Version, 0x01, 0x01),
+        ConnectError::Unreadable(Unreadable::Malformed) => {
+            refused(Version::V5, Reason::Malformed, 0, code::MALFORMED)
+        }
+        ConnectError::Unreadable(Unreadable::Protocol) => {
+            refused(Version::V5, Reason::Protocol, 0, code::PROTOCOL)
+        }
+    }
+}
+
+fn turned_away(version: Version, refusal: Refusal) -> Refused {
+    let reason = match refusal {
+        Refusal::BadCredentials => Reason::BadCredentials,
+        Refusal::NotAuthorized => Reason::NotAuthorized,
+        Refusal::Banned => Reason::Banned,
+        Refusal::ClientId => Reason::ClientId,
+        Refusal::Busy => Reason::Busy,
+        Refusal::Unavailable => Reason::Unavailable,
+    };
+    refused(version, reason, refusal.v4(), refusal.v5())
+}
+
+fn refused(version: Version, reason: Reason, v4: u8, v5: u8) -> Refused {
+    let mut answer = vec![];
+    encode::refuse(&mut answer, version, if version == Version::V4 { v4 } else { v5 });
+    Refused { reason, answer }
+}

@@ -1,0 +1,103 @@
+//! Who is on the other end of a session, and the trait through which the gate asks.
+//!
+//! Owns no identities and stores none: they belong to whoever implements [`Directory`].
+
+use std::{fmt, net::SocketAddr};
+
+use fleet_schemas::NodeId;
+
+/// What a CONNECT packet offers as proof.
+pub struct Credentials<'a> {
+    /// The client identifier (MQTT 5 §3.1.3.1).
+    pub client_id: &'a str,
+    /// The user name, if one was sent.
+    pub user: Option<&'a str>,
+    /// The password, if one was sent. Never logged.
+    pub password: Option<&'a [u8]>,
+    /// Where the connection comes from.
+    pub peer: SocketAddr,
+}
+
+/// Who a session belongs to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Identity {
+    /// A node: it owns the two prefixes of DESIGN section 2. Its client id is its node id.
+    Node(NodeId),
+    /// A third-party program with the filters it was granted.
+    Tool(Grants),
+}
+
+/// What a third-party credential may do. Deny by default: two empty lists allow nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Grants {
+    /// Filters it may subscribe to, or to anything inside them.
+    pub read: Vec<String>,
+    /// Filters whose topics it may publish to; empty for a read-only credential.
+    pub write: Vec<String>,
+}
+
+/// Why a session is not opened. The gate maps it to the reason codes of MQTT 3.1.1 §3.2.2.3 and MQTT 5 §3.2.2.2.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// Unknown user or wrong password.
+    BadCredentials,
+    /// Known, and not allowed here.
+    NotAuthorized,
+    /// Known, and shut out by an operator.
+    Banned,
+    /// The client id is not the identity's own.
+    ClientId,
+    /// No room for one more session.
+    Busy,
+    /// The directory cannot answer now; the client should come back.
+    Unavailable,
+}
+
+/// What the gate must know and does not own.
+///
+/// Called on the gate's threads, once per CONNECT: it must be quick and must do no IO, or every session of
+/// that thread waits.
+pub trait Directory: Send + Sync + 'static {
+    /// Says who holds these credentials.
+    ///
+    /// # Errors
+    /// [`Refusal`] is sent to the client as the protocol's reason code, and counted.
+    fn authenticate(&self, credentials: &Credentials<'_>) -> Result<Identity, Refusal>;
+}
+
+impl Refusal {
+    /// The return code of an MQTT 3.1.1 CONNACK (§3.2.2.3).
+    #[must_use]
+    pub fn v4(self) -> u8 {
+        match self {
+            Self::ClientId => 0x02,
+            Self::Busy | Self::Unavailable => 0x03,
+            Self::BadCredentials => 0x04,
+            Self::NotAuthorized | Self::Banned => 0x05,
+        }
+    }
+
+    /// The reason code of an MQTT 5 CONNACK (§3.2.2.2).
+    #[must_use]
+    pub fn v5(self) -> u8 {
+        match self {
+            Self::ClientId => 0x85,
+            Self::BadCredentials => 0x86,
+            Self::NotAuthorized => 0x87,
+            Self::Unavailable => 0x88,
+            Self::Busy => 0x89,
+            Self::Banned => 0x8A,
+        }
+    }
+}
+
+impl fmt::Debug for Credentials<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Credentials")
+            .field("client_id", &self.client_id)
+            .field("user", &self.user)
+            .field("password", &self.password.map(|_| "…"))
+            .field("peer", &self.peer)
+            .finish()
+    }
+}

@@ -1,0 +1,185 @@
+//! The hub's own client: the one consumer of what nodes say, and publishers of what they are told.
+//!
+//! Blocking, for threads without a runtime. Durability is not here: a message is safe when the hub committed it.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use fleet_schemas::{Topic, limits};
+
+use crate::{
+    clock,
+    router::{
+        Plane,
+        pipe::{Parcel, Received},
+        tap::Tap,
+    },
+};
+
+/// A message of a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
+    /// Always a [`Topic::Up`] of the node whose session it came in.
+    pub topic: Topic,
+    /// Its own copy: keeping it keeps no reader's buffer alive.
+    pub payload: Bytes,
+}
+
+/// The consumer's end. One per broker; it lives on one thread.
+pub struct Link {
+    plane: Arc<Plane>,
+    tap: Option<Tap>,
+    addresses: Vec<usize>,
+    /// Received from the plane beyond what the last call asked for.
+    parcels: Vec<Parcel>,
+    /// Given to the consumer and not yet taken.
+    open: usize,
+}
+
+/// Publishes to nodes from any thread.
+#[derive(Clone)]
+pub struct Publisher {
+    plane: Arc<Plane>,
+}
+
+/// The broker was shut down and every message was received.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the broker was shut down")]
+pub struct LinkClosed;
+
+/// Why a message was not published. All are counted but `NotDown`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum PublishError {
+    /// The plane holds as much as it may, or is shut down. The message is dropped: nothing may depend on one
+    /// message arriving (DESIGN section 6).
+    #[error("the down path is full or closed; the message was dropped")]
+    Full,
+    /// Longer than [`limits::PACKET_BYTES`] with its topic.
+    #[error("the message is larger than a packet may be")]
+    TooLarge,
+    /// The hub does not speak for nodes.
+    #[error("the topic is one that nodes publish")]
+    NotDown,
+}
+
+/// The link looks for a new router at least this often.
+const LOOK: Duration = Duration::from_millis(100);
+
+impl Link {
+    pub(crate) fn new(plane: Arc<Plane>) -> Self {
+        Self { plane, tap: None, addresses: Vec::new(), parcels: Vec::new(), open: 0 }
+    }
+
+    /// Waits up to `timeout` for messages, then moves all that are there, up to `max`, into `into`, and says how
+    /// many. The order of each node's messages is kept, through rebuilds of the router too.
+    ///
+    /// # Errors
+    /// [`LinkClosed`] after a shutdown, when nothing is left.
+    pub fn recv(
+        &mut self,
+        into: &mut Vec<Message>,
+        max: usize,
+        timeout: Duration,
+    ) -> Result<usize, LinkClosed> {
+        let deadline = clock::now() + timeout;
+        let max = max.max(1);
+        loop {
+            if self.parcels.is_empty() {
+                self.hear(max, deadline)?;
+            }
+            let count = max.min(self.parcels.len());
+            if count > 0 {
+                self.open += count;
+                into.extend(self.parcels.drain(..count).map(|parcel| {
+                    let payload = parcel.payload();
+                    Message { topic: parcel.topic, payload }
+                }));
+                return Ok(count);
+            }
+            if clock::now() >= deadline {
+                return Ok(0);
+            }
+        }
+    }
+
+    /// Says that messages were consumed (stored or refused), in the order they were received; call it after the
+    /// commit. Until then their bytes count against the budget and hold back the reading of sockets.
+    pub fn taken(&mut self, messages: &[Message]) {
+        let count = messages.len().min(self.open);
+        self.open -= count;
+        self.plane.up.taken(count);
+    }
+
+    /// A publisher to nodes.
+    #[must_use]
+    pub fn publisher(&self) -> Publisher {
+        Publisher { plane: self.plane.clone() }
+    }
+
+    fn hear(&mut self, max: usize, deadline: std::time::Instant) -> Result<(), LinkClosed> {
+        let until = deadline.min(clock::now() + LOOK);
+        let wait = self.tap.is_none().then_some(until);
+        if let Some(tap) = self.plane.newest_tap(wait) {
+            self.tap = Some(tap);
+        }
+        if self.plane.closed() {
+            self.plane.up.drain(max, &mut self.parcels);
+            return if self.parcels.is_empty() { Err(LinkClosed) } else { Ok(()) };
+        }
+        let Some(tap) = &mut self.tap else { return Ok(()) };
+        self.addresses.clear();
+        let gone = tap.collect(until, max, &mut self.addresses).is_err();
+        let generation = tap.generation();
+        let heard = self.plane.up.receive(generation, &self.addresses, &mut self.parcels);
+        if let Ok(Received { recovered, foreign }) = heard {
+            self.plane.stats.router_recovered.add(recovered);
+            self.plane.stats.router_foreign.add(foreign);
+        }
+        if gone || heard.is_err() {
+            self.plane.report_gone(generation);
+            self.tap = None;
+        }
+        Ok(())
+    }
+}
+
+impl Publisher {
+    /// Queues a message for a node, at the QoS its subscription was granted, at most 1. Never waits.
+    ///
+    /// A topic of the hub's own (`fleet/v1/hub/…`) is accepted and goes nowhere while there are no third-party
+    /// sessions.
+    ///
+    /// # Errors
+    /// [`PublishError`] when the message was not queued.
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "callers are done with it; the copy stays with the parcel"
+    )]
+    pub fn publish(&self, topic: &Topic, payload: Bytes) -> Result<(), PublishError> {
+        let stats = &self.plane.stats;
+        let text = match topic {
+            Topic::Down(..) => topic.to_string(),
+            Topic::Hub(_) => {
+                stats.hub_unheard.add(1);
+                return Ok(());
+            }
+            Topic::Up(..) => return Err(PublishError::NotDown),
+        };
+        if text.len() + payload.len() + HEAD > limits::PACKET_BYTES {
+            stats.down_dropped.add(1);
+            return Err(PublishError::TooLarge);
+        }
+        self.plane.down.try_push(Parcel::new(topic.clone(), &text, &payload)).map_err(|_| {
+            stats.down_dropped.add(1);
+            PublishError::Full
+        })
+    }
+
+    /// Publishes each, and says how many were queued.
+    pub fn publish_many(&self, messages: impl IntoIterator<Item = (Topic, Bytes)>) -> usize {
+        messages.into_iter().map(|(topic, payload)| usize::from(self.publish(&topic, payload).is_ok())).sum()
+    }
+}
+
+/// The most a PUBLISH has beyond topic and payload: header, topic length, packet id, properties.
+const HEAD: usize = 10;

@@ -1,0 +1,158 @@
+//! One router of rumqttd and the four links to it; with `tap` the only place that names rumqttd.
+//!
+//! Owns how a router is built, fed, probed and retired. Knows nothing of what it carries.
+
+use std::{
+    error,
+    panic::{self, PanicHookInfo},
+    sync::{
+        Once,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
+    thread,
+    time::Duration,
+};
+
+use fleet_schemas::topic::{ALL_DOWN, ALL_UP};
+use rumqttd::{
+    Router, RouterConfig,
+    local::{LinkBuilder, LinkRx, LinkTx},
+    protocol::{Packet, Publish},
+};
+
+use crate::router::pipe::Parcel;
+
+/// A spawned router with its links.
+pub(super) struct Wires {
+    /// Publishes what nodes say.
+    pub(super) up: Feed,
+    /// Hears the probe, and that its link is still there.
+    pub(super) up_rx: LinkRx,
+    /// Hears all that nodes say.
+    pub(super) hub_rx: LinkRx,
+    /// Publishes what nodes are told.
+    pub(super) down: Feed,
+    /// Hears all that nodes are told.
+    pub(super) down_rx: LinkRx,
+    pub(super) fuse: Fuse,
+}
+
+/// The publishing half of a link.
+pub(super) struct Feed(LinkTx);
+
+/// Probes a router and retires it.
+pub(super) struct Fuse {
+    link: LinkTx,
+    dead: Box<dyn Fn() -> bool + Send>,
+}
+
+/// No router, or no link to it.
+#[derive(Debug, thiserror::Error)]
+#[error("the router could not be started: {0}")]
+pub(crate) struct SpawnError(#[source] Box<dyn error::Error + Send + Sync>);
+
+/// The router is not there any more.
+#[derive(Debug)]
+pub(crate) struct Gone;
+
+/// Where probes go; outside `fleet/`, so that no session can publish or hear them.
+const PROBE: &str = "gate/probe";
+/// The router slices a topic at byte 1 and panics inside a character. It has no other way to stop.
+const RETIRE: &str = "é";
+/// Links of nodes do not exist: four for the plane, the rest for third-party sessions.
+const CONNECTIONS: usize = 1_024;
+/// Messages the router reads from its log at once, the size of a link's own buffer.
+const READ_AT_ONCE: u64 = 200;
+/// Segments of a log. A fresh one evicts the oldest, so the room that is safe is one less times their size.
+const SEGMENTS: usize = 8;
+const SEGMENT_BYTES_MIN: usize = 1024 * 1024;
+/// A link to a router that dies meanwhile may never be answered.
+const BUILD: Duration = Duration::from_secs(5);
+
+/// Spawns a router whose logs hold `budget` bytes unread, and links to it.
+pub(super) fn spawn(budget: usize) -> Result<Wires, SpawnError> {
+    static ROUTERS: AtomicUsize = AtomicUsize::new(0);
+    quiet_retirement();
+    let config = RouterConfig {
+        max_connections: CONNECTIONS,
+        max_outgoing_packet_count: READ_AT_ONCE,
+        max_segment_size: (budget / (SEGMENTS - 2)).max(SEGMENT_BYTES_MIN),
+        max_segment_count: SEGMENTS,
+        ..RouterConfig::default()
+    };
+    let id = ROUTERS.fetch_add(1, Ordering::Relaxed);
+    let (built, wires) = mpsc::channel();
+    let build = move || {
+        // Nobody waits any more if this comes too late.
+        let _ = built.send(link(id, config));
+    };
+    thread::Builder::new().name("router-link".into()).spawn(build).map_err(|e| SpawnError(e.into()))?;
+    wires.recv_timeout(BUILD).map_err(|e| SpawnError(e.into()))?
+}
+
+fn link(id: usize, config: RouterConfig) -> Result<Wires, SpawnError> {
+    let events = Router::new(id, config).spawn();
+    let build =
+        |name| LinkBuilder::new(name, events.clone()).build().map_err(|e| SpawnError(e.to_string().into()));
+    let subscribe = |link: &mut LinkTx, filter| {
+        link.subscribe(filter).map(drop).map_err(|e| SpawnError(e.to_string().into()))
+    };
+    let (mut hub, hub_rx, _) = build("fleet-hub")?;
+    let (mut down, down_rx, _) = build("fleet-down")?;
+    let (mut up, up_rx, _) = build("fleet-up")?;
+    let (fuse, _, _) = build("fleet-fuse")?;
+    subscribe(&mut hub, ALL_UP)?;
+    subscribe(&mut down, ALL_DOWN)?;
+    subscribe(&mut up, PROBE)?;
+    let dead = Box::new(move || events.is_disconnected());
+    Ok(Wires { up: Feed(up), up_rx, hub_rx, down: Feed(down), down_rx, fuse: Fuse { link: fuse, dead } })
+}
+
+impl Feed {
+    /// Hands a batch over. Blocks while the router is busy, and for ever when it hangs.
+    pub(super) fn hand_over(&mut self, parcels: &mut Vec<Parcel>) -> Result<(), Gone> {
+        let Some(last) = parcels.pop() else { return Ok(()) };
+        let mut buffer = self.0.buffer();
+        buffer.extend(
+            parcels
+                .drain(..)
+                .map(|parcel| Packet::Publish(Publish::new(parcel.text(), parcel.payload(), false), None)),
+        );
+        drop(buffer);
+        // The last one also tells the router to look.
+        self.0.publish(last.text(), last.payload()).map(drop).map_err(|_| Gone)
+    }
+}
+
+impl Fuse {
+    /// Sends a probe without waiting; a router that is too busy to take it will show by silence.
+    pub(super) fn probe(&mut self) {
+        let _ = self.link.try_publish(PROBE, "probe");
+    }
+
+    /// Stops the router by its panic. One that hangs keeps its thread.
+    pub(super) fn retire(&mut self) {
+        let _ = self.link.try_publish(RETIRE, "");
+    }
+
+    /// Whether the router's thread is gone.
+    pub(super) fn dead(&self) -> bool {
+        (self.dead)()
+    }
+}
+
+/// A router's panic is how it ends: it is logged, not printed as a crash of the program.
+fn quiet_retirement() {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let print = panic::take_hook();
+        panic::set_hook(Box::new(move |panic: &PanicHookInfo<'_>| {
+            if thread::current().name().is_some_and(|name| name.starts_with("router-")) {
+                tracing::debug!(%panic, "a router ended");
+            } else {
+                print(panic);
+            }
+        }));
+    });
+}

@@ -1,0 +1,274 @@
+//! What the broker counts: plain atomics that the hub exports under its own names.
+//!
+//! Owns the list of reasons and says each of them once a minute in the log. Must not know a metrics library.
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+/// A number that only grows.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+/// A number that goes up and down.
+#[derive(Debug, Default)]
+pub struct Gauge(AtomicU64);
+
+/// Why a session was refused or ended, or a message was not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Reason {
+    /// Unknown user or wrong password.
+    BadCredentials,
+    /// Known, and not allowed here.
+    NotAuthorized,
+    /// Shut out by an operator.
+    Banned,
+    /// The client id is not the identity's own.
+    ClientId,
+    /// The directory could not answer.
+    Unavailable,
+    /// Too many sessions or connections.
+    Busy,
+    /// Too many connections from one address.
+    AddressBusy,
+    /// A protocol version other than 3.1.1 and 5.
+    Version,
+    /// No CONNECT within its deadline.
+    ConnectLate,
+    /// Something else than CONNECT came first.
+    ConnectFirst,
+    /// Bytes that are no MQTT packet.
+    Malformed,
+    /// A packet that is not allowed at this point.
+    Protocol,
+    /// A packet above the limit.
+    TooLarge,
+    /// QoS 2.
+    Qos,
+    /// A retained message.
+    Retain,
+    /// A publish outside the node's prefix.
+    PublishDenied,
+    /// A subscription outside the node's prefix.
+    SubscribeDenied,
+    /// A will outside the node's prefix, retained or of QoS 2.
+    WillDenied,
+    /// A topic alias or subscription identifier, which are not offered.
+    NotOffered,
+    /// No packet for one and a half keepalives.
+    KeepAlive,
+    /// The connection ended without DISCONNECT.
+    Lost,
+    /// A newer session of the same node.
+    TakenOver,
+    /// An operator ended the session.
+    Kicked,
+    /// The hub stops.
+    Shutdown,
+}
+
+/// Counters and gauges of one broker. Read them at any time from any thread.
+#[derive(Debug)]
+pub struct Stats {
+    /// Open sockets, sessions or not.
+    pub connections: Gauge,
+    /// Sessions after CONNACK.
+    pub sessions: Gauge,
+    /// Sessions opened since the start.
+    pub sessions_opened: Counter,
+    /// Messages taken from nodes, wills included.
+    pub up_messages: Counter,
+    /// Their payloads, in bytes.
+    pub up_payload_bytes: Counter,
+    /// Bytes taken from nodes that the consumer has not yet taken, with a fixed cost per message.
+    pub in_flight_bytes: Arc<Gauge>,
+    /// Sessions whose reading waits for the consumer.
+    pub paused_sessions: Gauge,
+    /// Messages on the hub's own topics that nobody could hear.
+    pub hub_unheard: Counter,
+    /// Times that a session's reading was paused.
+    pub pauses: Counter,
+    /// Messages written to nodes.
+    pub down_messages: Counter,
+    /// Messages down that wait in the plane, in bytes.
+    pub down_in_flight_bytes: Arc<Gauge>,
+    /// Messages down that were dropped because the plane was full.
+    pub down_dropped: Counter,
+    /// Messages down for nodes that have no session.
+    pub down_unrouted: Counter,
+    /// Messages down that a session lost because it reads too slowly.
+    pub down_overflow: Counter,
+    /// Messages down outside a session's subscriptions, or above its packet limit.
+    pub down_unwanted: Counter,
+    /// Routers that had to be replaced.
+    pub router_rebuilds: Counter,
+    /// Messages the router did not deliver and that were taken from the ring instead.
+    pub router_recovered: Counter,
+    /// Messages in flight at two deaths of the router: kept away from it and delivered to the hub directly.
+    pub router_quarantined: Counter,
+    /// Messages on the hub's link that the gate never sent.
+    pub router_foreign: Counter,
+    reasons: [Counter; Reason::ALL.len()],
+    logged: [AtomicU64; Reason::ALL.len()],
+    since: Instant,
+}
+
+/// A reason is logged at most this often; the counter has the rest.
+const LOG_EVERY: Duration = Duration::from_secs(60);
+
+impl Counter {
+    /// Its value.
+    #[must_use]
+    pub fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+
+    pub(crate) fn add(&self, n: usize) {
+        self.0.fetch_add(n as u64, Relaxed);
+    }
+}
+
+impl Gauge {
+    /// Its value.
+    #[must_use]
+    pub fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+
+    pub(crate) fn add(&self, n: usize) {
+        self.0.fetch_add(n as u64, Relaxed);
+    }
+
+    pub(crate) fn sub(&self, n: usize) {
+        self.0.fetch_sub(n as u64, Relaxed);
+    }
+}
+
+impl Reason {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Self; 24] = [
+        Self::BadCredentials,
+        Self::NotAuthorized,
+        Self::Banned,
+        Self::ClientId,
+        Self::Unavailable,
+        Self::Busy,
+        Self::AddressBusy,
+        Self::Version,
+        Self::ConnectLate,
+        Self::ConnectFirst,
+        Self::Malformed,
+        Self::Protocol,
+        Self::TooLarge,
+        Self::Qos,
+        Self::Retain,
+        Self::PublishDenied,
+        Self::SubscribeDenied,
+        Self::WillDenied,
+        Self::NotOffered,
+        Self::KeepAlive,
+        Self::Lost,
+        Self::TakenOver,
+        Self::Kicked,
+        Self::Shutdown,
+    ];
+
+    /// As a label of a metric.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::BadCredentials => "bad_credentials",
+            Self::NotAuthorized => "not_authorized",
+            Self::Banned => "banned",
+            Self::ClientId => "client_id",
+            Self::Unavailable => "unavailable",
+            Self::Busy => "busy",
+            Self::AddressBusy => "address_busy",
+            Self::Version => "version",
+            Self::ConnectLate => "connect_late",
+            Self::ConnectFirst => "connect_first",
+            Self::Malformed => "malformed",
+            Self::Protocol => "protocol",
+            Self::TooLarge => "too_large",
+            Self::Qos => "qos",
+            Self::Retain => "retain",
+            Self::PublishDenied => "publish_denied",
+            Self::SubscribeDenied => "subscribe_denied",
+            Self::WillDenied => "will_denied",
+            Self::NotOffered => "not_offered",
+            Self::KeepAlive => "keep_alive",
+            Self::Lost => "lost",
+            Self::TakenOver => "taken_over",
+            Self::Kicked => "kicked",
+            Self::Shutdown => "shutdown",
+        }
+    }
+}
+
+impl Stats {
+    pub(crate) fn new(since: Instant) -> Self {
+        Self {
+            connections: Gauge::default(),
+            sessions: Gauge::default(),
+            sessions_opened: Counter::default(),
+            up_messages: Counter::default(),
+            up_payload_bytes: Counter::default(),
+            in_flight_bytes: Arc::default(),
+            paused_sessions: Gauge::default(),
+            hub_unheard: Counter::default(),
+            pauses: Counter::default(),
+            down_messages: Counter::default(),
+            down_in_flight_bytes: Arc::default(),
+            down_dropped: Counter::default(),
+            down_unrouted: Counter::default(),
+            down_overflow: Counter::default(),
+            down_unwanted: Counter::default(),
+            router_rebuilds: Counter::default(),
+            router_recovered: Counter::default(),
+            router_quarantined: Counter::default(),
+            router_foreign: Counter::default(),
+            reasons: Default::default(),
+            logged: Default::default(),
+            since,
+        }
+    }
+
+    /// How often a reason occurred.
+    #[must_use]
+    pub fn reason(&self, reason: Reason) -> u64 {
+        self.reasons[reason as usize].get()
+    }
+
+    /// Counts a reason, and logs it with `who` unless it was logged within the minute.
+    pub(crate) fn note(&self, reason: Reason, now: Instant, who: &dyn fmt::Display) {
+        self.reasons[reason as usize].add(1);
+        let second = now.saturating_duration_since(self.since).as_secs() + 1;
+        let logged = &self.logged[reason as usize];
+        let last = logged.load(Relaxed);
+        let due = last == 0 || second >= last + LOG_EVERY.as_secs();
+        if due && logged.compare_exchange(last, second, Relaxed, Relaxed).is_ok() {
+            let total = self.reason(reason);
+            tracing::info!(reason = reason.as_str(), %who, total, "the gate refused or ended something");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_are_numbered_as_listed_and_named_once() {
+        for (at, reason) in Reason::ALL.into_iter().enumerate() {
+            assert_eq!(reason as usize, at);
+        }
+        let names: std::collections::HashSet<_> = Reason::ALL.into_iter().map(Reason::as_str).collect();
+        assert_eq!(names.len(), Reason::ALL.len());
+    }
+}
