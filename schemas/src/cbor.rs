@@ -165,10 +165,7 @@ pub struct Unpacker {
 
 impl Default for Unpacker {
     fn default() -> Self {
-        let mut context = zstd::bulk::Decompressor::new().expect("a zstd context needs only memory");
-        context
-            .set_parameter(zstd_safe::DParameter::WindowLogMax(limits::ZSTD_WINDOW_LOG))
-            .expect("the window limit is within zstd's bounds");
+        let context = zstd::bulk::Decompressor::new().expect("a zstd context needs only memory");
         Self { context, buffer: Vec::new() }
     }
 }
@@ -192,6 +189,9 @@ impl Unpacker {
         if frame != payload.len() {
             return Err(DecodeError::Zstd("data follows the frame".to_owned()));
         }
+        if window(payload) > 1 << limits::ZSTD_WINDOW_LOG {
+            return Err(DecodeError::Zstd("the window is larger than allowed".to_owned()));
+        }
         let size = match zstd_safe::get_frame_content_size(payload) {
             Ok(Some(size)) if size > limits::DECOMPRESSED_BYTES as u64 => return Err(large),
             Ok(Some(size)) => usize::try_from(size).map_err(|_| large)?,
@@ -209,6 +209,19 @@ impl Unpacker {
             .decompress_to_buffer(payload, &mut self.buffer)
             .map_err(|error| DecodeError::Zstd(error.to_string()))?;
         Ok(&self.buffer)
+    }
+}
+
+/// The window in bytes that a whole frame declares (RFC 8878 §3.1.1.1.2); 0 when the content is the window. Zstd
+/// itself looks at it only in streaming mode, and a reader of ours may be one that streams.
+fn window(frame: &[u8]) -> u64 {
+    const SINGLE_SEGMENT: u8 = 0x20;
+    match frame.get(4..6) {
+        Some(&[flags, descriptor]) if flags & SINGLE_SEGMENT == 0 => {
+            let base = 1_u64 << (10 + (descriptor >> 3));
+            base + base / 8 * u64::from(descriptor & 7)
+        }
+        Some(_) | None => 0,
     }
 }
 

@@ -1,6 +1,7 @@
 //! The body of the telemetry and backfill lanes: one time column, one column of numbers per series.
 //!
 //! Owns the column encoding. Does not know batches, stores or queries.
+#![doc = include_str!("telemetry/reader.md")]
 
 mod column;
 

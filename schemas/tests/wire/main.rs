@@ -3,4 +3,7 @@
 
 mod cddl;
 mod given;
+mod golden;
+mod limits;
+mod newer;
 mod vary;
