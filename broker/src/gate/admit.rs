@@ -40,20 +40,17 @@ pub(crate) struct Refused {
 /// half of these (a server may, MQTT 3.1.1 §3.1.2.10), or half-open sockets would stay for ever.
 const KEEPALIVE_MAX: u16 = 3_600;
 
-/// Judges the body of a CONNECT; `full` when there is no room for one more session.
+/// Judges the body of a CONNECT; `full` says whether there is no room for a session of this node.
 pub(crate) fn admit(
     body: &[u8],
     peer: SocketAddr,
     directory: &dyn Directory,
-    full: bool,
+    full: impl Fn(&NodeId) -> bool,
 ) -> Result<Admitted, Refused> {
     let connect = connect::decode(body).map_err(unreadable)?;
     let version = connect.version;
     if connect.extended_auth {
         return Err(refused(version, Reason::NotOffered, 0x05, code::BAD_AUTH_METHOD));
-    }
-    if full {
-        return Err(turned_away(version, Refusal::Busy));
     }
     let credentials =
         Credentials { client_id: connect.client_id, user: connect.user, password: connect.password, peer };
@@ -65,6 +62,9 @@ pub(crate) fn admit(
     };
     if connect.client_id != node.as_str() {
         return Err(turned_away(version, Refusal::ClientId));
+    }
+    if full(&node) {
+        return Err(turned_away(version, Refusal::Busy));
     }
     let will = will(&node, &connect)?;
     let asked = connect.keepalive;

@@ -3,9 +3,9 @@
 //! Waits for readiness and reads without an await into one buffer per thread, so an idle session owns no buffer
 //! (GATE-NOTES 1). Decides nothing: `admit` and `session` do.
 
-use std::{cell::RefCell, future, io, net::SocketAddr, sync::Arc, time::Duration, time::Instant};
+use std::{cell::RefCell, future, io, mem, net::SocketAddr, sync::Arc, time::Duration, time::Instant};
 
-use fleet_schemas::limits;
+use fleet_schemas::{NodeId, limits};
 use tokio::{io::AsyncWriteExt, net::TcpStream, pin, select, time};
 
 use crate::{
@@ -78,6 +78,16 @@ thread_local! {
         RefCell::new(Scratch { bytes: vec![0; READ], effects: Effects::default() });
 }
 
+/// Lends this thread's buffers. The effects are taken out, so that a panic cannot leave one session's to another.
+fn with_scratch<T>(run: impl FnOnce(&mut [u8], &mut Effects) -> T) -> T {
+    SCRATCH.with_borrow_mut(|scratch| {
+        let mut effects = mem::take(&mut scratch.effects);
+        let outcome = run(&mut scratch.bytes, &mut effects);
+        scratch.effects = effects;
+        outcome
+    })
+}
+
 /// Serves one accepted connection until it is over.
 pub(crate) async fn drive(stream: std::net::TcpStream, peer: SocketAddr, gate: Arc<Gate>, slot: Slot) {
     let Ok(mut stream) = TcpStream::from_std(stream) else { return };
@@ -98,7 +108,6 @@ pub(crate) async fn drive(stream: std::net::TcpStream, peer: SocketAddr, gate: A
     loop {
         conn.serve_outlet(&stream, clock::now());
         if let Stage::Closing { reachable } = conn.stage {
-            drop(timer);
             if reachable {
                 linger(&mut stream, &conn.out).await;
             }
@@ -112,7 +121,7 @@ pub(crate) async fn drive(stream: std::net::TcpStream, peer: SocketAddr, gate: A
         match conn.wait(&stream, timer.as_mut()).await {
             Wake::Outlet | Wake::Room => {}
             Wake::Readable => conn.read(&stream, clock::now()),
-            Wake::Writable => conn.flush(&stream),
+            Wake::Writable => conn.flush(&stream, clock::now()),
             Wake::Timer => {
                 conn.expire(&stream, clock::now());
                 armed = conn.deadline();
@@ -175,7 +184,7 @@ impl Conn {
         if matches!(self.stage, Stage::Open { .. }) && !self.gate.up.has_room() {
             return;
         }
-        SCRATCH.with_borrow_mut(|Scratch { bytes, effects }| {
+        with_scratch(|bytes, effects| {
             match stream.try_read(bytes) {
                 Ok(0) => self.lose(effects),
                 Ok(n) => self.digest(&bytes[..n], now, effects),
@@ -223,7 +232,7 @@ impl Conn {
     }
 
     fn expire(&mut self, stream: &TcpStream, now: Instant) {
-        SCRATCH.with_borrow_mut(|Scratch { effects, .. }| {
+        with_scratch(|_, effects| {
             match &mut self.stage {
                 Stage::Open { session, .. } => session.handle_timeout(now, effects),
                 Stage::Fresh if now >= self.accepted + limits::CONNECT => {
@@ -237,7 +246,7 @@ impl Conn {
 
     /// Takes what waits in the outlet as far as the session and the socket take it.
     fn serve_outlet(&mut self, stream: &TcpStream, now: Instant) {
-        SCRATCH.with_borrow_mut(|Scratch { effects, .. }| {
+        with_scratch(|_, effects| {
             let Stage::Open { session, outlet } = &mut self.stage else { return };
             if let Some(cut) = outlet.cut_due() {
                 session.handle_cut(cut, effects);
@@ -281,12 +290,18 @@ impl Conn {
         }
     }
 
-    fn flush(&mut self, stream: &TcpStream) {
+    fn flush(&mut self, stream: &TcpStream, now: Instant) {
         while !self.out.is_empty() {
             match stream.try_write(&self.out) {
                 Ok(n) => drop(self.out.drain(..n)),
-                // An error shows as the end of the stream in the next read.
-                Err(_) => return,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                // While reading is off nobody else would notice.
+                Err(_) => {
+                    return with_scratch(|_, effects| {
+                        self.lose(effects);
+                        self.apply(stream, effects, now);
+                    });
+                }
             }
         }
         if self.out.capacity() > OUT_KEPT {
@@ -335,7 +350,8 @@ impl Drop for Busy {
 
 /// The first packet of a connection: a session, or the refusal.
 fn open(gate: &Arc<Gate>, peer: SocketAddr, frame: &Frame<'_>, now: Instant, effects: &mut Effects) -> Stage {
-    let full = gate.sessions.len() >= gate.max_sessions;
+    // A node that comes back while its old session still counts takes that one's place.
+    let full = |node: &NodeId| gate.sessions.len() >= gate.max_sessions && !gate.sessions.has(node);
     let admitted = match admit::admit(frame.body, peer, &*gate.directory, full) {
         Ok(admitted) => admitted,
         Err(refused) => {
@@ -364,7 +380,7 @@ async fn linger(stream: &mut TcpStream, out: &[u8]) {
         let mut left = LINGER_BYTES;
         while left > 0 {
             stream.readable().await?;
-            let read = SCRATCH.with_borrow_mut(|scratch| stream.try_read(&mut scratch.bytes));
+            let read = with_scratch(|bytes, _| stream.try_read(bytes));
             match read {
                 Ok(0) => break,
                 Ok(n) => left = left.saturating_sub(n),

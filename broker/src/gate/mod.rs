@@ -150,15 +150,17 @@ async fn accept(
     handles: Vec<runtime::Handle>,
 ) {
     for handle in handles.iter().cycle() {
-        let accepted = async { listener.accept().await?.0.into_std().and_then(|s| Ok((s.peer_addr()?, s))) };
-        let (peer, stream) = match accepted.await {
+        let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
+            // The peer gave up meanwhile: its affair.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");
                 time::sleep(ACCEPT_AGAIN).await;
                 continue;
             }
         };
+        let Ok(stream) = stream.into_std() else { continue };
         // Small answers must not wait for each other; a socket that refuses works without.
         let _ = stream.set_nodelay(true);
         match caps.enter(peer.ip()) {

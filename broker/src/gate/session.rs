@@ -18,6 +18,9 @@ use crate::{
     stats::Reason,
 };
 
+#[cfg(test)]
+mod tests;
+
 /// One opened session of a node.
 #[derive(Debug)]
 pub(crate) struct Session {

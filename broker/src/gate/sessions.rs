@@ -77,6 +77,10 @@ impl Sessions {
         lock(&self.by_node).outlets.len()
     }
 
+    pub(crate) fn has(&self, node: &NodeId) -> bool {
+        lock(&self.by_node).outlets.contains_key(node)
+    }
+
     /// Makes a new session the node's current one and ends the one before. `None` when the gate closes.
     pub(crate) fn open(&self, node: &NodeId) -> Option<Arc<Outlet>> {
         let outlet = Arc::new(Outlet::default());

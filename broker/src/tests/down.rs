@@ -103,3 +103,18 @@ fn a_full_down_path_drops_and_counts() {
     assert_eq!(full, Err(crate::PublishError::Full));
     assert_eq!(broker.stats().down_dropped.get(), 1);
 }
+
+#[test]
+fn a_node_that_is_gone_while_much_waits_for_it_is_noticed_at_once() {
+    let (broker, link) = plane();
+    let gone = listening(&broker, V4, "edge-1", 0);
+    let stats = broker.stats();
+    let large = Bytes::from(vec![1; 200 * 1024]);
+    until("its socket is full", || {
+        // What the plane has no room for is as good as sent here.
+        let _ = link.publisher().publish(&ack("edge-1"), large.clone());
+        stats.down_overflow.get() > 0
+    });
+    drop(gone);
+    until("the session ended", || stats.sessions.get() == 0);
+}

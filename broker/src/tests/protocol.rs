@@ -216,7 +216,8 @@ fn full_means_server_busy_and_too_many_connections_mean_the_end() {
     let _open = Client::open(broker.mqtt_addr(), &Hello::new(V5, "edge-1"));
     let (_, body) = Client::hello(broker.mqtt_addr(), &Hello::new(V5, "edge-2")).read().unwrap();
     assert_eq!(body[1], 0x89);
-    until("the refused one is gone", || broker.stats().connections.get() == 1);
+    let _again = Client::open(broker.mqtt_addr(), &Hello::new(V5, "edge-1"));
+    until("the refused and the old one are gone", || broker.stats().connections.get() == 1);
     let _others = [(); 2].map(|()| Client::silent(broker.mqtt_addr()));
     until("all are open", || broker.stats().connections.get() == 3);
     Client::silent(broker.mqtt_addr()).expect_end();

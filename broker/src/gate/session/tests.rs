@@ -1,0 +1,161 @@
+//! The session's rules, input by input.
+
+use fleet_schemas::{Topic, topic::Down};
+use proptest::prelude::*;
+
+use super::*;
+
+fn second(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+fn up(payload: &[u8]) -> Parcel {
+    let text = "fleet/v1/me/up/death";
+    Parcel::new(Topic::parse(text).unwrap(), text, payload)
+}
+
+fn down(payload: &[u8]) -> Parcel {
+    let topic = Topic::Down(NodeId::parse("me").unwrap(), Down::Ack);
+    let text = topic.to_string();
+    Parcel::new(topic, &text, payload)
+}
+
+/// Keepalive 10 s, a will, a window of 3, packets of at most 100 bytes.
+fn session(version: Version, now: Instant) -> Session {
+    let terms =
+        Terms { version, keepalive: second(10), will: Some(up(b"will")), receive_max: 3, packet_max: 100 };
+    Session::new(NodeId::parse("me").unwrap(), terms, now)
+}
+
+fn subscribed(version: Version, now: Instant, qos: u8) -> Session {
+    let mut session = session(version, now);
+    let filters = [("fleet/v1/me/down/#", qos)];
+    session.subscribe(1, &filters, &mut Effects::default());
+    session
+}
+
+fn effects(input: impl FnOnce(&mut Effects)) -> Effects {
+    let mut out = Effects::default();
+    input(&mut out);
+    out
+}
+
+#[test]
+fn a_session_ends_one_and_a_half_keepalives_after_its_last_packet() {
+    let start = crate::clock::now();
+    let mut session = session(Version::V5, start);
+    assert_eq!(session.poll_timeout(), start + second(15));
+    let pong = effects(|out| session.handle_packet(0xC0, &[], start + second(9), out));
+    assert_eq!((pong.write, pong.end), (vec![0xD0, 0], None));
+    let early = effects(|out| session.handle_timeout(start + second(15), out));
+    assert_eq!((early.end, session.poll_timeout()), (None, start + second(24)));
+    let late = effects(|out| session.handle_timeout(start + second(24), out));
+    assert_eq!((late.write, late.end), (vec![0xE0, 1, 0x8D], Some(Some(Reason::KeepAlive))));
+    assert_eq!(late.publish, [up(b"will")]);
+}
+
+#[test]
+fn a_pause_suspends_the_keepalive_and_pings_every_half_of_it() {
+    let start = crate::clock::now();
+    let mut session = session(Version::V4, start);
+    session.handle_pause(start + second(14));
+    for at in [19, 24, 29] {
+        assert_eq!(session.poll_timeout(), start + second(at));
+        let ping = effects(|out| session.handle_timeout(start + second(at), out));
+        assert_eq!((ping.write, ping.end), (vec![0xD0, 0], None));
+    }
+    session.handle_resume(start + second(30));
+    assert_eq!(session.poll_timeout(), start + second(45));
+    session.handle_resume(start + second(40));
+    assert_eq!(session.poll_timeout(), start + second(45), "it was not paused");
+}
+
+#[test]
+fn the_will_is_said_at_every_end_but_disconnect_and_shutdown() {
+    let now = crate::clock::now();
+    let end = |input: &dyn Fn(&mut Session, &mut Effects)| {
+        let mut session = session(Version::V5, now);
+        let out = effects(|out| input(&mut session, out));
+        assert!(out.end.is_some());
+        out.publish.len()
+    };
+    assert_eq!(end(&|session, out| session.handle_lost(out)), 1);
+    assert_eq!(end(&|session, out| session.handle_cut(Cut::TakenOver, out)), 1);
+    assert_eq!(end(&|session, out| session.handle_cut(Cut::Kicked("test"), out)), 1);
+    assert_eq!(end(&|session, out| session.handle_broken_stream(FrameError::TooLarge, out)), 1);
+    assert_eq!(end(&|session, out| session.handle_packet(0xE0, &[0x04], now, out)), 1);
+    assert_eq!(end(&|session, out| session.handle_packet(0xE0, &[], now, out)), 0);
+    assert_eq!(end(&|session, out| session.handle_cut(Cut::Shutdown, out)), 0);
+}
+
+#[test]
+fn deliveries_of_qos_1_keep_to_the_window_and_to_free_ids() {
+    let now = crate::clock::now();
+    let mut session = subscribed(Version::V4, now, 1);
+    session.last_id = u16::MAX - 1;
+    let ids: Vec<u16> = (0..3)
+        .map(|_| {
+            assert!(session.can_deliver());
+            let out = effects(|out| assert_eq!(session.handle_delivery(&down(b"x"), out), Delivery::Sent));
+            u16::from_be_bytes([out.write[out.write.len() - 3], out.write[out.write.len() - 2]])
+        })
+        .collect();
+    assert_eq!(ids, [u16::MAX, 1, 2]);
+    assert!(!session.can_deliver());
+    let mut out = Effects::default();
+    session.handle_packet(0x40, &[0, 9], now, &mut out);
+    assert!(!session.can_deliver(), "nobody sent 9");
+    session.handle_packet(0x40, &[0, 1], now, &mut out);
+    assert!(session.can_deliver());
+}
+
+#[test]
+fn what_was_not_asked_for_or_does_not_fit_is_unwanted() {
+    let now = crate::clock::now();
+    let mut out = Effects::default();
+    assert_eq!(session(Version::V5, now).handle_delivery(&down(b"x"), &mut out), Delivery::Unwanted);
+    let mut session = subscribed(Version::V5, now, 0);
+    assert_eq!(session.handle_delivery(&down(&[0; 100]), &mut out), Delivery::Unwanted);
+    assert!(out.write.is_empty());
+    assert_eq!(session.handle_delivery(&down(b"x"), &mut out), Delivery::Sent);
+    session.unsubscribe(1, &["fleet/v1/me/down/#"], &mut out);
+    assert_eq!(session.handle_delivery(&down(b"x"), &mut out), Delivery::Unwanted);
+}
+
+#[test]
+fn a_repeated_unsubscribe_says_there_is_no_such_subscription() {
+    let mut session = subscribed(Version::V5, crate::clock::now(), 0);
+    let filters = ["fleet/v1/me/down/#", "fleet/v1/me/down/#", "#"];
+    let out = effects(|out| session.unsubscribe(7, &filters, out));
+    assert_eq!(out.write, [0xB0, 6, 0, 7, 0, 0, 0x11, 0x11]);
+}
+
+proptest! {
+    #[test]
+    fn no_packets_make_a_session_speak_for_another_or_hold_more_than_its_window(
+        five: bool,
+        packets in proptest::collection::vec((any::<u8>(), proptest::collection::vec(any::<u8>(), 0..60)), 0..40),
+        topic in prop_oneof![Just("fleet/v1/me/up/event"), Just("fleet/v1/you/up/event"), Just("fleet/v1/me/#")],
+        flags in 0_u8..16,
+    ) {
+        let now = crate::clock::now();
+        let version = if five { Version::V5 } else { Version::V4 };
+        let mut session = subscribed(version, now, 1);
+        let mut out = Effects::default();
+        for (first, body) in &packets {
+            session.handle_packet(*first, body, now, &mut out);
+            let mut publish = vec![0, u8::try_from(topic.len()).unwrap()];
+            publish.extend(topic.as_bytes());
+            publish.extend(body);
+            session.handle_packet(0x30 | flags, &publish, now, &mut out);
+            if session.can_deliver() {
+                session.handle_delivery(&down(b"x"), &mut out);
+            }
+            prop_assert!(session.in_flight.len() <= 3);
+        }
+        for parcel in &out.publish {
+            prop_assert!(parcel.parts().0.starts_with(b"fleet/v1/me/up/"));
+            prop_assert!(matches!(&parcel.topic, Topic::Up(node, _) if node.as_str() == "me"));
+        }
+    }
+}
