@@ -1,4 +1,5 @@
 //! `asyncapi.yaml` and the topics of the code are the same, one to one, and its references lead somewhere.
+#![expect(clippy::unwrap_used, reason = "functions of a test may fail it")]
 
 use std::collections::{BTreeMap, BTreeSet};
 

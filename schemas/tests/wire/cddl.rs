@@ -53,8 +53,6 @@ fn the_examples_validate() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
-
     #[test]
     fn every_birth_validates(birth in vary::births()) {
         holds("birth", &birth)?;
