@@ -1,0 +1,4 @@
+//! The hub's durable state. The only room of the manager that names redb.
+
+pub mod disk;
+pub mod telemetry;

@@ -1,0 +1,386 @@
+//! `telemetry/inbox.redb`: batches as received, and with them the lane marks and the account.
+//!
+//! Owns its tables and what of it is held in memory. Marks and counters move in notes, rows of the same
+//! log, so that a group commit writes one run of pages however many nodes it serves; a checkpoint folds notes
+//! into their tables and removes sealed rows from the front. Must not know week files.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::RwLock,
+};
+
+use fleet_schemas::{Lane, StreamId};
+use redb::{Database, ReadTransaction, ReadableDatabase as _, ReadableTable as _, TableDefinition};
+
+use super::{
+    Config, Counters, Error, MarkKey, Quarantined,
+    counters::Delta,
+    row::{self, HEAD_BYTES, Note, Row},
+    unsealed::{Batch, Unsealed},
+};
+use crate::store::disk::{self, Disk, META};
+
+pub(super) const NAME: &str = "telemetry/inbox.redb";
+const FORMAT: u32 = 1;
+
+/// seq → batch or note, see `row`. Appended, removed from the front.
+pub(super) const ROWS: TableDefinition<u64, &[u8]> = TableDefinition::new("rows");
+/// (node, lane, stream) → what the ledger core wrote. A few per node; as of the checkpoint.
+const MARKS: TableDefinition<(u32, u8, [u8; 16]), &[u8]> = TableDefinition::new("marks");
+/// (node, lane) → [`Counters`]. Two per node; as of the checkpoint.
+const COUNTERS: TableDefinition<(u32, u8), &[u8]> = TableDefinition::new("counters");
+/// seq → `node u32, lane u8, recv i64, records u64, reason length u8, reason, payload`. Bounded by
+/// [`Config::quarantine_bytes`], oldest removed; they stay counted.
+const QUARANTINE: TableDefinition<u64, &[u8]> = TableDefinition::new("quarantine");
+/// Names of files whose samples are booked as expired and that are about to be unlinked.
+pub(super) const DOOMED: TableDefinition<&str, ()> = TableDefinition::new("doomed");
+
+/// In [`META`]: the last seq whose marks and counters are in their tables; u64, little-endian.
+const CHECKPOINT: &str = "checkpoint";
+
+/// Notes and marks kept as a cache: beyond it a checkpoint forgets them (350 bytes each).
+const MARKS_CACHED: usize = 200_000;
+
+#[derive(Debug)]
+pub(super) struct Inbox {
+    pub db: Database,
+    /// What readers see; moves only after a commit.
+    pub memory: RwLock<Memory>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Memory {
+    pub unsealed: Unsealed,
+    pub counters: HashMap<(u32, Lane), Counters>,
+    marks: HashMap<MarkKey, Option<Box<[u8]>>>,
+    dirty_marks: HashSet<MarkKey>,
+    dirty_counters: HashSet<(u32, Lane)>,
+    /// Bytes of all rows that are in the file, sealed ones too.
+    pub row_bytes: u64,
+    /// Lowest row in the file; `next_seq` when there is none.
+    pub front: u64,
+    pub next_seq: u64,
+    quarantine_bytes: u64,
+}
+
+impl Memory {
+    pub(super) fn mark(&self, key: &MarkKey) -> Option<&Option<Box<[u8]>>> {
+        self.marks.get(key)
+    }
+
+    pub(super) fn apply(&mut self, note: Note) {
+        for (key, mark) in note.marks {
+            self.dirty_marks.insert(key);
+            self.marks.insert(key, mark);
+        }
+        for (key, delta) in note.counters {
+            self.count(key, &delta);
+        }
+    }
+
+    pub(super) fn count(&mut self, key: (u32, Lane), delta: &Delta) {
+        self.dirty_counters.insert(key);
+        self.counters.entry(key).or_default().apply(delta);
+    }
+}
+
+/// What a write transaction adds, staged until it commits.
+#[derive(Debug, Default)]
+pub(super) struct Staged {
+    pub rows: Vec<(u64, std::ops::Range<usize>)>,
+    pub arena: Vec<u8>,
+    pub heads: Vec<(row::Head, Batch)>,
+    pub marks: HashMap<MarkKey, Option<Box<[u8]>>>,
+    pub counters: HashMap<(u32, Lane), Delta>,
+    pub quarantine: Vec<Vec<u8>>,
+    pub doomed: Option<String>,
+}
+
+impl Inbox {
+    /// Opens the file and rebuilds what is in memory. `sealed` says up to which seq a node's batches are in
+    /// week files; `floor` is the highest seq that any of them knows, below which no number is given again.
+    pub(super) fn open(
+        disk: &dyn Disk,
+        config: &Config,
+        sealed: &HashMap<u32, u64>,
+        floor: u64,
+    ) -> Result<Self, Error> {
+        let how =
+            disk::Open { format: FORMAT, cache_bytes: config.inbox_cache_bytes, store_id: config.store_id };
+        let db = disk::open(disk, NAME, how)?;
+        create_tables(&db)?;
+        let mut memory = Memory::default();
+        let read = db.begin_read()?;
+        let checkpoint = read.open_table(META)?.get(CHECKPOINT)?;
+        let checkpoint = checkpoint.map_or(Ok(0), |bytes| number(bytes.value(), "the checkpoint"))?;
+        for entry in read.open_table(COUNTERS)?.iter()? {
+            let (key, value) = entry?;
+            let (node, lane) = key.value();
+            let damaged = || Error::Damaged { what: format!("counters of node {node}") };
+            let lane = row::lane_of(lane).ok_or_else(damaged)?;
+            let counters = Counters::from_bytes(value.value()).ok_or_else(damaged)?;
+            memory.counters.insert((node, lane), counters);
+        }
+        for entry in read.open_table(QUARANTINE)?.iter()? {
+            memory.quarantine_bytes += entry?.1.value().len() as u64;
+        }
+        memory.next_seq = checkpoint.max(floor) + 1;
+        memory.front = memory.next_seq;
+        for entry in read.open_table(ROWS)?.iter()? {
+            let (seq, value) = entry?;
+            memory.load(seq.value(), value.value(), checkpoint, sealed)?;
+        }
+        drop(read);
+        Ok(Self { db, memory: RwLock::new(memory) })
+    }
+
+    /// Commits what was staged, with its note, then shows it to readers.
+    pub(super) fn commit(&self, staged: Staged, quarantine_cap: u64) -> Result<(), Error> {
+        let (quarantined, next_seq) = {
+            let memory = super::read_lock(&self.memory);
+            (memory.quarantine_bytes, memory.next_seq)
+        };
+        let mut next = next_seq + staged.rows.len() as u64;
+        let note = Note {
+            marks: staged.marks.into_iter().collect(),
+            counters: staged.counters.into_iter().collect(),
+        };
+        let mut noted = Vec::new();
+        let mut kept = quarantined;
+        let write = self.db.begin_write()?;
+        {
+            let mut rows = write.open_table(ROWS)?;
+            for (seq, range) in &staged.rows {
+                rows.insert(seq, &staged.arena[range.clone()])?;
+            }
+            if !note.is_empty() {
+                note.write(&mut noted);
+                rows.insert(next, &noted[..])?;
+                next += 1;
+            }
+        }
+        if !staged.quarantine.is_empty() {
+            kept = quarantine(&write, &staged.quarantine, quarantined, quarantine_cap)?;
+        }
+        if let Some(name) = &staged.doomed {
+            write.open_table(DOOMED)?.insert(name.as_str(), ())?;
+        }
+        write.commit()?;
+
+        let mut memory = super::write_lock(&self.memory);
+        memory.next_seq = next;
+        memory.quarantine_bytes = kept;
+        memory.row_bytes += (staged.arena.len() + noted.len()) as u64;
+        for (head, batch) in &staged.heads {
+            memory.count((head.node, head.lane), &Delta::stored(head.count.into()));
+            memory.unsealed.push(head, *batch);
+        }
+        memory.apply(note);
+        Ok(())
+    }
+
+    /// Folds notes into their tables and removes rows below the first unsealed one, at most `most` rows.
+    /// Must not run beside [`Inbox::commit`]. Gives how many rows it removed.
+    pub(super) fn checkpoint(&self, most: u64) -> Result<u64, Error> {
+        let (marks, counters, last, front, to) = {
+            let memory = super::read_lock(&self.memory);
+            let marks: Vec<_> = (memory.dirty_marks.iter())
+                .map(|key| (*key, memory.marks.get(key).cloned().flatten()))
+                .collect();
+            let counters: Vec<_> = (memory.dirty_counters.iter())
+                .map(|key| (*key, memory.counters.get(key).copied().unwrap_or_default()))
+                .collect();
+            let to = memory.unsealed.first().unwrap_or(memory.next_seq);
+            let front = memory.front;
+            (marks, counters, memory.next_seq - 1, front, to.min(front.saturating_add(most)))
+        };
+        let mut removed_bytes = 0;
+        let write = self.db.begin_write()?;
+        {
+            save_marks(&write, marks)?;
+            save_counters(&write, counters)?;
+            write.open_table(META)?.insert(CHECKPOINT, &last.to_le_bytes()[..])?;
+            write.open_table(ROWS)?.retain_in(front..to, |_, row| {
+                removed_bytes += row.len() as u64;
+                false
+            })?;
+        }
+        write.commit()?;
+
+        let mut memory = super::write_lock(&self.memory);
+        memory.dirty_marks.clear();
+        memory.dirty_counters.clear();
+        memory.row_bytes = memory.row_bytes.saturating_sub(removed_bytes);
+        memory.front = to.max(front);
+        if memory.marks.len() > MARKS_CACHED {
+            memory.marks = HashMap::new();
+        }
+        Ok(to.saturating_sub(front))
+    }
+
+    /// A mark as committed.
+    pub(super) fn mark(&self, key: &MarkKey) -> Result<Option<Vec<u8>>, Error> {
+        if let Some(mark) = super::read_lock(&self.memory).mark(key) {
+            return Ok(mark.as_deref().map(<[u8]>::to_vec));
+        }
+        let table = self.db.begin_read()?.open_table(MARKS)?;
+        Ok(table.get(mark_row(key))?.map(|mark| mark.value().to_vec()))
+    }
+
+    /// All marks as committed, in the order of their keys.
+    pub(super) fn marks(&self) -> Result<Vec<(MarkKey, Vec<u8>)>, Error> {
+        let memory = super::read_lock(&self.memory);
+        let mut marks = std::collections::BTreeMap::new();
+        for entry in self.db.begin_read()?.open_table(MARKS)?.iter()? {
+            let (key, value) = entry?;
+            let (node, lane, stream) = key.value();
+            let lane = row::lane_of(lane)
+                .ok_or_else(|| Error::Damaged { what: format!("a mark of node {node}") })?;
+            marks.insert(MarkKey { node, lane, stream: StreamId(stream) }, value.value().to_vec());
+        }
+        for (key, mark) in &memory.marks {
+            match mark {
+                Some(mark) => marks.insert(*key, mark.to_vec()),
+                None => marks.remove(key),
+            };
+        }
+        Ok(marks.into_iter().collect())
+    }
+
+    /// The newest quarantined payloads, newest first.
+    pub(super) fn quarantined(&self, most: usize) -> Result<Vec<Quarantined>, Error> {
+        let table = self.db.begin_read()?.open_table(QUARANTINE)?;
+        let rows = table.iter()?.rev().take(most);
+        rows.map(|entry| {
+            let (seq, value) = entry?;
+            let damaged = || Error::Damaged { what: format!("quarantine row {}", seq.value()) };
+            Quarantined::read(value.value()).ok_or_else(damaged)
+        })
+        .collect()
+    }
+
+    /// Files that were booked as expired but perhaps not unlinked.
+    pub(super) fn doomed(&self) -> Result<Vec<String>, Error> {
+        let table = self.db.begin_read()?.open_table(DOOMED)?;
+        table.iter()?.map(|entry| Ok(entry?.0.value().to_owned())).collect()
+    }
+
+    /// Forgets a doomed file: it is unlinked.
+    pub(super) fn unlinked(&self, name: &str) -> Result<(), Error> {
+        let write = self.db.begin_write()?;
+        write.open_table(DOOMED)?.remove(name)?;
+        Ok(write.commit()?)
+    }
+
+    /// A snapshot to read bodies from.
+    pub(super) fn read(&self) -> Result<ReadTransaction, Error> {
+        Ok(self.db.begin_read()?)
+    }
+}
+
+impl Memory {
+    fn load(
+        &mut self,
+        seq: u64,
+        bytes: &[u8],
+        checkpoint: u64,
+        sealed: &HashMap<u32, u64>,
+    ) -> Result<(), Error> {
+        self.front = self.front.min(seq);
+        self.next_seq = self.next_seq.max(seq + 1);
+        self.row_bytes += bytes.len() as u64;
+        match row::read(seq, bytes)? {
+            Row::Note(note) if seq > checkpoint => self.apply(note),
+            Row::Note(_) => {}
+            Row::Batch(head, payload) => {
+                if seq > checkpoint {
+                    self.count((head.node, head.lane), &Delta::stored(head.count.into()));
+                }
+                if sealed.get(&head.node).is_none_or(|cursor| seq > *cursor) {
+                    self.unsealed.push(&head, Batch::new(seq, &head, payload.len()));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Staged {
+    /// Takes a batch in; `seq` is what it will have.
+    pub(super) fn append(&mut self, seq: u64, head: row::Head, payload: &[u8]) {
+        let start = self.arena.len();
+        self.arena.reserve(HEAD_BYTES + payload.len());
+        head.write(&mut self.arena);
+        self.arena.extend_from_slice(payload);
+        self.rows.push((seq, start..self.arena.len()));
+        self.heads.push((head, Batch::new(seq, &head, payload.len())));
+    }
+}
+
+fn create_tables(db: &Database) -> Result<(), Error> {
+    let write = db.begin_write()?;
+    write.open_table(ROWS)?;
+    write.open_table(MARKS)?;
+    write.open_table(COUNTERS)?;
+    write.open_table(QUARANTINE)?;
+    write.open_table(DOOMED)?;
+    Ok(write.commit()?)
+}
+
+fn save_marks(
+    write: &redb::WriteTransaction,
+    mut marks: Vec<(MarkKey, Option<Box<[u8]>>)>,
+) -> Result<(), Error> {
+    marks.sort_unstable_by_key(|(key, _)| *key);
+    let mut table = write.open_table(MARKS)?;
+    for (key, mark) in marks {
+        match mark {
+            Some(mark) => table.insert(mark_row(&key), &mark[..])?,
+            None => table.remove(mark_row(&key))?,
+        };
+    }
+    Ok(())
+}
+
+fn save_counters(
+    write: &redb::WriteTransaction,
+    mut counters: Vec<((u32, Lane), Counters)>,
+) -> Result<(), Error> {
+    counters.sort_unstable_by_key(|(key, _)| *key);
+    let mut table = write.open_table(COUNTERS)?;
+    for ((node, lane), counters) in counters {
+        table.insert((node, row::lane_code(lane)), &counters.to_bytes()[..])?;
+    }
+    Ok(())
+}
+
+/// Adds rows and removes the oldest above the cap; gives the bytes that stay.
+fn quarantine(
+    write: &redb::WriteTransaction,
+    rows: &[Vec<u8>],
+    before: u64,
+    cap: u64,
+) -> Result<u64, Error> {
+    let mut table = write.open_table(QUARANTINE)?;
+    let mut bytes = before;
+    let mut next = table.last()?.map_or(1, |(seq, _)| seq.value() + 1);
+    for row in rows {
+        table.insert(next, &row[..])?;
+        next += 1;
+        bytes += row.len() as u64;
+    }
+    while bytes > cap {
+        let Some((_, row)) = table.pop_first()? else { break };
+        bytes = bytes.saturating_sub(row.value().len() as u64);
+    }
+    Ok(bytes)
+}
+
+fn mark_row(key: &MarkKey) -> (u32, u8, [u8; 16]) {
+    (key.node, row::lane_code(key.lane), key.stream.0)
+}
+
+fn number(bytes: &[u8], what: &str) -> Result<u64, Error> {
+    let number = bytes.try_into().map(u64::from_le_bytes);
+    number.map_err(|_| Error::Damaged { what: what.to_owned() })
+}
