@@ -42,10 +42,10 @@ fn value(payload: &impl Serialize) -> Value {
 
 #[test]
 fn the_examples_validate() {
-    holds("birth", &given::birth()).unwrap();
-    holds("death", &given::death()).unwrap();
-    holds("heartbeat", &given::heartbeat()).unwrap();
-    holds("ack", &given::ack()).unwrap();
+    holds("birth-message", &given::birth()).unwrap();
+    holds("death-message", &given::death()).unwrap();
+    holds("heartbeat-message", &given::heartbeat()).unwrap();
+    holds("ack-message", &given::ack()).unwrap();
     holds("telemetry-batch", &given::telemetry()).unwrap();
     holds("event-batch", &given::event_batch()).unwrap();
     holds("command-batch", &given::batch(1, vec![0x80])).unwrap();
@@ -55,22 +55,22 @@ fn the_examples_validate() {
 proptest! {
     #[test]
     fn every_birth_validates(birth in vary::births()) {
-        holds("birth", &birth)?;
+        holds("birth-message", &birth)?;
     }
 
     #[test]
     fn every_death_validates(death in vary::deaths()) {
-        holds("death", &death)?;
+        holds("death-message", &death)?;
     }
 
     #[test]
     fn every_heartbeat_validates(heartbeat in vary::heartbeats()) {
-        holds("heartbeat", &heartbeat)?;
+        holds("heartbeat-message", &heartbeat)?;
     }
 
     #[test]
     fn every_ack_validates(ack in vary::acks()) {
-        holds("ack", &ack)?;
+        holds("ack-message", &ack)?;
     }
 
     #[test]
@@ -187,10 +187,10 @@ fn refuses_the_spoilt(rule: &'static str, payload: &impl Serialize) -> usize {
 
 #[test]
 fn a_payload_spoilt_in_one_place_is_refused() {
-    let spoilt = refuses_the_spoilt("birth", &given::birth())
-        + refuses_the_spoilt("death", &given::death())
-        + refuses_the_spoilt("heartbeat", &given::heartbeat())
-        + refuses_the_spoilt("ack", &given::ack())
+    let spoilt = refuses_the_spoilt("birth-message", &given::birth())
+        + refuses_the_spoilt("death-message", &given::death())
+        + refuses_the_spoilt("heartbeat-message", &given::heartbeat())
+        + refuses_the_spoilt("ack-message", &given::ack())
         + refuses_the_spoilt("telemetry-batch", &given::telemetry())
         + refuses_the_spoilt("event-batch", &given::event_batch())
         + refuses_the_spoilt("command-batch", &given::batch(1, vec![0x80]))
@@ -200,8 +200,8 @@ fn a_payload_spoilt_in_one_place_is_refused() {
 
 #[test]
 fn a_body_spoilt_in_one_place_is_refused() {
-    assert!(refuses_the_spoilt("samples", &given::samples()) > 100);
-    assert!(refuses_the_spoilt("events", &given::events()) > 20);
+    assert!(refuses_the_spoilt("sample-columns", &given::samples()) > 100);
+    assert!(refuses_the_spoilt("event-list", &given::events()) > 20);
 }
 
 #[test]
@@ -242,28 +242,28 @@ fn numbers_words_and_lengths_out_of_range_are_refused() {
     let events = value(&given::events());
     let stream = ["lanes", "telemetry", "0", "stream"];
     let cases: [(&'static str, &Value, &[&str], Value); 22] = [
-        ("birth", &birth, &["v"], 2.into()),
-        ("birth", &birth, &["session"], vec![0; 7].into()),
-        ("birth", &birth, &["boot"], vec![0; 9].into()),
-        ("birth", &birth, &["clock"], "perhaps".into()),
-        ("birth", &birth, &["epoch"], (-1).into()),
-        ("birth", &birth, &["lanes", "telemetry", "0", "next_seq"], 0.into()),
-        ("birth", &birth, &stream, vec![0; 15].into()),
-        ("ack", &ack, &stream, vec![0; 17].into()),
-        ("ack", &ack, &["credit"], (1_u64 << 32).into()),
-        ("ack", &ack, &["lanes", "telemetry", "0", "verdict"], "maybe".into()),
+        ("birth-message", &birth, &["v"], 2.into()),
+        ("birth-message", &birth, &["session"], vec![0; 7].into()),
+        ("birth-message", &birth, &["boot"], vec![0; 9].into()),
+        ("birth-message", &birth, &["clock"], "perhaps".into()),
+        ("birth-message", &birth, &["epoch"], (-1).into()),
+        ("birth-message", &birth, &["lanes", "telemetry", "0", "next_seq"], 0.into()),
+        ("birth-message", &birth, &stream, vec![0; 15].into()),
+        ("ack-message", &ack, &stream, vec![0; 17].into()),
+        ("ack-message", &ack, &["credit"], (1_u64 << 32).into()),
+        ("ack-message", &ack, &["lanes", "telemetry", "0", "verdict"], "maybe".into()),
         ("telemetry-batch", &batch, &["seq"], 0.into()),
         ("telemetry-batch", &batch, &["seq"], u64::MAX.into()),
         ("telemetry-batch", &batch, &["count"], 0.into()),
         ("telemetry-batch", &batch, &["count"], 10_001.into()),
         ("tombstone", &tombstone, &["lost"], "meteorite".into()),
         ("tombstone", &tombstone, &["body"], vec![0x80].into()),
-        ("samples", &samples, &["t0"], (1_u64 << 63).into()),
-        ("samples", &samples, &["series", "0", "m"], "".into()),
-        ("samples", &samples, &["series", "0", "m"], "é".repeat(32).into()),
-        ("events", &events, &["0", "severity"], "awful".into()),
-        ("events", &events, &["0", "message"], "x".repeat(4_097).into()),
-        ("events", &events, &["0", "id"], "".into()),
+        ("sample-columns", &samples, &["t0"], (1_u64 << 63).into()),
+        ("sample-columns", &samples, &["series", "0", "m"], "".into()),
+        ("sample-columns", &samples, &["series", "0", "m"], "é".repeat(32).into()),
+        ("event-list", &events, &["0", "severity"], "awful".into()),
+        ("event-list", &events, &["0", "message"], "x".repeat(4_097).into()),
+        ("event-list", &events, &["0", "id"], "".into()),
     ];
     for (rule, payload, path, new) in cases {
         assert!(validate(rule, &cbor::encode(payload)).is_ok(), "{rule} before");
@@ -271,5 +271,28 @@ fn numbers_words_and_lengths_out_of_range_are_refused() {
         assert!(validate(rule, &cbor::encode(&wrong)).is_err(), "{rule}: {path:?}");
     }
     let none: [Value; 0] = [];
-    assert!(validate("events", &cbor::encode(&none)).is_err(), "an event batch without an event");
+    assert!(validate("event-list", &cbor::encode(&none)).is_err(), "an event batch without an event");
+}
+
+#[test]
+fn no_rule_bears_the_name_of_a_key_or_of_the_prelude() {
+    // RFC 8610 appendix D; a second definition of these is an error.
+    const PRELUDE: [&str; 13] = [
+        "any", "uint", "nint", "int", "bstr", "bytes", "tstr", "text", "number", "time", "float", "bool",
+        "null",
+    ];
+    let code = CDDL.lines().map(|line| line.split(';').next().unwrap());
+    let rules: Vec<&str> = code
+        .clone()
+        .filter_map(|line| Some(line.split_once(" =")?.0.trim_end()))
+        .filter(|rule| !rule.contains(' '))
+        .collect();
+    assert!(rules.len() > 40 && rules.contains(&"birth-message"), "{rules:?}");
+    assert!(rules.iter().all(|rule| !PRELUDE.contains(rule)), "{rules:?}");
+    for line in code {
+        for (before, _) in line.match_indices(':').map(|(at, _)| line.split_at(at)) {
+            let key = before.split([' ', '{', '?']).next_back().unwrap();
+            assert!(!rules.contains(&key), "{key} is a rule and a key in: {line}");
+        }
+    }
 }
