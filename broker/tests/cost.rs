@@ -3,6 +3,8 @@
 //! In a process of its own, because it reads the memory of the whole process. The bounds leave room for a loaded
 //! machine and an unoptimised build; the figures are printed (`--nocapture`).
 
+#![expect(clippy::unwrap_used, reason = "the helpers of tests are tests")]
+
 use std::{
     fs,
     io::{Read, Write},
@@ -12,8 +14,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use fleet_broker::{Broker, Config, Credentials, Directory, Identity, Refusal};
-use fleet_schemas::NodeId;
+use fleet_schemas::{NodeId, Topic, topic::Down};
 
 struct Anyone;
 
@@ -95,6 +98,34 @@ fn an_idle_session_costs_at_most_4_kb() {
     println!("{sessions} idle sessions that published once: {each} bytes each");
     assert_eq!(broker.stats().sessions.get(), sessions as u64 + 100);
     assert!(each <= 4096, "{each} bytes");
+}
+
+#[test]
+fn a_message_to_each_of_1_000_nodes_is_fast() {
+    const NODES: usize = 1_000;
+    let _alone = ALONE.lock().unwrap();
+    let (broker, link) = Broker::start(config(), Arc::new(Anyone)).unwrap();
+    let ids: Vec<_> = (0..NODES).map(|n| NodeId::parse(&format!("edge-{n:03}")).unwrap()).collect();
+    let mut clients: Vec<_> = ids.iter().map(|id| connect(broker.mqtt_addr(), id.as_str())).collect();
+    for (client, id) in clients.iter_mut().zip(&ids) {
+        let filter = format!("fleet/v1/{id}/down/#");
+        let mut packet = vec![0x82, u8::try_from(filter.len() + 5).unwrap(), 0, 1, 0];
+        packet.push(u8::try_from(filter.len()).unwrap());
+        packet.extend(filter.as_bytes());
+        packet.push(1);
+        client.write_all(&packet).unwrap();
+        client.read_exact(&mut [0; 5]).unwrap();
+    }
+    let started = now();
+    let messages = ids.iter().map(|id| (Topic::Down(id.clone(), Down::Ack), Bytes::from_static(&[7; 60])));
+    assert_eq!(link.publisher().publish_many(messages), NODES);
+    for (client, id) in clients.iter_mut().zip(&ids) {
+        let length = 2 + 2 + format!("fleet/v1/{id}/down/ack").len() + 2 + 60;
+        client.read_exact(&mut vec![0; length]).unwrap();
+    }
+    let took = now().duration_since(started);
+    println!("one message to each of {NODES} nodes, QoS 1: {took:?}");
+    assert!(took < Duration::from_secs(1), "{took:?}");
 }
 
 #[test]

@@ -58,7 +58,7 @@ fn a_consumer_that_does_not_take_stops_the_reading_and_loses_nothing() {
     }
     let (pings, clients): (Vec<u32>, Vec<_>) =
         senders.into_iter().map(|sender| sender.join().unwrap()).unzip();
-    assert!(pings.iter().all(|pings| *pings >= 3), "{pings:?}");
+    assert!(pings.iter().all(|pings| *pings >= 2), "{pings:?}");
     assert_eq!((stats.reason(Reason::KeepAlive), stats.sessions.get()), (0, clients.len() as u64));
     assert_eq!((stats.in_flight_bytes.get(), stats.paused_sessions.get()), (0, 0));
 }

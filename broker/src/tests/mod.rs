@@ -60,10 +60,10 @@ pub(crate) fn node(id: &str) -> NodeId {
     NodeId::parse(id).unwrap()
 }
 
-/// Waits for a condition, at most ten seconds.
+/// Waits for a condition, at most half a minute.
 #[track_caller]
 pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = clock::now() + Duration::from_secs(10);
+    let deadline = clock::now() + Duration::from_secs(30);
     while !holds() {
         assert!(clock::now() < deadline, "never: {what}");
         thread::yield_now();
@@ -165,7 +165,7 @@ impl Client {
     /// A connection without a word said.
     pub(crate) fn silent(addr: SocketAddr) -> Self {
         let socket = TcpStream::connect(addr).unwrap();
-        socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
         socket.set_nodelay(true).unwrap();
         Self { socket }
     }

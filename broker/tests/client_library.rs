@@ -1,0 +1,81 @@
+//! A client library that knows nothing of this gate gets along with it, in both versions of MQTT.
+
+#![expect(clippy::unwrap_used, reason = "the helpers of tests are tests")]
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use fleet_broker::{Broker, Config, Credentials, Directory, Identity, Link, Refusal};
+use fleet_schemas::{NodeId, Topic, topic::Down};
+
+struct Secret;
+
+impl Directory for Secret {
+    fn authenticate(&self, credentials: &Credentials<'_>) -> Result<Identity, Refusal> {
+        if credentials.password != Some(b"secret") {
+            return Err(Refusal::BadCredentials);
+        }
+        NodeId::parse(credentials.user.unwrap_or_default())
+            .map(Identity::Node)
+            .map_err(|_| Refusal::NotAuthorized)
+    }
+}
+
+fn plane() -> (Broker, Link) {
+    let config = Config { mqtt: "127.0.0.1:0".parse().unwrap(), ..Config::default() };
+    Broker::start(config, Arc::new(Secret)).unwrap()
+}
+
+fn receive_one(link: &mut Link) -> Bytes {
+    let mut messages = vec![];
+    while link.recv(&mut messages, 1, Duration::from_secs(1)).unwrap() == 0 {}
+    link.taken(&messages);
+    messages.remove(0).payload
+}
+
+/// What both versions of the library do, in the same words.
+macro_rules! gets_along {
+    ($($module:ident)::+, $qos:path, $packet:path) => {{
+        use $($module)::+::{Client, Event, MqttOptions};
+        let (broker, mut link) = plane();
+        let mut options = MqttOptions::new("edge-1", "127.0.0.1", broker.mqtt_addr().port());
+        options.set_credentials("edge-1", "secret").set_keep_alive(Duration::from_secs(5));
+        let (client, mut connection) = Client::new(options, 10);
+        client.subscribe("fleet/v1/edge-1/down/#", $qos).unwrap();
+        client.publish("fleet/v1/edge-1/up/birth", $qos, false, "hello").unwrap();
+        let publisher = link.publisher();
+        let (mut granted, mut acknowledged, mut heard) = (false, false, 0);
+        for event in connection.iter() {
+            use $packet as Packet;
+            match event.unwrap() {
+                Event::Incoming(Packet::SubAck(_)) => granted = true,
+                Event::Incoming(Packet::PubAck(_)) => acknowledged = true,
+                Event::Incoming(Packet::Publish(publish)) => {
+                    assert_eq!(publish.payload, "order");
+                    heard += 1;
+                }
+                _ => continue,
+            }
+            if granted && acknowledged && heard == 0 {
+                let topic = Topic::Down(NodeId::parse("edge-1").unwrap(), Down::Command);
+                publisher.publish(&topic, Bytes::from_static(b"order")).unwrap();
+            }
+            if heard == 1 {
+                break;
+            }
+        }
+        assert_eq!(receive_one(&mut link), "hello");
+        drop((client, connection));
+        broker.shutdown();
+    }};
+}
+
+#[test]
+fn mqtt_3_1_1() {
+    gets_along!(rumqttc, rumqttc::QoS::AtLeastOnce, rumqttc::Packet);
+}
+
+#[test]
+fn mqtt_5() {
+    gets_along!(rumqttc::v5, rumqttc::v5::mqttbytes::QoS::AtLeastOnce, rumqttc::v5::mqttbytes::v5::Packet);
+}
