@@ -1,4 +1,5 @@
 //! The hub's durable state. The only room of the manager that names redb.
 
 pub mod disk;
+pub mod state;
 pub mod telemetry;

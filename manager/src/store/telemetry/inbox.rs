@@ -134,6 +134,16 @@ impl Inbox {
         Ok(Self { db, memory: RwLock::new(memory) })
     }
 
+    /// When the inbox is new but there are week files (it was damaged and set aside): their samples are stored.
+    pub(super) fn adopt(&self, stored: &HashMap<(u32, Lane), u64>) -> Result<(), Error> {
+        let fresh = super::read_lock(&self.memory).counters.is_empty();
+        if !fresh || stored.is_empty() {
+            return Ok(());
+        }
+        let counters = stored.iter().map(|(key, count)| (*key, Delta::stored(*count))).collect();
+        self.commit(Staged { counters, ..Staged::default() }, 0)
+    }
+
     /// Commits what was staged, with its note, then shows it to readers.
     pub(super) fn commit(&self, staged: Staged, quarantine_cap: u64) -> Result<(), Error> {
         let (quarantined, next_seq) = {

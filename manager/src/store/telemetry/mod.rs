@@ -5,10 +5,16 @@
 //! without waiting for either. Every call may come from any thread. Samples are counted per (node, lane) in the
 //! transaction that moves them. Must not know topics, sessions, the registry, or what is in a mark.
 
+mod blob;
 mod counters;
 mod inbox;
+mod latest;
 mod row;
+mod seal;
+mod tidy;
 mod unsealed;
+mod week;
+mod weeks;
 mod write;
 
 use std::{
@@ -20,8 +26,12 @@ use fleet_schemas::{Lane, StreamId, cbor::DecodeError};
 
 use super::disk::{Disk, DiskError};
 use inbox::Inbox;
+use seal::Sealer;
+use weeks::Weeks;
 
 pub use counters::{Booking, Counters};
+pub use latest::{Latest, SeriesName};
+pub use seal::SealReport;
 pub use write::{InboxBatch, InboxWrite};
 
 /// How the store behaves; the defaults are those of DESIGN.md.
@@ -178,6 +188,9 @@ pub struct TelemetryStore {
 /// One opening of the files.
 struct Opened {
     inbox: Inbox,
+    weeks: Weeks,
+    sealer: Mutex<Sealer>,
+    latest: Mutex<latest::Cache>,
 }
 
 impl TelemetryStore {
@@ -185,8 +198,8 @@ impl TelemetryStore {
     ///
     /// # Errors
     /// [`Error::Disk`] names the file and what to do.
-    pub fn open(disk: Arc<dyn Disk>, config: Config, now_ms: i64) -> Result<Self, Error> {
-        let opened = Opened::open(&*disk, &config, now_ms)?;
+    pub fn open(disk: Arc<dyn Disk>, config: Config) -> Result<Self, Error> {
+        let opened = Opened::open(&*disk, &config)?;
         Ok(Self {
             disk,
             config,
@@ -255,7 +268,7 @@ impl TelemetryStore {
     ///
     /// # Errors
     /// [`Error::Busy`] while a transaction or query of before runs; else what opening says.
-    pub fn reopen(&self, now_ms: i64) -> Result<(), Error> {
+    pub fn reopen(&self) -> Result<(), Error> {
         let _writer = match self.writer.try_lock() {
             Ok(guard) => guard,
             Err(TryLockError::Poisoned(guard)) => guard.into_inner(),
@@ -268,7 +281,7 @@ impl TelemetryStore {
         if lock(&self.retired).strong_count() > 0 {
             return Err(Error::Busy);
         }
-        *opened = Some(Arc::new(Opened::open(&*self.disk, &self.config, now_ms)?));
+        *opened = Some(Arc::new(Opened::open(&*self.disk, &self.config)?));
         *lock(&self.poisoned) = None;
         Ok(())
     }
@@ -289,8 +302,19 @@ impl TelemetryStore {
 }
 
 impl Opened {
-    fn open(disk: &dyn Disk, config: &Config, _now_ms: i64) -> Result<Self, Error> {
-        Ok(Self { inbox: Inbox::open(disk, config, &std::collections::HashMap::new(), 0)? })
+    fn open(disk: &dyn Disk, config: &Config) -> Result<Self, Error> {
+        let weeks = Weeks::open(disk, config)?;
+        let known = weeks.known()?;
+        let inbox = Inbox::open(disk, config, &known.cursors, known.floor)?;
+        for name in inbox.doomed()? {
+            if let Some(id) = week::FileId::parse(&name) {
+                weeks.forget(id);
+            }
+            disk.remove(&name)?;
+            inbox.unlinked(&name)?;
+        }
+        inbox.adopt(&known.stored)?;
+        Ok(Self { inbox, weeks, sealer: Mutex::default(), latest: Mutex::default() })
     }
 }
 
