@@ -48,6 +48,9 @@ enum Fault {
     /// The router is to be killed, to see what happens.
     #[cfg(test)]
     Kill,
+    /// The router is to fall silent, alive.
+    #[cfg(test)]
+    Deafen,
     Stop,
 }
 
@@ -105,7 +108,7 @@ impl Plane {
         let life = plane.enliven(0, wires::spawn(budget)?)?;
         let supervised = plane.clone();
         let thread = thread::Builder::new()
-            .name("router-watch".into())
+            .name("plane-watch".into())
             .spawn(move || supervised.supervise(life, &faulty))?;
         Ok((plane, Supervisor { faults, thread }))
     }
@@ -172,6 +175,11 @@ impl Plane {
                 #[cfg(test)]
                 Ok(Fault::Kill) => {
                     life.fuse.retire();
+                    continue;
+                }
+                #[cfg(test)]
+                Ok(Fault::Deafen) => {
+                    life.fuse.deafen();
                     continue;
                 }
                 Ok(Fault::Stop) | Err(RecvTimeoutError::Disconnected) => break,
@@ -273,10 +281,10 @@ impl Life {
     }
 
     /// Retires the router and joins its threads, those that end in time.
-    fn end(mut self) {
+    fn end(self) {
         let deadline = clock::now() + END;
+        self.fuse.retire();
         while clock::now() < deadline {
-            self.fuse.retire();
             if self.fuse.dead() && self.threads.iter().all(JoinHandle::is_finished) {
                 break;
             }
@@ -303,6 +311,11 @@ impl Supervisor {
     #[cfg(test)]
     pub(crate) fn kill_router(&self) {
         self.faults.send(Fault::Kill).unwrap();
+    }
+
+    #[cfg(test)]
+    pub(crate) fn deafen_router(&self) {
+        self.faults.send(Fault::Deafen).unwrap();
     }
 }
 

@@ -3,10 +3,11 @@
 //! Owns how a router is built, fed, probed and retired. Knows nothing of what it carries.
 
 use std::{
+    collections::BTreeSet,
     error,
     panic::{self, PanicHookInfo},
     sync::{
-        Once,
+        Mutex, Once, PoisonError,
         atomic::{AtomicUsize, Ordering},
         mpsc,
     },
@@ -45,7 +46,11 @@ pub(super) struct Feed(LinkTx);
 pub(super) struct Fuse {
     link: LinkTx,
     dead: Box<dyn Fn() -> bool + Send>,
+    retire: Box<dyn Fn() + Send>,
 }
+
+/// Routers that were told to end, by number: their panics are no news.
+static RETIRED: Mutex<BTreeSet<usize>> = Mutex::new(BTreeSet::new());
 
 /// No router, or no link to it.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +65,8 @@ pub(crate) struct Gone;
 const PROBE: &str = "gate/probe";
 /// The router slices a topic at byte 1 and panics inside a character. It has no other way to stop.
 const RETIRE: &str = "é";
+/// The name of threads that build links: they come and go.
+const LINKER: &str = "router-linker";
 /// Links of nodes do not exist: four for the plane, the rest for third-party sessions.
 const CONNECTIONS: usize = 1_024;
 /// Messages the router reads from its log at once, the size of a link's own buffer.
@@ -87,7 +94,7 @@ pub(super) fn spawn(budget: usize) -> Result<Wires, SpawnError> {
         // Nobody waits any more if this comes too late.
         let _ = built.send(link(id, config));
     };
-    thread::Builder::new().name("router-link".into()).spawn(build).map_err(|e| SpawnError(e.into()))?;
+    thread::Builder::new().name(LINKER.into()).spawn(build).map_err(|e| SpawnError(e.into()))?;
     wires.recv_timeout(BUILD).map_err(|e| SpawnError(e.into()))?
 }
 
@@ -105,8 +112,22 @@ fn link(id: usize, config: RouterConfig) -> Result<Wires, SpawnError> {
     subscribe(&mut hub, ALL_UP)?;
     subscribe(&mut down, ALL_DOWN)?;
     subscribe(&mut up, PROBE)?;
-    let dead = Box::new(move || events.is_disconnected());
-    Ok(Wires { up: Feed(up), up_rx, hub_rx, down: Feed(down), down_rx, fuse: Fuse { link: fuse, dead } })
+    let ending = events.clone();
+    let retire = Box::new(move || {
+        let events = ending.clone();
+        let end = move || {
+            if let Ok((mut link, _, _)) = LinkBuilder::new("fleet-end", events).build() {
+                // If this fails, it is dead already.
+                let _ = link.publish(RETIRE, "");
+            }
+        };
+        RETIRED.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
+        if let Err(error) = thread::Builder::new().name(LINKER.into()).spawn(end) {
+            tracing::error!(%error, "a router could not be told to end");
+        }
+    });
+    let fuse = Fuse { link: fuse, dead: Box::new(move || events.is_disconnected()), retire };
+    Ok(Wires { up: Feed(up), up_rx, hub_rx, down: Feed(down), down_rx, fuse })
 }
 
 impl Feed {
@@ -131,9 +152,15 @@ impl Fuse {
         let _ = self.link.try_publish(PROBE, "probe");
     }
 
-    /// Stops the router by its panic. One that hangs keeps its thread.
-    pub(super) fn retire(&mut self) {
-        let _ = self.link.try_publish(RETIRE, "");
+    /// Stops the router by its panic, over a link of its own and without waiting. One that hangs keeps its thread.
+    pub(super) fn retire(&self) {
+        (self.retire)();
+    }
+
+    /// Makes the router drop the probe's link, as it does with any that publishes such a topic, and say nothing.
+    #[cfg(test)]
+    pub(super) fn deafen(&mut self) {
+        self.link.publish(&b"\xFF"[..], "").unwrap();
     }
 
     /// Whether the router's thread is gone.
@@ -148,10 +175,14 @@ fn quiet_retirement() {
     HOOK.call_once(|| {
         let print = panic::take_hook();
         panic::set_hook(Box::new(move |panic: &PanicHookInfo<'_>| {
-            if thread::current().name().is_some_and(|name| name.starts_with("router-")) {
-                tracing::debug!(%panic, "a router ended");
-            } else {
-                print(panic);
+            let thread = thread::current();
+            let router = thread.name().and_then(|name| name.strip_prefix("router-"));
+            match router.map(str::parse::<usize>) {
+                Some(Ok(id)) if RETIRED.lock().unwrap_or_else(PoisonError::into_inner).remove(&id) => {
+                    tracing::debug!(id, "a router was retired");
+                }
+                Some(Ok(id)) => tracing::error!(id, %panic, "a router panicked"),
+                Some(Err(_)) | None => print(panic),
             }
         }));
     });

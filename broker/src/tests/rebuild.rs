@@ -108,4 +108,27 @@ fn many_planes_come_and_go_in_one_process() {
         broker.shutdown();
         assert_eq!(link.recv(&mut vec![], 1, Duration::ZERO), Err(crate::LinkClosed));
     }
+    #[cfg(target_os = "linux")]
+    until("their routers are gone, but for those of other tests", || router_threads() < 10);
+}
+
+#[test]
+fn a_router_that_lives_and_does_not_return_probes_is_replaced() {
+    let (broker, mut link) = plane();
+    let mut client = Client::open(broker.mqtt_addr(), &Hello::new(V5, "edge-1"));
+    broker.running.as_ref().unwrap().1.deafen_router();
+    until("a new router", || broker.stats().router_rebuilds.get() == 1);
+    client.send(&publish(V5, 0x32, "fleet/v1/edge-1/up/event", 1, b"after"));
+    assert_eq!(client.read(), Some((0x40, vec![0, 1])));
+    assert_eq!(&receive(&mut link, 1)[0].payload[..], b"after");
+}
+
+/// Threads of this process that are routers.
+#[cfg(target_os = "linux")]
+fn router_threads() -> usize {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    let names = tasks.filter_map(|task| std::fs::read_to_string(task.unwrap().path().join("comm")).ok());
+    names
+        .filter(|name| name.trim_end().strip_prefix("router-").is_some_and(|id| id.parse::<u32>().is_ok()))
+        .count()
 }
