@@ -3,6 +3,16 @@
 //! `core/` decides and is pure; `store/` is the only room that names redb; `uplink` joins the two and is what the
 //! simulator runs. Everything else is the shell that moves bytes and time in and out.
 
+pub mod api;
+pub mod clock;
+pub mod collect;
+pub mod config;
 pub mod core;
+mod exec;
+pub mod metrics;
+pub mod mqtt;
+pub mod outbox;
+pub mod run;
+mod stop;
 pub mod store;
 pub mod uplink;

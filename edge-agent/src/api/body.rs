@@ -1,0 +1,241 @@
+//! Bodies of telemetry and event posts: JSON in, records out, and a pointer to the field that is wrong.
+//!
+//! The straight way parses without building a tree. Only when it fails, the body is read again as a tree to tell where.
+
+use std::{borrow::Cow, collections::HashMap};
+
+use axum::http::StatusCode;
+use fleet_schemas::{
+    DeviceId, MetricName,
+    event::{Event, Severity},
+    limits,
+    telemetry::Sample,
+};
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::problem::Problem;
+
+/// Most events in one request.
+pub(crate) const EVENTS: usize = 100;
+/// Deepest nesting of an event's data: batch, array, event and map take four of the levels that the wire allows.
+const DATA_DEPTH: usize = limits::CBOR_DEPTH - 6;
+
+/// `{device?, samples: [{metric, value, unit?, time_ms?}]}`.
+#[derive(Debug, Deserialize)]
+struct Telemetry<'a> {
+    #[serde(borrow, default)]
+    device: Option<Text<'a>>,
+    #[serde(borrow)]
+    samples: Vec<RawSample<'a>>,
+}
+
+#[derive(Debug, Deserialize)]
+struct RawSample<'a> {
+    #[serde(borrow)]
+    metric: Cow<'a, str>,
+    value: f64,
+    #[serde(borrow, default)]
+    unit: Option<Text<'a>>,
+    #[serde(default)]
+    time_ms: Option<i64>,
+}
+
+/// Borrowed from the body where nothing is escaped, also inside of an option.
+#[derive(Debug, Deserialize)]
+#[serde(transparent)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+/// Names that were checked once and are shared by all samples of a request.
+#[derive(Default)]
+struct Names<'a>(HashMap<&'a str, MetricName>);
+
+impl<'a> Names<'a> {
+    fn get(&mut self, text: &'a str) -> Result<MetricName, String> {
+        if let Some(name) = self.0.get(text) {
+            return Ok(name.clone());
+        }
+        let name = MetricName::parse(text).map_err(|error| error.to_string())?;
+        self.0.insert(text, name.clone());
+        Ok(name)
+    }
+}
+
+/// The samples of a body; those without a time get `now_ms`.
+pub(crate) fn telemetry(body: &[u8], now_ms: i64) -> Result<Vec<Sample>, Problem> {
+    let telemetry: Telemetry<'_> =
+        serde_json::from_slice(body).map_err(|error| locate(body, &error, in_telemetry))?;
+    if telemetry.samples.len() > limits::BATCH_RECORDS {
+        let detail = format!("more than {} samples; send them in parts", limits::BATCH_RECORDS);
+        return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail));
+    }
+    let device = device(telemetry.device.as_ref().map(|text| &*text.0))?.unwrap_or_else(DeviceId::node);
+    let mut names = Names::default();
+    let mut samples = Vec::with_capacity(telemetry.samples.len());
+    for (at, raw) in telemetry.samples.iter().enumerate() {
+        let wrong = |field: &str, detail: String| Problem::field(format!("/samples/{at}/{field}"), detail);
+        if !raw.value.is_finite() {
+            return Err(wrong("value", "the value is not a finite number".to_owned()));
+        }
+        let metric = names.get(&raw.metric).map_err(|detail| wrong("metric", detail))?;
+        let unit = match raw.unit.as_ref().map(|text| &*text.0) {
+            None | Some("") => None,
+            Some(unit) => Some(names.get(unit).map_err(|detail| wrong("unit", detail))?),
+        };
+        let time_ms = raw.time_ms.unwrap_or(now_ms);
+        samples.push(Sample { time_ms, device: device.clone(), metric, unit, value: raw.value });
+    }
+    Ok(samples)
+}
+
+/// `{kind, severity, message, data?, device?, time_ms?, id?}`.
+#[derive(Debug, Deserialize)]
+struct RawEvent {
+    kind: String,
+    severity: Severity,
+    message: String,
+    #[serde(default)]
+    data: Option<Value>,
+    #[serde(default)]
+    device: Option<String>,
+    #[serde(default)]
+    time_ms: Option<i64>,
+    #[serde(default)]
+    id: Option<String>,
+}
+
+/// The events of a body: one, or a list of at most [`EVENTS`].
+pub(crate) fn events(body: &[u8], now_ms: i64) -> Result<Vec<Event>, Problem> {
+    let wrong = |error: serde_json::Error| locate(body, &error, in_events);
+    if body.trim_ascii_start().first() != Some(&b'[') {
+        let raw: RawEvent = serde_json::from_slice(body).map_err(wrong)?;
+        return Ok(vec![event(raw, now_ms)?]);
+    }
+    let raw: Vec<RawEvent> = serde_json::from_slice(body).map_err(wrong)?;
+    if raw.len() > EVENTS {
+        return Err(Problem::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            format!("more than {EVENTS} events; send them in parts"),
+        ));
+    }
+    let numbered = raw.into_iter().enumerate();
+    numbered.map(|(at, raw)| event(raw, now_ms).map_err(|problem| problem.below(&format!("/{at}")))).collect()
+}
+
+fn event(raw: RawEvent, now_ms: i64) -> Result<Event, Problem> {
+    let kind = MetricName::parse(&raw.kind).map_err(|error| Problem::field("/kind", error.to_string()))?;
+    let data = match raw.data {
+        None | Some(Value::Null) => None,
+        Some(data) => {
+            if depth(&data) > DATA_DEPTH {
+                let detail = format!("data is nested deeper than {DATA_DEPTH}; flatten it");
+                return Err(Problem::field("/data", detail));
+            }
+            let data = ciborium::Value::serialized(&data);
+            Some(data.map_err(|error| Problem::field("/data", error.to_string()))?)
+        }
+    };
+    let device = device(raw.device.as_deref())?.filter(|device| !device.is_node());
+    let time_ms = raw.time_ms.unwrap_or(now_ms);
+    let event =
+        Event { time_ms, kind, severity: raw.severity, message: raw.message, data, device, id: raw.id };
+    event.check().map_err(|what| {
+        let field = what.split(' ').next().unwrap_or_default();
+        Problem::field(format!("/{field}"), what)
+    })?;
+    Ok(event)
+}
+
+fn device(text: Option<&str>) -> Result<Option<DeviceId>, Problem> {
+    let parsed = text.map(DeviceId::parse).transpose();
+    parsed.map_err(|error| Problem::field("/device", error.to_string()))
+}
+
+fn depth(value: &Value) -> usize {
+    match value {
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => 1,
+        Value::Array(items) => 1 + items.iter().map(depth).max().unwrap_or(0),
+        Value::Object(items) => 1 + items.values().map(depth).max().unwrap_or(0),
+    }
+}
+
+/// Tells where a body that could not be read is wrong: 400 when it is no JSON, 422 with a pointer otherwise.
+fn locate(body: &[u8], error: &serde_json::Error, search: fn(&Value) -> Option<Problem>) -> Problem {
+    match serde_json::from_slice::<Value>(body) {
+        Err(syntax) => Problem::new(StatusCode::BAD_REQUEST, format!("the body is not JSON: {syntax}")),
+        Ok(tree) => search(&tree).unwrap_or_else(|| Problem::field("", error.to_string())),
+    }
+}
+
+fn in_telemetry(tree: &Value) -> Option<Problem> {
+    if !tree.is_object() {
+        return Some(Problem::field("", "give an object with `samples` here"));
+    }
+    let samples = match tree.get("samples") {
+        Some(Value::Array(samples)) => samples,
+        Some(_) | None => return Some(Problem::field("/samples", "give a list of samples here")),
+    };
+    if let Some(problem) = optional(tree, "", "device", "a text", Value::is_string) {
+        return Some(problem);
+    }
+    samples.iter().enumerate().find_map(|(at, sample)| {
+        let at = format!("/samples/{at}");
+        if !sample.is_object() {
+            return Some(Problem::field(at, "give an object with `metric` and `value` here"));
+        }
+        required(sample, &at, "metric", "a text", Value::is_string)
+            .or_else(|| required(sample, &at, "value", "a finite number", Value::is_number))
+            .or_else(|| optional(sample, &at, "unit", "a text", Value::is_string))
+            .or_else(|| optional(sample, &at, "time_ms", "whole Unix milliseconds", Value::is_i64))
+    })
+}
+
+fn in_events(tree: &Value) -> Option<Problem> {
+    match tree {
+        Value::Array(events) => {
+            events.iter().enumerate().find_map(|(at, event)| in_event(event, &format!("/{at}")))
+        }
+        event => in_event(event, ""),
+    }
+}
+
+fn in_event(event: &Value, at: &str) -> Option<Problem> {
+    if !event.is_object() {
+        return Some(Problem::field(at, "give an object with `kind`, `severity` and `message` here"));
+    }
+    let severity = |value: &Value| Severity::deserialize(value).is_ok();
+    required(event, at, "kind", "a text", Value::is_string)
+        .or_else(|| required(event, at, "severity", "info, warning, error or critical", severity))
+        .or_else(|| required(event, at, "message", "a text", Value::is_string))
+        .or_else(|| optional(event, at, "device", "a text", Value::is_string))
+        .or_else(|| optional(event, at, "time_ms", "whole Unix milliseconds", Value::is_i64))
+        .or_else(|| optional(event, at, "id", "a text", Value::is_string))
+}
+
+fn required(
+    parent: &Value,
+    at: &str,
+    field: &str,
+    what: &str,
+    fits: impl FnOnce(&Value) -> bool,
+) -> Option<Problem> {
+    let pointer = format!("{at}/{field}");
+    match parent.get(field) {
+        Some(value) if fits(value) => None,
+        Some(_) => Some(Problem::field(pointer, format!("give {what} here"))),
+        None => Some(Problem::field(pointer, format!("`{field}` is missing; give {what}"))),
+    }
+}
+
+fn optional(
+    parent: &Value,
+    at: &str,
+    field: &str,
+    what: &str,
+    fits: impl FnOnce(&Value) -> bool,
+) -> Option<Problem> {
+    match parent.get(field) {
+        None | Some(Value::Null) => None,
+        Some(_) => required(parent, at, field, what, fits),
+    }
+}

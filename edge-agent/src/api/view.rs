@@ -1,0 +1,191 @@
+//! What the edge API and the command line say of the agent, as JSON.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use fleet_schemas::{Lane, NodeId, SessionId, StoreId, StreamId};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    core::Now,
+    uplink::{LaneStatus, Status},
+};
+
+/// `GET /api/v1/status`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StatusView {
+    /// The node.
+    pub node_id: NodeId,
+    /// Its name for people.
+    pub node_name: String,
+    /// What kind of machine.
+    pub kind: String,
+    /// The agent's version.
+    pub version: String,
+    /// `online` while the hub answers, else `offline`.
+    pub status: String,
+    /// Since the agent started, in seconds.
+    pub uptime: u64,
+    /// Where the hub is; absent when none is configured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hub: Option<String>,
+    /// Whether a hub is reached (the word of older tools).
+    pub cloud: bool,
+    /// The session.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<SessionId>,
+    /// Sessions so far.
+    pub session_epoch: u64,
+    /// The hub's store, once it answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store_id: Option<StoreId>,
+    /// Batches the hub lets us have in flight.
+    pub credit: u32,
+    /// Since the last ack, in seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_ack_s: Option<u64>,
+    /// Hub time minus ours, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hub_offset_ms: Option<i64>,
+    /// The agent's wall clock, Unix milliseconds.
+    pub time_ms: i64,
+    /// `synced` or `unsynced`.
+    pub clock: fleet_schemas::batch::Clock,
+    /// What the outbox holds.
+    pub outbox: OutboxView,
+}
+
+/// `GET /api/v1/outbox`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct OutboxView {
+    /// Bytes held.
+    pub bytes: u64,
+    /// Bytes it may hold.
+    pub quota_bytes: u64,
+    /// Records held, pending ones and those kept after their ack included.
+    pub held_records: u64,
+    /// Batches that the hub has not acknowledged.
+    pub unacked_batches: u64,
+    /// Samples that are on disk and not yet sealed into a batch.
+    pub pending_samples: u64,
+    /// Records declared lost since the agent started.
+    pub lost_records: u64,
+    /// Rows found damaged when the outbox was opened.
+    pub damaged_rows: u64,
+    /// Each lane.
+    pub lanes: BTreeMap<Lane, LaneView>,
+}
+
+/// One lane of the outbox.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LaneView {
+    /// Batches in flight.
+    pub in_flight: u32,
+    /// Batches that the hub has not acknowledged.
+    pub unacked_batches: u64,
+    /// Records held.
+    pub held_records: u64,
+    /// Each stream.
+    pub streams: Vec<StreamView>,
+}
+
+/// One stream of a lane.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StreamView {
+    /// The stream.
+    pub stream: StreamId,
+    /// The hub's mark: everything up to it is stored.
+    pub mark: u64,
+    /// Number of the oldest batch still held.
+    pub floor_seq: u64,
+    /// Number the next batch will have.
+    pub next_seq: u64,
+    /// Number of the first record still held.
+    pub floor_record: u64,
+    /// Number the next record will have.
+    pub next_record: u64,
+    /// Records held.
+    pub records: u64,
+    /// Records that tombstones stand for.
+    pub lost_records: u64,
+}
+
+/// What the status adds to the outbox's own word.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    /// The node.
+    pub node: NodeId,
+    /// Its name for people.
+    pub name: Option<String>,
+    /// What kind of machine.
+    pub kind: String,
+    /// The agent's version.
+    pub version: &'static str,
+    /// Where the hub is.
+    pub hub: Option<String>,
+    /// Time since boot at which the agent started.
+    pub started: Duration,
+}
+
+impl StatusView {
+    pub(crate) fn new(facts: &Facts, status: &Status, now: Now) -> Self {
+        Self {
+            node_id: facts.node.clone(),
+            node_name: facts.name.clone().unwrap_or_else(|| facts.node.to_string()),
+            kind: facts.kind.clone(),
+            version: facts.version.to_owned(),
+            status: if status.answered { "online" } else { "offline" }.to_owned(),
+            uptime: now.up.saturating_sub(facts.started).as_secs(),
+            hub: facts.hub.clone(),
+            cloud: status.answered,
+            session: status.session,
+            session_epoch: status.epoch,
+            store_id: status.store_id,
+            credit: status.credit,
+            last_ack_s: status.last_ack.map(|at| now.up.saturating_sub(at).as_secs()),
+            hub_offset_ms: status.hub_offset_ms,
+            time_ms: now.wall_ms,
+            clock: now.clock,
+            outbox: OutboxView::from(status),
+        }
+    }
+}
+
+impl From<&Status> for OutboxView {
+    fn from(status: &Status) -> Self {
+        let lanes: BTreeMap<_, _> =
+            status.lanes.iter().map(|(lane, state)| (*lane, LaneView::from(state))).collect();
+        Self {
+            held_records: lanes.values().map(|lane| lane.held_records).sum::<u64>() + status.pending.samples,
+            unacked_batches: lanes.values().map(|lane| lane.unacked_batches).sum(),
+            bytes: status.outbox.bytes,
+            quota_bytes: status.outbox.quota_bytes,
+            pending_samples: status.pending.samples,
+            lost_records: status.lost,
+            damaged_rows: status.damaged_rows,
+            lanes,
+        }
+    }
+}
+
+impl From<&LaneStatus> for LaneView {
+    fn from(lane: &LaneStatus) -> Self {
+        let streams = lane.streams.iter().map(|(state, mark)| StreamView {
+            stream: state.stream,
+            mark: *mark,
+            floor_seq: state.floor_seq,
+            next_seq: state.next_seq,
+            floor_record: state.floor_record,
+            next_record: state.next_record,
+            records: state.counted,
+            lost_records: state.tombstoned,
+        });
+        Self {
+            in_flight: lane.in_flight,
+            unacked_batches: (lane.streams.iter())
+                .map(|(state, mark)| state.next_seq.saturating_sub(mark.saturating_add(1)))
+                .sum(),
+            held_records: lane.streams.iter().map(|(state, _)| state.counted).sum(),
+            streams: streams.collect(),
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! Asks the running agent over its edge API.
+
+use std::{net::SocketAddr, time::Duration};
+
+use anyhow::{Context as _, anyhow};
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper::{Request, StatusCode, body::Bytes, client::conn::http1, header};
+use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
+use tokio::{net::TcpStream, time};
+
+use super::{Failure, runtime};
+
+/// Time the agent has to answer.
+const ANSWER: Duration = Duration::from_secs(5);
+/// Largest answer that is read, in bytes.
+const ANSWER_BYTES: usize = 4 * 1024 * 1024;
+
+/// `GET path`. Unreachable when nobody answers there, failed when the agent answers with a problem.
+pub(super) fn get<T: DeserializeOwned>(api: SocketAddr, path: &str) -> Result<T, Failure> {
+    let answer = runtime()?.block_on(async { time::timeout(ANSWER, fetch(api, path)).await });
+    let (status, body) = answer
+        .map_err(|_| anyhow!("no answer within {ANSWER:?}"))
+        .and_then(|answer| answer)
+        .with_context(|| {
+            format!("no agent answers on {api}; start one with `fleet-agent run`, or give its --api")
+        })
+        .map_err(Failure::Unreachable)?;
+    if status != StatusCode::OK {
+        let problem = String::from_utf8_lossy(&body).into_owned();
+        return Err(Failure::Failed(anyhow!("the agent on {api} answered {status}: {problem}")));
+    }
+    serde_json::from_slice(&body)
+        .with_context(|| format!("what answers on {api} is no agent of this version"))
+        .map_err(Failure::Failed)
+}
+
+async fn fetch(api: SocketAddr, path: &str) -> anyhow::Result<(StatusCode, Bytes)> {
+    let stream = TcpStream::connect(api).await?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    let exchange = async {
+        let request = Request::get(path).header(header::HOST, api.to_string()).body(Empty::<Bytes>::new())?;
+        let answer = sender.send_request(request).await?;
+        let status = answer.status();
+        let body = Limited::new(answer.into_body(), ANSWER_BYTES).collect().await;
+        let body = body.map_err(|error| anyhow!("the answer broke off: {error}"))?;
+        anyhow::Ok((status, body.to_bytes()))
+    };
+    tokio::select! {
+        answer = exchange => answer,
+        ended = connection => Err(anyhow!("the connection ended: {ended:?}")),
+    }
+}

@@ -1,0 +1,136 @@
+//! The command line: one file per verb, one place that maps what happened to an exit code.
+
+mod ask;
+mod outbox;
+mod run;
+mod status;
+
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use fleet_edge_agent::config::{Config, ConfigError, Flags};
+use fleet_schemas::NodeId;
+
+/// The Clawland Fleet agent for one edge machine.
+#[derive(Debug, Parser)]
+#[command(name = "fleet-agent", version, after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  fleet-agent run --hub mqtt://127.0.0.1:1883 --node edge-1 --data /var/lib/fleet-agent
+  fleet-agent run --print-config > agent.toml
+  fleet-agent status
+  fleet-agent outbox -o json
+
+Exit codes: 0 done, 1 failed, 2 usage, 5 the agent is not reachable.";
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run the agent until SIGTERM or SIGINT
+    Run(run::Run),
+    /// Tell how the running agent is
+    Status(status::Status),
+    /// Tell what the outbox holds, also while the agent is stopped
+    Outbox(outbox::Outbox),
+}
+
+/// Where the agent lives and where it is asked: the same for every verb.
+#[derive(Debug, Clone, Args)]
+struct Place {
+    /// The data folder: outbox, identity, agent.toml [env: FLEET_DATA] [default: ./fleet-agent-data]
+    #[arg(long, value_name = "DIR", global = true)]
+    data: Option<PathBuf>,
+    /// Address of the edge API; port 0 picks one [env: FLEET_API] [default: 127.0.0.1:9099]
+    #[arg(long, value_name = "ADDR", global = true)]
+    api: Option<SocketAddr>,
+    /// The hub, as mqtt://host:port [env: FLEET_HUB]
+    #[arg(long, value_name = "URL", global = true)]
+    hub: Option<fleet_edge_agent::mqtt::HubUrl>,
+    /// The node's id, never to change [env: FLEET_NODE] [default: the host's name]
+    #[arg(long, value_name = "ID", global = true)]
+    node: Option<NodeId>,
+    /// File with the node's secret [env: FLEET_SECRET_FILE] [default: identity/secret in the data folder]
+    #[arg(long, value_name = "FILE", global = true)]
+    secret_file: Option<PathBuf>,
+    /// Another file than agent.toml in the data folder [env: FLEET_CONFIG]
+    #[arg(long, value_name = "FILE", global = true)]
+    config: Option<PathBuf>,
+}
+
+/// How answers are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// For people.
+    Table,
+    /// For programs.
+    Json,
+}
+
+impl Place {
+    fn load(self) -> Result<Config, ConfigError> {
+        let Self { data, api, hub, node, secret_file, config } = self;
+        let variables: Vec<_> = std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .filter(|(name, _)| name.starts_with("FLEET_"))
+            .collect();
+        Config::load(Flags { data, file: config, node, hub, api, secret_file }, &variables)
+    }
+}
+
+/// What ends a verb early, by exit code.
+enum Failure {
+    /// 1.
+    Failed(anyhow::Error),
+    /// 2: flags, variables or `agent.toml` are wrong.
+    Usage(anyhow::Error),
+    /// 5.
+    Unreachable(anyhow::Error),
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self::Usage(error.into())
+    }
+}
+
+pub(crate) fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    let done = match cli.verb {
+        Verb::Run(verb) => verb.main(),
+        Verb::Status(verb) => verb.main(),
+        Verb::Outbox(verb) => verb.main(),
+    };
+    let (code, error) = match done {
+        Ok(()) => return ExitCode::SUCCESS,
+        Err(Failure::Failed(error)) => (1, error),
+        Err(Failure::Usage(error)) => (2, error),
+        Err(Failure::Unreachable(error)) => (5, error),
+    };
+    eprintln!("fleet-agent: {error:#}");
+    ExitCode::from(code)
+}
+
+/// Prints to standard output; a reader that went away is no failure.
+fn print(text: &str) {
+    use std::io::Write as _;
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
+/// A runtime with one thread: the agent is small.
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::Failed(anyhow::Error::new(error).context("failed to start the runtime")))
+}

@@ -1,0 +1,75 @@
+//! `fleet-agent run`.
+
+use std::io::IsTerminal as _;
+
+use anyhow::anyhow;
+use clap::Args;
+use fleet_edge_agent::run::{self, StartError};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+use super::{Failure, Place, print, runtime};
+
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Run {
+    #[command(flatten)]
+    place: Place,
+    /// Print the configuration that would be used, as agent.toml, and end
+    #[arg(long)]
+    print_config: bool,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  fleet-agent run --hub mqtt://127.0.0.1:1883 --node edge-1
+  FLEET_OUTBOX_UPLOAD_S=10 fleet-agent run          any setting as FLEET_{SECTION}_{KEY}
+  FLEET_LOG=debug fleet-agent run                   more to read
+
+The edge API, on 127.0.0.1:9099 unless told otherwise:
+  GET  /healthz /api/health /api/v1/status /api/v1/outbox /metrics
+  POST /api/v1/telemetry   {\"device\":\"greenhouse\",\"samples\":[{\"metric\":\"humidity\",\"value\":61.5,\"unit\":\"%\"}]}
+  POST /api/v1/events      {\"kind\":\"door_opened\",\"severity\":\"info\",\"message\":\"The door was opened.\"}";
+
+impl Run {
+    pub(super) fn main(self) -> Result<(), Failure> {
+        let config = self.place.load()?;
+        if self.print_config {
+            print(&config.print());
+            return Ok(());
+        }
+        log();
+        runtime()?.block_on(async {
+            let failed = |what| move |error| Failure::Failed(anyhow!("failed to listen for {what}: {error}"));
+            let mut terminate = signal(SignalKind::terminate()).map_err(failed("SIGTERM"))?;
+            let mut interrupt = signal(SignalKind::interrupt()).map_err(failed("SIGINT"))?;
+            let shutdown = async move {
+                tokio::select! {
+                    _ = terminate.recv() => {}
+                    _ = interrupt.recv() => {}
+                }
+            };
+            match run::run(config, shutdown).await {
+                Ok(()) => Ok(()),
+                Err(error @ StartError::Config(_)) => Err(Failure::Usage(error.into())),
+                Err(error) => Err(Failure::Failed(anyhow::Error::new(error))),
+            }
+            .map_err(|failure| match failure {
+                Failure::Failed(error) => Failure::Failed(error.context("failed to start")),
+                Failure::Usage(error) => Failure::Usage(error.context("failed to start")),
+                Failure::Unreachable(error) => Failure::Unreachable(error),
+            })
+        })
+    }
+}
+
+/// Logs to standard error, as text: a service manager adds time and unit.
+fn log() {
+    let filter = EnvFilter::try_from_env("FLEET_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .try_init();
+}

@@ -1,0 +1,51 @@
+//! `fleet-agent status`.
+
+use clap::Args;
+use comfy_table::{Table, presets};
+use fleet_edge_agent::api::StatusView;
+
+use super::{Failure, Format, Place, ask, print};
+
+#[derive(Debug, Args)]
+pub(super) struct Status {
+    #[command(flatten)]
+    place: Place,
+    /// How to print it
+    #[arg(short, long, value_enum, default_value = "table")]
+    output: Format,
+}
+
+impl Status {
+    pub(super) fn main(self) -> Result<(), Failure> {
+        let config = self.place.load()?;
+        let status: StatusView = ask::get(config.api.listen, "/api/v1/status")?;
+        print(&match self.output {
+            Format::Json => json(&status),
+            Format::Table => table(&status),
+        });
+        Ok(())
+    }
+}
+
+pub(super) fn json<T: serde::Serialize>(value: &T) -> String {
+    let mut text = serde_json::to_string_pretty(value).expect("our views have text keys");
+    text.push('\n');
+    text
+}
+
+fn table(status: &StatusView) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    let or_none = |text: Option<String>| text.unwrap_or_else(|| "none".to_owned());
+    let ago = |seconds: u64| format!("{seconds} s ago");
+    table
+        .add_row(["node", &format!("{} ({})", status.node_id, status.node_name)])
+        .add_row(["agent", &format!("{} {}, up {} s", status.kind, status.version, status.uptime)])
+        .add_row(["hub", &format!("{}, {}", or_none(status.hub.clone()), status.status)])
+        .add_row(["session", &or_none(status.session.map(|session| session.to_string()))])
+        .add_row(["last ack", &status.last_ack_s.map_or_else(|| "never".to_owned(), ago)])
+        .add_row(["credit", &format!("{} batches", status.credit)])
+        .add_row(["clock", &format!("{:?}", status.clock).to_lowercase()])
+        .add_row(["outbox", &super::outbox::summary(&status.outbox)]);
+    format!("{}\n", table.trim_fmt())
+}

@@ -1,0 +1,345 @@
+//! Drivers: programs that print one JSON object per line, kept running or run on a schedule.
+//!
+//! Owns their lives and what becomes of their lines. The line's grammar is in `line`, the process in `exec`.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    io,
+    path::PathBuf,
+    process::ExitStatus,
+    sync::Arc,
+    time::Duration,
+};
+
+use fleet_schemas::{DeviceId, MetricName, event::Event, event::Severity, limits, telemetry::Sample};
+use serde::{Deserialize, Serialize};
+use tokio::{select, time};
+use tracing::{info, warn};
+
+use super::{complaints::Complaints, line};
+use crate::{
+    clock::Clock,
+    config::{optional_seconds, seconds},
+    core::Now,
+    exec::{self, Line, Program},
+    metrics::Metrics,
+    outbox::{self, SubmitError},
+    stop::Stop,
+    uplink::Submission,
+};
+
+/// How long lines are gathered before they are written: a chatty driver must not wear out the flash.
+const GATHER: Duration = Duration::from_secs(1);
+/// Samples that are written without waiting longer.
+const GATHER_SAMPLES: usize = 1_000;
+/// First pause before a driver is started again, doubled each time it ends early.
+const RESTART_FIRST: Duration = Duration::from_secs(1);
+/// Longest such pause.
+const RESTART_LAST: Duration = Duration::from_secs(300);
+/// A driver that ran this long has proved itself: its next end is waited for only shortly.
+const PROVED: Duration = Duration::from_secs(60);
+/// Pause before records are handed in again after the outbox refused them.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// One driver of `agent.toml`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Its name in logs and metrics.
+    pub name: String,
+    /// The program: a path, or a name that is looked up in `PATH`.
+    pub program: PathBuf,
+    /// Its arguments.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub args: Vec<String>,
+    /// Variables beside the agent's own environment.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+    /// How often to run it, in seconds; absent: it is kept running.
+    #[serde(default, rename = "every_s", with = "optional_seconds", skip_serializing_if = "Option::is_none")]
+    pub every: Option<Duration>,
+    /// A scheduled driver is killed when it runs longer, one that is kept running when it is silent for longer; in
+    /// seconds.
+    #[serde(default = "default_timeout", rename = "timeout_s", with = "seconds")]
+    pub timeout: Duration,
+}
+
+fn default_timeout() -> Duration {
+    Duration::from_secs(60)
+}
+
+/// What a driver's lines meet.
+#[derive(Clone)]
+pub(crate) struct Surroundings {
+    /// Where programs are started.
+    pub(crate) folder: PathBuf,
+    pub(crate) clock: Clock,
+    pub(crate) outbox: outbox::Handle,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+/// Keeps one driver going until told to stop; then ends its process group.
+pub(crate) async fn run(config: Config, surroundings: Surroundings, stop: Stop) {
+    let program =
+        Program { program: config.program.clone(), args: config.args.clone(), env: config.env.clone() };
+    let mut driver = Driver {
+        lines: surroundings.metrics.driver_lines(&config.name),
+        config,
+        program,
+        surroundings,
+        stop,
+        complaints: Complaints::default(),
+        troubles: HashMap::new(),
+        samples: Vec::new(),
+        events: Vec::new(),
+    };
+    let mut patience = Patience(RESTART_FIRST);
+    loop {
+        let started = driver.surroundings.clock.now().up;
+        let end = driver.run_once().await;
+        driver.hand_in().await;
+        let ran = driver.surroundings.clock.now().up.saturating_sub(started);
+        let pause = patience.pause(&end, ran, driver.config.every);
+        match end {
+            End::Stopped => return,
+            end => driver.report(&end, pause),
+        }
+        let mut stop = driver.stop.clone();
+        select! {
+            () = time::sleep(pause) => {}
+            () = stop.wanted() => return,
+        }
+    }
+}
+
+/// How a run ended.
+#[derive(Debug)]
+enum End {
+    /// With status 0.
+    Done,
+    /// With another status.
+    Failed(ExitStatus),
+    /// Killed by us: it took, or was silent for, too long.
+    Timeout,
+    /// It could not be started or read.
+    Io(io::Error),
+    /// The agent stops.
+    Stopped,
+}
+
+/// The pause before the next run.
+#[derive(Debug)]
+struct Patience(Duration);
+
+impl Patience {
+    fn pause(&mut self, end: &End, ran: Duration, every: Option<Duration>) -> Duration {
+        let scheduled = every.map(|every| every.saturating_sub(ran));
+        if ran >= PROVED || (scheduled.is_some() && matches!(end, End::Done)) {
+            self.0 = RESTART_FIRST;
+        }
+        if let (Some(scheduled), End::Done) = (scheduled, end) {
+            return scheduled;
+        }
+        let pause = self.0.max(scheduled.unwrap_or_default());
+        self.0 = (self.0 * 2).min(RESTART_LAST);
+        pause
+    }
+}
+
+struct Driver {
+    config: Config,
+    program: Program,
+    surroundings: Surroundings,
+    stop: Stop,
+    lines: metrics::Counter,
+    complaints: Complaints,
+    // Sensors that are not well, with the driver's word.
+    troubles: HashMap<DeviceId, String>,
+    // Gathered and not yet handed in.
+    samples: Vec<Sample>,
+    events: Vec<Event>,
+}
+
+impl Driver {
+    async fn run_once(&mut self) -> End {
+        let (mut running, mut stdout, mut stderr) = match self.program.start(&self.surroundings.folder) {
+            Ok(started) => started,
+            Err(error) => return End::Io(error),
+        };
+        let mut stop = self.stop.clone();
+        tokio::pin! {
+            let limit = time::sleep(self.config.timeout);
+            let gathered = time::sleep(GATHER);
+        }
+        let mut status = None;
+        let mut complains = true;
+        let end = loop {
+            select! {
+                line = stdout.next() => match line {
+                    Ok(Some(line)) => {
+                        if self.samples.is_empty() && self.events.is_empty() {
+                            gathered.set(time::sleep(GATHER));
+                        }
+                        self.take(line);
+                        if self.config.every.is_none() {
+                            limit.set(time::sleep(self.config.timeout));
+                        }
+                        if self.samples.len() >= GATHER_SAMPLES {
+                            self.hand_in().await;
+                        }
+                    }
+                    // Whoever closes the output has nothing more to say; it has until the limit to end.
+                    Ok(None) => match status.take() {
+                        Some(status) => break end(status),
+                        None => select! {
+                            status = running.ended() => break end(status),
+                            () = &mut limit => break End::Timeout,
+                            () = stop.wanted() => break End::Stopped,
+                        },
+                    },
+                    Err(error) => break End::Io(error),
+                },
+                line = stderr.next(), if complains => complains = self.complain(line),
+                // What it left behind is ended with it, so the output ends too.
+                ended = running.ended(), if status.is_none() => status = Some(ended),
+                () = &mut gathered, if !(self.samples.is_empty() && self.events.is_empty()) => self.hand_in().await,
+                () = &mut limit => break End::Timeout,
+                () = stop.wanted() => break End::Stopped,
+            }
+        };
+        match &end {
+            End::Done | End::Failed(_) => {}
+            End::Timeout | End::Io(_) | End::Stopped => {
+                if let Err(error) = running.stop(exec::GRACE).await {
+                    warn!(driver = self.config.name, %error, "the driver cannot be waited for");
+                }
+            }
+        }
+        end
+    }
+
+    fn take(&mut self, line: Line<'_>) {
+        let now = self.surroundings.clock.now();
+        let line = match line {
+            Line::Whole(line) if line.trim_ascii().is_empty() => return,
+            Line::Whole(line) => line,
+            Line::Long => {
+                let why = format!("longer than {} bytes; print shorter lines", exec::LINE_BYTES);
+                return self.bad_line("long", &why, now);
+            }
+        };
+        match line::parse(line, now.wall_ms) {
+            Ok(line::Reading { sensor, trouble, samples }) => {
+                self.lines.increment(1);
+                self.samples.extend(samples);
+                self.note(sensor, trouble, now);
+            }
+            Err(error) => self.bad_line(error.reason(), &error.to_string(), now),
+        }
+    }
+
+    fn bad_line(&mut self, reason: &'static str, why: &str, now: Now) {
+        self.surroundings.metrics.driver_bad_line(&self.config.name, reason);
+        if let Some(unsaid) = self.complaints.due(reason, now.up) {
+            warn!(driver = self.config.name, unsaid, "a line was not taken: {why}");
+        }
+    }
+
+    /// A sensor that falls ill or recovers is an event; one that stays as it is, is none.
+    fn note(&mut self, sensor: DeviceId, trouble: Option<String>, now: Now) {
+        if self.troubles.get(&sensor) == trouble.as_ref() || self.troubles.len() >= limits::DEVICES_PER_NODE {
+            return;
+        }
+        let (severity, message) = match &trouble {
+            Some(trouble) => (Severity::Warning, format!("sensor {sensor} reports {trouble}")),
+            None => (Severity::Info, format!("sensor {sensor} is well again")),
+        };
+        match trouble {
+            Some(trouble) => self.troubles.insert(sensor.clone(), trouble),
+            None => self.troubles.remove(&sensor),
+        };
+        let kind = MetricName::parse("sensor_status").expect("our kinds are valid");
+        let time_ms = now.wall_ms;
+        self.events.push(Event {
+            time_ms,
+            kind,
+            severity,
+            message,
+            data: None,
+            device: Some(sensor),
+            id: None,
+        });
+    }
+
+    fn complain(&mut self, line: io::Result<Option<Line<'_>>>) -> bool {
+        match line {
+            Ok(Some(Line::Whole(line))) => {
+                info!(driver = self.config.name, "{}", String::from_utf8_lossy(line));
+                true
+            }
+            Ok(Some(Line::Long)) => true,
+            Ok(None) | Err(_) => false,
+        }
+    }
+
+    /// Hands in what was gathered, again and again until it is accepted: the driver waits at its pipe meanwhile. Gives
+    /// up only when the agent stops.
+    async fn hand_in(&mut self) {
+        let samples = std::mem::take(&mut self.samples);
+        let events = std::mem::take(&mut self.events);
+        for (empty, submission) in [
+            (samples.is_empty(), Submission::Samples(samples)),
+            (events.is_empty(), Submission::Events(events)),
+        ] {
+            if !empty {
+                self.submit(&submission).await;
+            }
+        }
+    }
+
+    async fn submit(&mut self, submission: &Submission) {
+        let mut stop = self.stop.clone();
+        loop {
+            let Err(error) = self.surroundings.outbox.submit(submission.clone()).await else { return };
+            if error == SubmitError::Stopped || stop.is_wanted() {
+                warn!(driver = self.config.name, "the last lines of the driver are lost: {error}");
+                return;
+            }
+            let up = self.surroundings.clock.now().up;
+            if let Some(unsaid) = self.complaints.due(error.reason(), up) {
+                warn!(driver = self.config.name, unsaid, "lines of the driver wait: {error}");
+            }
+            select! {
+                () = time::sleep(AGAIN) => {}
+                () = stop.wanted() => {}
+            }
+        }
+    }
+
+    fn report(&self, end: &End, pause: Duration) {
+        let name = &self.config.name;
+        let (reason, why) = match end {
+            End::Done if self.config.every.is_some() => {
+                return self.surroundings.metrics.driver_ended(name, "done");
+            }
+            End::Done => ("done", "it ended by itself".to_owned()),
+            End::Failed(status) => ("failed", format!("it ended with {status}")),
+            End::Timeout if self.config.every.is_some() => {
+                ("timeout", "it took too long and was killed".to_owned())
+            }
+            End::Timeout => ("timeout", "it was silent for too long and was killed".to_owned()),
+            End::Io(error) => ("io", format!("it cannot be run: {error}; check `program` in agent.toml")),
+            End::Stopped => return,
+        };
+        self.surroundings.metrics.driver_ended(name, reason);
+        warn!(driver = name, again_in = ?pause, "the driver ended: {why}");
+    }
+}
+
+fn end(status: io::Result<ExitStatus>) -> End {
+    match status {
+        Ok(status) if status.success() => End::Done,
+        Ok(status) => End::Failed(status),
+        Err(error) => End::Io(error),
+    }
+}

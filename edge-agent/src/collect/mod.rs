@@ -1,0 +1,6 @@
+//! What the agent measures by itself: the machine's figures, and what drivers print.
+
+mod complaints;
+pub mod driver;
+mod line;
+pub mod system;

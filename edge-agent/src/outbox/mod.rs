@@ -1,0 +1,224 @@
+//! The outbox as the rest of the agent sees it: a handle to the one thread that owns the [`uplink`](crate::uplink).
+//!
+//! Owns the channel and its words. What is accepted, sent and forgotten is decided by the uplink; who connects and
+//! who submits is none of this room's business.
+
+mod file;
+mod thread;
+
+use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use fleet_schemas::{SessionId, Topic, telemetry::Sample, topic::Down};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, oneshot};
+
+pub use file::inspect;
+pub use thread::spawn;
+
+use crate::{
+    config::seconds,
+    uplink::{self, Outgoing, Status, Submission},
+};
+
+/// Requests that may wait for the thread: a commit takes milliseconds, and callers wait at the channel.
+const REQUESTS: usize = 64;
+
+/// How the outbox behaves.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Bytes it may hold.
+    pub quota_bytes: u64,
+    /// How often samples are sealed and sent, in seconds.
+    #[serde(rename = "upload_s", with = "seconds")]
+    pub upload: Duration,
+    /// Samples that make a batch at once, at most 10,000.
+    pub batch_samples: usize,
+    /// How long acked batches are kept for a hub that is restored from a backup, in seconds.
+    #[serde(rename = "keep_s", with = "seconds")]
+    pub keep: Duration,
+    /// Where it lives.
+    #[serde(skip)]
+    pub storage: Storage,
+}
+
+/// Where the outbox lives.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Storage {
+    /// In `outbox.redb` of the data folder.
+    #[default]
+    File,
+    /// In memory: for load generators, which have nothing to keep.
+    Memory,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let uplink::Config { quota_bytes, upload, batch_samples, keep } = uplink::Config::default();
+        Self { quota_bytes, upload, batch_samples, keep, storage: Storage::default() }
+    }
+}
+
+impl Config {
+    pub(crate) fn uplink(&self) -> uplink::Config {
+        let Self { quota_bytes, upload, batch_samples, keep, storage: _ } = *self;
+        uplink::Config { quota_bytes, upload, batch_samples, keep }
+    }
+}
+
+/// The outbox cannot be used at all. The text fits after "failed to start: ".
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The file cannot be created or opened.
+    #[error(
+        "{path} cannot be opened: {source}; check that the data folder exists and belongs to the agent's user"
+    )]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Another process holds it.
+    #[error("{path} is in use: another agent runs on this data folder; stop it, or choose another --data")]
+    InUse {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file is there and cannot be used.
+    #[error("the outbox {path} cannot be opened: {source}")]
+    Outbox {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: uplink::Error,
+    },
+    /// The system gives no thread.
+    #[error("the outbox's thread cannot be started: {0}; free some memory or raise the process limit")]
+    Thread(#[source] io::Error),
+}
+
+/// Why records were not accepted. The caller keeps them.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SubmitError {
+    /// The uplink said no.
+    #[error(transparent)]
+    Refused(#[from] uplink::SubmitError),
+    /// The disk failed; the outbox is being opened again.
+    #[error("the outbox's disk failed ({0}); it is opened again by itself: try again, and check the disk")]
+    Disk(Arc<str>),
+    /// The agent is going down.
+    #[error("the agent is stopping; try again when it runs")]
+    Stopped,
+}
+
+impl SubmitError {
+    /// A short stable word for counters.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Refused(uplink::SubmitError::Full) => "full",
+            Self::Refused(uplink::SubmitError::Large) => "large",
+            Self::Disk(_) => "disk",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// The agent is going down, or its disk is out of order: there is no answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the outbox does not answer: its disk failed, or the agent is stopping")]
+pub struct Silent;
+
+#[derive(Debug)]
+enum Request {
+    Submit { submission: Submission, reply: oneshot::Sender<Result<(), SubmitError>> },
+    Lazily(Vec<Sample>),
+    System(BTreeMap<String, f64>),
+    Will { session: SessionId, reply: oneshot::Sender<(Topic, Vec<u8>)> },
+    Connected { session: SessionId, outgoing: mpsc::Sender<Outgoing> },
+    Disconnected,
+    Receive { down: Down, payload: Bytes },
+    Status { reply: oneshot::Sender<Status> },
+    Goodbye { reply: oneshot::Sender<Option<Outgoing>> },
+    Stop,
+}
+
+/// Speaks to the outbox. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Handle(mpsc::Sender<Request>);
+
+impl Handle {
+    /// Hands records in; all of them are on disk when it says `Ok`. Concurrent calls share one write.
+    ///
+    /// # Errors
+    /// [`SubmitError`]: none of them is accepted.
+    pub async fn submit(&self, submission: Submission) -> Result<(), SubmitError> {
+        let (reply, answer) = oneshot::channel();
+        let request = Request::Submit { submission, reply };
+        self.0.send(request).await.map_err(|_| SubmitError::Stopped)?;
+        answer.await.unwrap_or(Err(SubmitError::Stopped))
+    }
+
+    /// Hands in samples that are worth no write of their own. Lost when the power goes before the next write, or
+    /// when the outbox is too busy to listen.
+    pub fn submit_lazily(&self, samples: Vec<Sample>) {
+        let _ = self.0.try_send(Request::Lazily(samples));
+    }
+
+    /// Sets the figures that the next heartbeats carry. The next call replaces them, so none is waited for.
+    pub fn set_system(&self, figures: BTreeMap<String, f64>) {
+        let _ = self.0.try_send(Request::System(figures));
+    }
+
+    /// Where everything stands.
+    ///
+    /// # Errors
+    /// [`Silent`].
+    pub async fn status(&self) -> Result<Status, Silent> {
+        self.ask(|reply| Request::Status { reply }).await
+    }
+
+    /// The will of a session: topic and payload.
+    ///
+    /// # Errors
+    /// [`Silent`].
+    pub(crate) async fn will(&self, session: SessionId) -> Result<(Topic, Vec<u8>), Silent> {
+        self.ask(|reply| Request::Will { session, reply }).await
+    }
+
+    /// A connection is up and subscribed; what is to be sent on it comes out of the receiver, never more than
+    /// `room` messages ahead.
+    pub(crate) async fn connected(&self, session: SessionId, room: usize) -> mpsc::Receiver<Outgoing> {
+        let (outgoing, messages) = mpsc::channel(room);
+        let _ = self.0.send(Request::Connected { session, outgoing }).await;
+        messages
+    }
+
+    /// The connection is gone.
+    pub(crate) async fn disconnected(&self) {
+        let _ = self.0.send(Request::Disconnected).await;
+    }
+
+    /// The hub said something.
+    pub(crate) async fn receive(&self, down: Down, payload: Bytes) {
+        let _ = self.0.send(Request::Receive { down, payload }).await;
+    }
+
+    /// Writes down what is only in memory, ends the session, and gives the message that says so.
+    pub(crate) async fn goodbye(&self) -> Option<Outgoing> {
+        self.ask(|reply| Request::Goodbye { reply }).await.ok().flatten()
+    }
+
+    /// Writes down what is only in memory and ends the thread. What comes later is not accepted.
+    pub(crate) async fn stop(&self) {
+        let _ = self.0.send(Request::Stop).await;
+    }
+
+    async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Result<T, Silent> {
+        let (reply, answer) = oneshot::channel();
+        self.0.send(request(reply)).await.map_err(|_| Silent)?;
+        answer.await.map_err(|_| Silent)
+    }
+}

@@ -1,0 +1,316 @@
+//! The thread that owns the uplink: takes requests, writes all submissions of a round in one transaction, answers,
+//! and sends what is due. After a disk error it opens the outbox again, with patience.
+
+use std::{path::PathBuf, sync::Arc, thread, time::Duration};
+
+use fleet_schemas::{MetricName, SessionId, event::Event, event::Severity, limits};
+use tokio::{
+    runtime, select,
+    sync::{
+        mpsc::{self, error::TrySendError},
+        oneshot,
+    },
+    time,
+};
+use tracing::{error, info, warn};
+
+use super::{Config, Handle, OpenError, REQUESTS, Request, SubmitError, file};
+use crate::{
+    clock::Clock,
+    core::Now,
+    metrics::Metrics,
+    uplink::{self, Outgoing, Profile, Submission, Uplink},
+};
+
+/// Records that one transaction takes together: bounds how long the first of them waits.
+const ROUND_RECORDS: usize = 2 * limits::BATCH_RECORDS;
+/// First pause before the outbox is opened again, doubled each time.
+const REOPEN_FIRST: Duration = Duration::from_secs(1);
+/// Longest such pause: space that somebody freed is found within a minute.
+const REOPEN_LAST: Duration = Duration::from_secs(60);
+/// Shortest pause between two rounds that nobody asked for.
+const BREATH: Duration = Duration::from_millis(5);
+
+/// Opens the outbox and starts its thread.
+///
+/// # Errors
+/// [`OpenError`]: nothing was started.
+pub fn spawn(
+    config: Config,
+    folder: PathBuf,
+    profile: Profile,
+    clock: Clock,
+    metrics: Arc<Metrics>,
+) -> Result<(Handle, thread::JoinHandle<()>), OpenError> {
+    let (handle, requests) = mpsc::channel(REQUESTS);
+    // A clock of its own: a busy program around it must not delay a commit.
+    let runtime = runtime::Builder::new_current_thread().enable_time().build().map_err(OpenError::Thread)?;
+    let mut keeper = Keeper {
+        config,
+        folder,
+        profile,
+        clock,
+        metrics,
+        uplink: None,
+        broken: "it was never opened".into(),
+        retry_at: Duration::ZERO,
+        patience: REOPEN_FIRST,
+        link: None,
+    };
+    keeper.open(keeper.clock.now())?;
+    let thread = thread::Builder::new()
+        .name("outbox".to_owned())
+        .spawn(move || runtime.block_on(keeper.run(requests)))
+        .map_err(OpenError::Thread)?;
+    Ok((Handle(handle), thread))
+}
+
+struct Keeper {
+    config: Config,
+    folder: PathBuf,
+    profile: Profile,
+    clock: Clock,
+    metrics: Arc<Metrics>,
+    // Absent after a disk error, until it could be opened again.
+    uplink: Option<Uplink>,
+    broken: Arc<str>,
+    retry_at: Duration,
+    patience: Duration,
+    link: Option<Link>,
+}
+
+/// The connection that is up.
+struct Link {
+    session: SessionId,
+    outgoing: mpsc::Sender<Outgoing>,
+}
+
+/// What came in together and is answered together.
+#[derive(Default)]
+struct Round {
+    submissions: Vec<Submission>,
+    replies: Vec<oneshot::Sender<Result<(), SubmitError>>>,
+    records: usize,
+    questions: Vec<oneshot::Sender<uplink::Status>>,
+    stop: bool,
+}
+
+impl Keeper {
+    async fn run(mut self, mut requests: mpsc::Receiver<Request>) {
+        loop {
+            let first = match self.wait() {
+                None => requests.recv().await,
+                Some(wait) => select! {
+                    request = requests.recv() => request,
+                    () = time::sleep(wait) => {
+                        self.send_due();
+                        continue;
+                    }
+                },
+            };
+            let mut round = Round::default();
+            let mut next = first.or(Some(Request::Stop));
+            while let Some(request) = next {
+                self.take(request, &mut round);
+                let more = round.records < ROUND_RECORDS && !round.stop;
+                next = if more { requests.try_recv().ok() } else { None };
+            }
+            let stop = round.stop;
+            self.finish(round);
+            if stop {
+                requests.close();
+                break;
+            }
+        }
+    }
+
+    /// How long nothing is due; `None`: for ever.
+    fn wait(&self) -> Option<Duration> {
+        let due = match &self.uplink {
+            Some(uplink) => uplink.deadline()?,
+            None => self.retry_at,
+        };
+        Some(due.saturating_sub(self.clock.now().up).max(BREATH))
+    }
+
+    fn take(&mut self, request: Request, round: &mut Round) {
+        let now = self.clock.now();
+        match request {
+            Request::Submit { submission, reply } => {
+                round.records += match &submission {
+                    Submission::Samples(samples) => samples.len(),
+                    Submission::Events(events) => events.len(),
+                };
+                round.submissions.push(submission);
+                round.replies.push(reply);
+            }
+            Request::Lazily(samples) => {
+                if let Some(uplink) = &mut self.uplink {
+                    uplink.submit_lazily(samples);
+                }
+            }
+            Request::System(figures) => {
+                if let Some(uplink) = &mut self.uplink {
+                    uplink.set_system(figures);
+                }
+            }
+            Request::Will { session, reply } => {
+                if let Some(uplink) = &self.uplink {
+                    let _ = reply.send(uplink.will(session));
+                }
+            }
+            Request::Connected { session, outgoing } => {
+                self.link = Some(Link { session, outgoing });
+                if let Some(uplink) = &mut self.uplink {
+                    uplink.connected(session, now);
+                }
+            }
+            Request::Disconnected => {
+                self.link = None;
+                if let Some(uplink) = &mut self.uplink {
+                    uplink.disconnected();
+                }
+            }
+            Request::Receive { down, payload } => {
+                self.with(|uplink| uplink.receive(down, &payload, now));
+            }
+            Request::Status { reply } => round.questions.push(reply),
+            Request::Goodbye { reply } => {
+                let goodbye = self.with(Uplink::goodbye).flatten();
+                self.link = None;
+                let _ = reply.send(goodbye);
+            }
+            Request::Stop => round.stop = true,
+        }
+    }
+
+    /// Commits, answers, then speaks to the hub.
+    fn finish(&mut self, round: Round) {
+        let Round { submissions, replies, questions, stop, records: _ } = round;
+        if !submissions.is_empty() {
+            self.submit(submissions, replies);
+        }
+        if stop {
+            self.with(Uplink::goodbye);
+            self.uplink = None;
+            return;
+        }
+        self.send_due();
+        if let Some(uplink) = &self.uplink {
+            for question in questions {
+                let _ = question.send(uplink.status());
+            }
+        }
+    }
+
+    fn submit(
+        &mut self,
+        submissions: Vec<Submission>,
+        replies: Vec<oneshot::Sender<Result<(), SubmitError>>>,
+    ) {
+        let now = self.clock.now();
+        let records: Vec<_> = submissions.iter().map(size).collect();
+        let results = self.with(|uplink| uplink.submit(submissions, now));
+        let broken = || Err(SubmitError::Disk(self.broken.clone()));
+        let results = match results {
+            Some(results) => results.into_iter().map(|result| result.map_err(SubmitError::from)).collect(),
+            None => replies.iter().map(|_| broken()).collect::<Vec<_>>(),
+        };
+        for ((result, (samples, events)), reply) in results.into_iter().zip(records).zip(replies) {
+            match &result {
+                Ok(()) => {
+                    self.metrics.accepted_samples.increment(samples);
+                    self.metrics.accepted_events.increment(events);
+                }
+                Err(error) => self.metrics.refused(error.reason()),
+            }
+            let _ = reply.send(result);
+        }
+    }
+
+    fn send_due(&mut self) {
+        let now = self.clock.now();
+        if self.uplink.is_none() && now.up >= self.retry_at {
+            self.reopen(now);
+        }
+        let Some(outgoing) = self.with(|uplink| uplink.poll(now)) else { return };
+        let Some(link) = &self.link else { return };
+        for message in outgoing {
+            let bytes = message.payload.len() as u64;
+            match link.outgoing.try_send(message) {
+                Ok(()) => {
+                    self.metrics.published.increment(1);
+                    self.metrics.published_bytes.increment(bytes);
+                }
+                // The uplink sends it again after its timeout: better than to keep submitters waiting here.
+                Err(TrySendError::Full(_)) => self.metrics.crowded.increment(1),
+                // The connection went down and says so next.
+                Err(TrySendError::Closed(_)) => return,
+            }
+        }
+    }
+
+    /// Does something with the uplink; after an error it is given up and opened again later.
+    fn with<T>(&mut self, act: impl FnOnce(&mut Uplink) -> Result<T, uplink::Error>) -> Option<T> {
+        match act(self.uplink.as_mut()?) {
+            Ok(done) => Some(done),
+            Err(failure) => {
+                let now = self.clock.now();
+                error!(error = %failure, "the outbox's disk failed; nothing is accepted until it is opened again");
+                self.broken = failure.to_string().into();
+                self.uplink = None;
+                self.wait_longer(now);
+                None
+            }
+        }
+    }
+
+    fn wait_longer(&mut self, now: Now) {
+        self.metrics.outbox_failures.increment(1);
+        self.retry_at = now.up + self.patience;
+        self.patience = (self.patience * 2).min(REOPEN_LAST);
+    }
+
+    fn reopen(&mut self, now: Now) {
+        match self.open(now) {
+            Ok(()) => info!("the outbox is open again"),
+            Err(failure) => {
+                warn!(error = %failure, again_in = ?self.patience, "the outbox cannot be opened yet");
+                self.broken = failure.to_string().into();
+                self.wait_longer(now);
+            }
+        }
+    }
+
+    fn open(&mut self, now: Now) -> Result<(), OpenError> {
+        let file::Opened { mut uplink, set_aside } =
+            file::open(&self.config, &self.folder, &self.profile, now)?;
+        if let Some(link) = &self.link {
+            uplink.connected(link.session, now);
+        }
+        self.patience = REOPEN_FIRST;
+        self.uplink = Some(uplink);
+        if let Some(aside) = set_aside {
+            warn!(file = %aside.display(), "the outbox was corrupt; it is set aside and a new one begins");
+            let event = Event {
+                time_ms: now.wall_ms,
+                kind: MetricName::parse("outbox_corrupt").expect("our kinds are valid"),
+                severity: Severity::Error,
+                message: format!("the outbox was corrupt and is set aside as {}", aside.display()),
+                data: None,
+                device: None,
+                id: None,
+            };
+            self.with(|uplink| uplink.submit(vec![Submission::Events(vec![event])], now));
+        }
+        Ok(())
+    }
+}
+
+/// Samples and events in a submission.
+fn size(submission: &Submission) -> (u64, u64) {
+    match submission {
+        Submission::Samples(samples) => (samples.len() as u64, 0),
+        Submission::Events(events) => (0, events.len() as u64),
+    }
+}

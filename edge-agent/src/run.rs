@@ -1,0 +1,317 @@
+//! One whole agent: opens the outbox, starts every task by name, and ends them in order.
+//!
+//! Owns no state beside its tasks, so that many agents can run in one process.
+
+use std::{
+    fs, io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread,
+    time::Duration,
+};
+
+use fleet_schemas::{NodeId, session::Versions};
+use tokio::{sync::oneshot, task::JoinHandle, time};
+use tracing::{Instrument as _, error, info, info_span, warn};
+
+use crate::{
+    api::{self, Facts, ListenError, StatusView},
+    clock::{self, Clock},
+    collect::{driver, system},
+    config::{Config, ConfigError},
+    metrics::Metrics,
+    mqtt::{self, Secret},
+    outbox::{self, OpenError, Silent, SubmitError},
+    stop::{self, Stop, Stopper},
+    uplink::{Profile, Submission},
+};
+
+/// This build's version, as it is told to the hub.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// Time that one kind of task has to end before it is cut: collectors end their programs, the session says goodbye.
+const STEP: Duration = Duration::from_millis(2_500);
+
+/// The agent cannot start. The text fits after "failed to start: ".
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The data folder.
+    #[error("the data folder {path} cannot be made: {source}; choose another with --data")]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The secret.
+    #[error(
+        "the node's secret {path} cannot be read: {source}; put it there (mode 0600), or give --secret-file"
+    )]
+    Secret {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The outbox.
+    #[error(transparent)]
+    Outbox(#[from] OpenError),
+    /// The edge API.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+}
+
+/// A running agent.
+///
+/// Dropping it stops the agent as well, but does not wait for it.
+#[derive(Debug)]
+pub struct Handle {
+    node: NodeId,
+    address: SocketAddr,
+    outbox: outbox::Handle,
+    clock: Clock,
+    facts: Facts,
+    metrics: Arc<Metrics>,
+    stop: Stopper,
+    ended: JoinHandle<()>,
+}
+
+impl Handle {
+    /// The node it is.
+    #[must_use]
+    pub fn node(&self) -> &NodeId {
+        &self.node
+    }
+
+    /// Where its edge API listens.
+    #[must_use]
+    pub fn api(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// What `GET /api/v1/status` says.
+    ///
+    /// # Errors
+    /// [`Silent`] when the outbox cannot be asked.
+    pub async fn status(&self) -> Result<StatusView, Silent> {
+        Ok(StatusView::new(&self.facts, &self.outbox.status().await?, self.clock.now()))
+    }
+
+    /// Hands records in as the edge API does: they are on disk when it says `Ok`.
+    ///
+    /// # Errors
+    /// [`SubmitError`]: none of them is accepted.
+    pub async fn submit(&self, submission: Submission) -> Result<(), SubmitError> {
+        self.outbox.submit(submission).await
+    }
+
+    /// The page that Prometheus reads.
+    #[must_use]
+    pub fn metrics(&self) -> String {
+        self.metrics.render()
+    }
+
+    /// Stops it: collectors first, then the session with a goodbye, the outbox last. Takes at most 5 s.
+    pub async fn stop(self) {
+        self.stop.stop();
+        if let Err(error) = self.ended.await {
+            error!(%error, "the agent ended badly");
+        }
+    }
+}
+
+/// Runs an agent until `shutdown` completes, then stops it cleanly.
+///
+/// # Errors
+/// [`StartError`]: nothing is left running.
+pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), StartError> {
+    let handle = start(config).await?;
+    shutdown.await;
+    handle.stop().await;
+    Ok(())
+}
+
+/// Starts an agent. It runs on the calling runtime, with one thread of its own for the outbox.
+///
+/// # Errors
+/// [`StartError`]: nothing is left running.
+pub async fn start(config: Config) -> Result<Handle, StartError> {
+    config.check()?;
+    let node = config.node_id()?;
+    make_folder(&config.data)?;
+    let secret = config.hub.url.is_some().then(|| read_secret(&config)).transpose()?;
+    // Bound first: an address that is taken must not cost an opening of the outbox.
+    let bound = api::bind(&config.api).await?;
+    let clock = Clock::new(config.clock);
+    let metrics = Arc::new(Metrics::new(node.as_str(), VERSION));
+    let now = clock.now();
+    let (outbox, thread) = outbox::spawn(
+        config.outbox.clone(),
+        config.data.clone(),
+        profile(&config, &node),
+        clock.clone(),
+        metrics.clone(),
+    )?;
+    let facts = Facts {
+        node: node.clone(),
+        name: config.node.name.clone(),
+        kind: config.node.kind.clone(),
+        version: VERSION,
+        hub: config.hub.url.as_ref().map(ToString::to_string),
+        started: now.up,
+    };
+    let address = bound.address;
+    let (stop, stopping) = stop::channel();
+    let parts = Parts {
+        config,
+        node: node.clone(),
+        secret,
+        clock: clock.clone(),
+        outbox: outbox.clone(),
+        metrics: metrics.clone(),
+    };
+    info!(%node, api = %address, hub = facts.hub.as_deref().unwrap_or("none"), "the agent runs");
+    let ended = tokio::spawn(parts.run(bound, facts.clone(), thread, stopping));
+    Ok(Handle { node, address, outbox, clock, facts, metrics, stop, ended })
+}
+
+/// Who the node is, as it is told to the hub.
+#[must_use]
+pub fn profile(config: &Config, node: &NodeId) -> Profile {
+    Profile {
+        node: node.clone(),
+        boot: clock::boot_id(),
+        kind: config.node.kind.clone(),
+        name: config.node.name.clone(),
+        capabilities: config.node.capabilities.clone(),
+        versions: Versions { agent: VERSION.to_owned(), ..Versions::default() },
+        machine: system::describe(),
+        heartbeat: config.node.heartbeat,
+    }
+}
+
+struct Parts {
+    config: Config,
+    node: NodeId,
+    secret: Option<Secret>,
+    clock: Clock,
+    outbox: outbox::Handle,
+    metrics: Arc<Metrics>,
+}
+
+/// Tasks that end together.
+struct Tasks(Vec<(String, JoinHandle<()>)>);
+
+impl Tasks {
+    fn spawn(&mut self, name: String, task: impl Future<Output = ()> + Send + 'static) {
+        let span = info_span!("task", name);
+        self.0.push((name, tokio::spawn(task.instrument(span))));
+    }
+
+    /// Waits until all have ended; those that take longer than `STEP` are cut.
+    async fn join(self) {
+        let cut = time::sleep(STEP);
+        tokio::pin!(cut);
+        for (name, mut task) in self.0 {
+            tokio::select! {
+                ended = &mut task => if let Err(error) = ended {
+                    error!(task = name, %error, "a task ended badly");
+                },
+                () = &mut cut => {
+                    warn!(task = name, "a task did not end in time and is cut");
+                    task.abort();
+                }
+            }
+        }
+    }
+}
+
+impl Parts {
+    async fn run(self, bound: api::Bound, facts: Facts, thread: thread::JoinHandle<()>, mut stopping: Stop) {
+        let (hang_up, hanging_up) = stop::channel();
+        let sources = self.sources(bound, facts, &stopping);
+        let link = self.link(hanging_up);
+        stopping.wanted().await;
+        info!("stopping");
+        sources.join().await;
+        hang_up.stop();
+        link.join().await;
+        self.outbox.stop().await;
+        let (joined, done) = oneshot::channel();
+        // A thread blocks who joins it, and this one may be in the middle of a write.
+        thread::spawn(move || joined.send(thread.join().is_ok()));
+        match time::timeout(STEP, done).await {
+            Ok(Ok(true)) => info!("stopped"),
+            Ok(Ok(false) | Err(_)) => error!("the outbox's thread ended badly"),
+            Err(_) => error!("the outbox's thread did not end in time: the disk hangs"),
+        }
+    }
+
+    /// What hands records in.
+    fn sources(&self, bound: api::Bound, facts: Facts, stop: &Stop) -> Tasks {
+        let mut tasks = Tasks(Vec::new());
+        let api = Arc::new(api::Api {
+            config: self.config.api.clone(),
+            facts,
+            clock: self.clock.clone(),
+            outbox: self.outbox.clone(),
+            metrics: self.metrics.clone(),
+        });
+        tasks.spawn("api".to_owned(), api::serve(bound, api, stop.clone()));
+        tasks.spawn(
+            "system".to_owned(),
+            system::run(
+                self.config.system.clone(),
+                self.config.data.clone(),
+                self.clock.clone(),
+                self.outbox.clone(),
+                stop.clone(),
+            ),
+        );
+        for config in &self.config.driver {
+            let surroundings = driver::Surroundings {
+                folder: self.config.data.clone(),
+                clock: self.clock.clone(),
+                outbox: self.outbox.clone(),
+                metrics: self.metrics.clone(),
+            };
+            let name = format!("driver {}", config.name);
+            tasks.spawn(name, driver::run(config.clone(), surroundings, stop.clone()));
+        }
+        tasks
+    }
+
+    /// What speaks to the hub.
+    fn link(&self, stop: Stop) -> Tasks {
+        let mut tasks = Tasks(Vec::new());
+        if let (Some(hub), Some(secret)) = (self.config.hub.url.clone(), self.secret.clone()) {
+            let keep_alive = self.config.hub.keep_alive;
+            let account = mqtt::Account { hub, node: self.node.clone(), secret, keep_alive };
+            let (clock, outbox, metrics) = (self.clock.clone(), self.outbox.clone(), self.metrics.clone());
+            tasks.spawn("mqtt".to_owned(), mqtt::run(account, clock, outbox, metrics, stop));
+        }
+        tasks
+    }
+}
+
+/// The data folder is the agent's alone: it holds a secret.
+fn make_folder(path: &Path) -> Result<(), StartError> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+    made.map_err(|source| StartError::Folder { path: path.to_owned(), source })
+}
+
+fn read_secret(config: &Config) -> Result<Secret, StartError> {
+    if let Some(secret) = &config.hub.secret {
+        return Ok(secret.clone());
+    }
+    let path = config.hub.secret_file.clone().unwrap_or_else(|| config.data.join("identity").join("secret"));
+    match fs::read_to_string(&path) {
+        Ok(text) if !text.trim().is_empty() => Ok(Secret(text.trim().to_owned())),
+        Ok(_) => Err(StartError::Secret { path, source: io::Error::other("it is empty") }),
+        Err(source) => Err(StartError::Secret { path, source }),
+    }
+}
