@@ -134,10 +134,6 @@ pub(crate) async fn drive(stream: std::net::TcpStream, peer: SocketAddr, gate: A
 
 impl Conn {
     async fn wait(&mut self, stream: &TcpStream, timer: std::pin::Pin<&mut time::Sleep>) -> Wake {
-        let gate = self.gate.clone();
-        let room = gate.up.room.notified();
-        pin!(room);
-        room.as_mut().enable();
         self.balance(clock::now());
         let outlet = async {
             match &self.stage {
@@ -151,7 +147,7 @@ impl Conn {
             () = outlet => Wake::Outlet,
             _ = stream.writable(), if !self.out.is_empty() => Wake::Writable,
             _ = stream.readable(), if !self.paused && self.out.len() < OUT_READ => Wake::Readable,
-            () = room, if self.paused => Wake::Room,
+            () = self.gate.up.wait_for_room(), if self.paused => Wake::Room,
             () = timer => Wake::Timer,
         }
     }

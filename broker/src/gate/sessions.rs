@@ -40,6 +40,7 @@ pub(crate) struct Outlet {
 #[derive(Default)]
 struct Queue {
     parcels: VecDeque<Parcel>,
+    bytes: usize,
     cut: Option<Cut>,
 }
 
@@ -65,6 +66,8 @@ pub(crate) struct Slot {
 
 /// Most messages that wait for one session: a node that never reads loses its own messages only.
 const QUEUE: usize = 256;
+/// And most bytes, or a few deaf nodes with large messages would cost more than all others.
+const QUEUE_BYTES: usize = 1024 * 1024;
 /// A drained queue keeps no more than this.
 const QUEUE_KEPT: usize = 8;
 
@@ -112,9 +115,10 @@ impl Sessions {
         };
         let Some(outlet) = outlet else { return self.stats.down_unrouted.add(1) };
         let mut queue = lock(&outlet.queue);
-        if queue.parcels.len() >= QUEUE {
+        if queue.parcels.len() >= QUEUE || queue.bytes >= QUEUE_BYTES {
             return self.stats.down_overflow.add(1);
         }
+        queue.bytes += parcel.cost();
         queue.parcels.push_back(parcel);
         drop(queue);
         outlet.wake.notify_one();
@@ -149,6 +153,7 @@ impl Outlet {
     pub(crate) fn pop(&self) -> Option<Parcel> {
         let mut queue = lock(&self.queue);
         let parcel = queue.parcels.pop_front();
+        queue.bytes -= parcel.as_ref().map_or(0, Parcel::cost);
         if queue.parcels.is_empty() && queue.parcels.capacity() > QUEUE_KEPT {
             queue.parcels = VecDeque::new();
         }
@@ -199,4 +204,46 @@ impl Drop for Slot {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use fleet_schemas::topic::Down;
+
+    use super::*;
+    use crate::clock;
+
+    #[test]
+    fn a_queue_is_bounded_in_messages_and_in_bytes_and_gives_its_memory_back() {
+        let stats = Arc::new(Stats::new(clock::now()));
+        let sessions = Sessions::new(stats.clone());
+        let node = NodeId::parse("edge-1").unwrap();
+        let outlet = sessions.open(&node).unwrap();
+        let drained = |payload: &[u8]| {
+            for _ in 0..2 * QUEUE {
+                sessions.deliver(Parcel::new(Topic::Down(node.clone(), Down::Ack), "t", payload));
+            }
+            std::iter::from_fn(|| outlet.pop()).count()
+        };
+        assert_eq!(drained(b"small"), QUEUE);
+        assert_eq!(drained(&[0; 200 * 1024]), 6);
+        assert_eq!(stats.down_overflow.get() as usize, 4 * QUEUE - QUEUE - 6);
+        let queue = lock(&outlet.queue);
+        assert!(queue.bytes == 0 && queue.parcels.capacity() <= QUEUE_KEPT);
+    }
+
+    #[test]
+    fn the_end_of_an_older_session_leaves_the_newer_one() {
+        let sessions = Sessions::new(Arc::new(Stats::new(clock::now())));
+        let node = NodeId::parse("edge-1").unwrap();
+        let old = sessions.open(&node).unwrap();
+        let new = sessions.open(&node).unwrap();
+        assert_eq!((old.cut_due(), new.cut_due()), (Some(Cut::TakenOver), None));
+        sessions.close(&node, &old);
+        assert!(sessions.has(&node));
+        sessions.close(&node, &new);
+        assert!(!sessions.has(&node));
+        sessions.close_all();
+        assert!(sessions.open(&node).is_none());
+    }
 }

@@ -6,6 +6,7 @@
 
 use std::{
     collections::VecDeque,
+    pin::pin,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -36,7 +37,7 @@ pub(crate) struct Pipe {
     budget: usize,
     gauge: Arc<Gauge>,
     /// Told when there is room again after there was none.
-    pub(crate) room: Notify,
+    room: Notify,
 }
 
 struct State {
@@ -131,6 +132,18 @@ impl Pipe {
     /// Whether the budget has room. Ask immediately before reading what would be pushed.
     pub(crate) fn has_room(&self) -> bool {
         self.cost.load(Ordering::Acquire) < self.budget
+    }
+
+    /// Waits until the budget has room.
+    pub(crate) async fn wait_for_room(&self) {
+        loop {
+            let mut room = pin!(self.room.notified());
+            room.as_mut().enable();
+            if self.has_room() {
+                return;
+            }
+            room.await;
+        }
     }
 
     /// Appends parcels, over the budget if need be: they were already read.
@@ -273,7 +286,6 @@ impl Pipe {
     pub(crate) fn close(&self) {
         self.lock().closed = true;
         self.work.notify_all();
-        self.room.notify_waiters();
     }
 
     fn grow(&self, cost: usize) {
