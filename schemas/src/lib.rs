@@ -2,6 +2,16 @@
 //!
 //! Owns every topic literal and every wire format of the workspace (`fleet.cddl` is their description).
 //! Must not do IO, read a clock, draw randomness or be async: everything here is a value or a pure function.
+//!
+//! # For other programs
+//! `fleet.cddl` is the grammar of every CBOR payload (RFC 8610), `asyncapi.yaml` the list of topics, `golden/` an
+//! example of each payload in bytes, with the samples of telemetry as JSON beside it. [`telemetry`] shows a reader
+//! in Python.
+//!
+//! # Changing a format
+//! A key may be added when an older reader can do without it: it is ignored there. Anything else is a new
+//! [`VERSION`], because sealed batches of the old one are still in outboxes and inboxes. The tests hold the encoder
+//! to the grammar and to the golden bytes; `FLEET_BLESS=1 cargo test -p fleet-schemas golden` writes those anew.
 
 pub mod ack;
 pub mod batch;
