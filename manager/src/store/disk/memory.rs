@@ -81,6 +81,24 @@ impl Memory {
         }
     }
 
+    /// An independent copy of what is durable now: a backup made by copying the folder.
+    #[must_use]
+    pub fn image(&self) -> Self {
+        let state = self.lock();
+        let copy = |file: &File| {
+            let durable = file.durable.clone();
+            File { live: durable.clone(), durable, ..File::default() }
+        };
+        let files = state.files.iter().map(|(name, file)| (name.clone(), copy(file))).collect();
+        Self(Arc::new(Mutex::new(State { files, ..State::default() })))
+    }
+
+    /// Bytes of all files together.
+    #[must_use]
+    pub fn used(&self) -> u64 {
+        self.lock().files.values().map(|file| file.live.len() as u64).sum()
+    }
+
     /// Bounds the bytes of all files together; growing beyond fails with "no space left".
     pub fn set_capacity(&self, bytes: Option<u64>) {
         self.lock().capacity = bytes;

@@ -5,12 +5,17 @@
 //! without waiting for either. Every call may come from any thread. Samples are counted per (node, lane) in the
 //! transaction that moves them. Must not know topics, sessions, the registry, or what is in a mark.
 
+mod aggregate;
 mod blob;
 mod counters;
 mod inbox;
 mod latest;
+mod query;
+mod retain;
+mod rollup;
 mod row;
 mod seal;
+mod stats;
 mod tidy;
 mod unsealed;
 mod week;
@@ -26,12 +31,17 @@ use fleet_schemas::{Lane, StreamId, cbor::DecodeError};
 
 use super::disk::{Disk, DiskError};
 use inbox::Inbox;
+use rollup::Rollups;
 use seal::Sealer;
 use weeks::Weeks;
 
+pub use aggregate::Aggregate;
 pub use counters::{Booking, Counters};
 pub use latest::{Latest, SeriesName};
+pub use query::{Query, SeriesPoints, Step};
+pub use retain::RetainReport;
 pub use seal::SealReport;
+pub use stats::Stats;
 pub use write::{InboxBatch, InboxWrite};
 
 /// How the store behaves; the defaults are those of DESIGN.md.
@@ -189,6 +199,8 @@ pub struct TelemetryStore {
 struct Opened {
     inbox: Inbox,
     weeks: Weeks,
+    rollups: Rollups,
+    set_aside: Vec<String>,
     sealer: Mutex<Sealer>,
     latest: Mutex<latest::Cache>,
 }
@@ -198,8 +210,8 @@ impl TelemetryStore {
     ///
     /// # Errors
     /// [`Error::Disk`] names the file and what to do.
-    pub fn open(disk: Arc<dyn Disk>, config: Config) -> Result<Self, Error> {
-        let opened = Opened::open(&*disk, &config)?;
+    pub fn open(disk: Arc<dyn Disk>, config: Config, now_ms: i64) -> Result<Self, Error> {
+        let opened = Opened::open(&*disk, &config, now_ms)?;
         Ok(Self {
             disk,
             config,
@@ -268,7 +280,7 @@ impl TelemetryStore {
     ///
     /// # Errors
     /// [`Error::Busy`] while a transaction or query of before runs; else what opening says.
-    pub fn reopen(&self) -> Result<(), Error> {
+    pub fn reopen(&self, now_ms: i64) -> Result<(), Error> {
         let _writer = match self.writer.try_lock() {
             Ok(guard) => guard,
             Err(TryLockError::Poisoned(guard)) => guard.into_inner(),
@@ -281,7 +293,7 @@ impl TelemetryStore {
         if lock(&self.retired).strong_count() > 0 {
             return Err(Error::Busy);
         }
-        *opened = Some(Arc::new(Opened::open(&*self.disk, &self.config)?));
+        *opened = Some(Arc::new(Opened::open(&*self.disk, &self.config, now_ms)?));
         *lock(&self.poisoned) = None;
         Ok(())
     }
@@ -302,10 +314,21 @@ impl TelemetryStore {
 }
 
 impl Opened {
-    fn open(disk: &dyn Disk, config: &Config) -> Result<Self, Error> {
-        let weeks = Weeks::open(disk, config)?;
+    fn open(disk: &dyn Disk, config: &Config, now_ms: i64) -> Result<Self, Error> {
+        let mut weeks = Weeks::open(disk, config)?;
+        let mut rollups = Rollups::open(disk, config)?;
+        let mut set_aside = std::mem::take(&mut weeks.aside);
+        set_aside.append(&mut rollups.aside);
         let known = weeks.known()?;
-        let inbox = Inbox::open(disk, config, &known.cursors, known.floor)?;
+        let open = || Inbox::open(disk, config, &known.cursors, known.floor);
+        let inbox = match open() {
+            Err(Error::Disk(error)) if error.is_corrupt() => {
+                set_aside.push(disk.set_aside(inbox::NAME)?);
+                open()?
+            }
+            Ok(inbox) => inbox,
+            Err(error) => return Err(error),
+        };
         for name in inbox.doomed()? {
             if let Some(id) = week::FileId::parse(&name) {
                 weeks.forget(id);
@@ -314,7 +337,8 @@ impl Opened {
             inbox.unlinked(&name)?;
         }
         inbox.adopt(&known.stored)?;
-        Ok(Self { inbox, weeks, sealer: Mutex::default(), latest: Mutex::default() })
+        let sealer = Mutex::new(Sealer::new(now_ms));
+        Ok(Self { inbox, weeks, rollups, set_aside, sealer, latest: Mutex::default() })
     }
 }
 

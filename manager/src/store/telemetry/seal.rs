@@ -58,16 +58,16 @@ pub struct SealReport {
 pub(super) struct Sealer {
     pub packer: Packer,
     pub unpacker: Unpacker,
-    checkpointed_ms: Option<i64>,
+    checkpointed_ms: i64,
     pub tidy: super::tidy::Progress,
 }
 
-impl Default for Sealer {
-    fn default() -> Self {
+impl Sealer {
+    pub(super) fn new(now_ms: i64) -> Self {
         Self {
             packer: Packer::new(limits::ZSTD_LEVEL),
             unpacker: Unpacker::default(),
-            checkpointed_ms: None,
+            checkpointed_ms: now_ms,
             tidy: super::tidy::Progress::default(),
         }
     }
@@ -106,12 +106,11 @@ impl TelemetryStore {
             let memory = read_lock(&opened.inbox.memory);
             memory.unsealed.first().unwrap_or(memory.next_seq).saturating_sub(memory.front)
         };
-        let since = sealer.checkpointed_ms.get_or_insert(now_ms);
-        if removable >= CHECKPOINT_FROM || now_ms.abs_diff(*since) >= CHECKPOINT_MS {
+        if removable >= CHECKPOINT_FROM || now_ms.abs_diff(sealer.checkpointed_ms) >= CHECKPOINT_MS {
             let _writer = lock(&self.writer);
             report.truncated = opened.inbox.checkpoint(CHECKPOINT_ROWS)?;
             report.more |= report.truncated == CHECKPOINT_ROWS;
-            sealer.checkpointed_ms = Some(now_ms);
+            sealer.checkpointed_ms = now_ms;
         } else if due.is_empty() {
             super::tidy::step(&*self.disk, &self.config, opened, sealer, now_ms, &mut report)?;
         }

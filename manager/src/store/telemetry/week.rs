@@ -4,6 +4,8 @@
 //! Owns its tables. A blob is a run of bytes in `dense` (many blobs end to end in rows that fill whole pages) or a
 //! row in `loose` (small ones, merged again later); `blobs` finds them by node and time.
 
+use std::sync::Arc;
+
 use fleet_schemas::Lane;
 use redb::{Database, ReadOnlyDatabase, ReadOnlyTable, ReadTransaction, ReadableDatabase as _, TableDefinition};
 
@@ -91,6 +93,8 @@ pub(super) struct WeekFile {
 pub(super) struct View {
     pub id: FileId,
     pub read: ReadTransaction,
+    // Keeps the file open.
+    _file: Arc<WeekFile>,
 }
 
 /// Reads blobs out of a snapshot.
@@ -284,12 +288,12 @@ impl WeekFile {
         Ok(Self { id, db: Db::Write(db) })
     }
 
-    pub(super) fn view(&self) -> Result<View, Error> {
+    pub(super) fn view(self: &Arc<Self>) -> Result<View, Error> {
         let read = match &self.db {
             Db::Write(db) => db.begin_read()?,
             Db::Read(db) => db.begin_read()?,
         };
-        Ok(View { id: self.id, read })
+        Ok(View { id: self.id, read, _file: Arc::clone(self) })
     }
 
     /// The database, where it may be written to.
@@ -310,8 +314,13 @@ impl View {
 
     /// What the file has of all nodes.
     pub(super) fn nodes(&self) -> Result<Vec<(u32, NodeRow)>, Error> {
+        self.nodes_from(0, usize::MAX)
+    }
+
+    /// The same for at most `most` nodes, from one on.
+    pub(super) fn nodes_from(&self, from: u32, most: usize) -> Result<Vec<(u32, NodeRow)>, Error> {
         let table = self.read.open_table(NODES)?;
-        let rows = table.range::<u32>(..)?;
+        let rows = table.range(from..)?.take(most);
         rows.map(|entry| {
             let (node, row) = entry?;
             Ok((node.value(), NodeRow::read(row.value())?))
@@ -334,7 +343,8 @@ impl View {
             let (key, value) = entry?;
             let (_, start_ms, first_seq) = key.value();
             let entry = Entry::read(value.value())?;
-            if start_ms < to_ms && entry.end_ms >= from_ms {
+            // `i64::MAX` means no bound: there is no instant beyond.
+            if (start_ms < to_ms || to_ms == i64::MAX) && entry.end_ms >= from_ms {
                 found.push((start_ms, first_seq, entry));
             }
         }

@@ -1,0 +1,341 @@
+//! Queries: samples of a node from the inbox, the week files and the rollups, as one.
+//!
+//! A reader takes its snapshots under one short lock and then works alone: it waits for nobody's transaction
+//! and sees every sample exactly once, wherever the sealer has it at that moment.
+
+use std::collections::{BTreeMap, HashMap};
+
+use fleet_schemas::{DeviceId, MetricName, cbor::Unpacker, telemetry::Samples};
+use redb::ReadTransaction;
+
+use super::{
+    Aggregate, Error, Latest, Opened, SeriesName, TelemetryStore,
+    aggregate::{self, Cell},
+    blob::{self, Name},
+    inbox::ROWS,
+    latest::Table,
+    lock, read_lock, rollup, row, seal,
+    unsealed::Batch,
+    week::View,
+};
+
+/// What to look for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Query {
+    /// The node's number.
+    pub node: u32,
+    /// Only this device; [`DeviceId::node`] is the node itself.
+    pub device: Option<DeviceId>,
+    /// Only this metric.
+    pub metric: Option<MetricName>,
+    /// The first instant, corrected Unix milliseconds,
+    pub from_ms: i64,
+    /// and the first one beyond. With a step both widen to whole steps.
+    pub to_ms: i64,
+    /// One value a step instead of every sample.
+    pub step: Option<Step>,
+    /// Most series in the answer.
+    pub series_max: usize,
+    /// Most points in the answer, over all series.
+    pub points_max: usize,
+}
+
+/// Steps are counted from 1970; the instant of a point is the start of its step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Step {
+    /// Its length, milliseconds; at least 1.
+    pub ms: i64,
+    /// How samples become one value.
+    pub aggregate: Aggregate,
+}
+
+/// The points of one series, by time; several of one instant by value.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SeriesPoints {
+    /// The device, empty for the node itself.
+    pub device: DeviceId,
+    /// The metric.
+    pub metric: MetricName,
+    /// Its unit; when it changed there is a series for each.
+    pub unit: Option<MetricName>,
+    /// Unix milliseconds and value.
+    pub points: Vec<(i64, f64)>,
+}
+
+/// Samples that one query may decode: a few seconds of work.
+const SCAN_SAMPLES: u64 = 200_000_000;
+/// From this range on, milliseconds, steps of whole rollups are answered from rollups: two days.
+const LONG_MS: i64 = 2 * 86_400_000;
+
+/// Everything of one node, at one moment.
+pub(super) struct Snapshot {
+    pub unsealed: Vec<Batch>,
+    pub inbox: ReadTransaction,
+    pub views: Vec<View>,
+    pub rollups: Vec<rollup::View>,
+}
+
+impl Snapshot {
+    pub(super) fn take(opened: &Opened, node: u32) -> Result<Self, Error> {
+        let memory = read_lock(&opened.inbox.memory);
+        let unsealed = memory.unsealed.nodes.get(&node).map(|node| node.batches.clone());
+        let inbox = opened.inbox.read()?;
+        let views = opened.weeks.views()?;
+        // After the week files: what is merged there must be rolled up here.
+        let rollups = opened.rollups.views()?;
+        drop(memory);
+        let mut snapshot = Self { unsealed: unsealed.unwrap_or_default(), inbox, views, rollups };
+        // What was just sealed may still be in the index.
+        let mut cursor = 0;
+        for view in &snapshot.views {
+            cursor = view.node(node)?.map_or(cursor, |row| row.cursor.max(cursor));
+        }
+        snapshot.unsealed.retain(|batch| batch.seq > cursor);
+        Ok(snapshot)
+    }
+
+    /// Hands over the samples of unsealed batches with their shift.
+    pub(super) fn each_unsealed(
+        &self,
+        unpacker: &mut Unpacker,
+        mut wanted: impl FnMut(&Batch) -> bool,
+        mut take: impl FnMut(&Batch, &Samples, i64) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let rows = self.inbox.open_table(ROWS)?;
+        for batch in self.unsealed.iter().filter(|batch| wanted(batch)) {
+            let missing = || Error::Damaged { what: format!("inbox row {}", batch.seq) };
+            let bytes = rows.get(batch.seq)?.ok_or_else(missing)?;
+            let row::Row::Batch(head, payload) = row::read(batch.seq, bytes.value())? else {
+                return Err(missing());
+            };
+            take(batch, &seal::body(&head, payload, unpacker)?, head.shift_ms)?;
+        }
+        Ok(())
+    }
+}
+
+impl TelemetryStore {
+    /// Samples of a node.
+    ///
+    /// # Errors
+    /// [`Error::TooMuch`] when the answer or the work would be larger than allowed.
+    pub fn query(&self, query: &Query) -> Result<Vec<SeriesPoints>, Error> {
+        let opened = self.opened()?;
+        self.note(Snapshot::take(&opened, query.node).and_then(|snapshot| answer(&snapshot, query)))
+    }
+
+    /// The newest value of every series of a node, by device and metric; at most
+    /// [`fleet_schemas::limits::SERIES_PER_NODE`].
+    ///
+    /// # Errors
+    /// [`Error`] when a file cannot be read.
+    pub fn latest(&self, node: u32) -> Result<Vec<Latest>, Error> {
+        let opened = self.opened()?;
+        let table = || {
+            let mut unpacker = Unpacker::default();
+            let snapshot = Snapshot::take(&opened, node)?;
+            // After the snapshot: the sealer moves this table before it takes batches out of the index.
+            let cached = lock(&opened.latest).nodes.get(&node).map(|cached| cached.table.clone());
+            let mut table = match cached {
+                Some(table) => table,
+                None => Table::load(node, &snapshot.views, &mut unpacker)?,
+            };
+            snapshot.each_unsealed(&mut unpacker, |_| true, |_, samples, shift_ms| {
+                table.take_samples(samples, shift_ms);
+                Ok(())
+            })?;
+            Ok(table.into_list())
+        };
+        self.note(table())
+    }
+
+    /// The series of a node, by device and metric.
+    ///
+    /// # Errors
+    /// [`Error`] when a file cannot be read.
+    pub fn series(&self, node: u32) -> Result<Vec<SeriesName>, Error> {
+        let latest = self.latest(node)?;
+        let name = |Latest { device, metric, unit, .. }| SeriesName { device, metric, unit };
+        Ok(latest.into_iter().map(name).collect())
+    }
+}
+
+fn answer(snapshot: &Snapshot, query: &Query) -> Result<Vec<SeriesPoints>, Error> {
+    let mut found = Found::new(query);
+    let (from_ms, to_ms) = (found.from_ms, found.to_ms);
+    if from_ms >= to_ms {
+        return Ok(Vec::new());
+    }
+    let rollable = query.step.is_some_and(|step| step.ms % rollup::STEP_MS == 0);
+    let long = rollable && to_ms.saturating_sub(from_ms) >= LONG_MS;
+    let mut unpacker = Unpacker::default();
+    if rollable {
+        let gone = |source: u64| !snapshot.views.iter().any(|view| view.id.key() == source);
+        for view in &snapshot.rollups {
+            view.each(query.node, from_ms, to_ms, |source| long || gone(source), &mut unpacker, &mut |name, time, cell| {
+                found.cell(name, time, cell)
+            })?;
+        }
+    }
+    for view in &snapshot.views {
+        let Some(row) = view.node(query.node)?.filter(|row| row.start_ms < to_ms && row.end_ms >= from_ms) else {
+            continue;
+        };
+        let mut rolled = 0;
+        if long {
+            for rollups in &snapshot.rollups {
+                rolled = rollups.rolled(view.id.key(), query.node)?.max(rolled);
+            }
+        }
+        let mut bytes = view.bytes()?;
+        for (_, first_seq, entry) in view.blobs(query.node, &row, from_ms, to_ms)? {
+            if first_seq > rolled {
+                found.scan(entry.count.into())?;
+                let decoded = blob::decode(bytes.get(entry.place)?, &mut unpacker)?;
+                found.samples(&decoded.samples, 0)?;
+            }
+        }
+    }
+    let overlaps = |batch: &Batch| batch.overlaps(from_ms, to_ms);
+    snapshot.each_unsealed(&mut unpacker, overlaps, |batch, samples, shift_ms| {
+        found.scan(batch.count.into())?;
+        found.samples(samples, shift_ms)
+    })?;
+    Ok(found.finish())
+}
+
+/// An answer in the making.
+struct Found<'a> {
+    query: &'a Query,
+    from_ms: i64,
+    to_ms: i64,
+    step: Option<Step>,
+    series: HashMap<Name, Gathered>,
+    points: usize,
+    scanned: u64,
+}
+
+#[derive(Default)]
+struct Gathered {
+    points: Vec<(i64, f64)>,
+    cells: BTreeMap<i64, Cell>,
+}
+
+impl<'a> Found<'a> {
+    fn new(query: &'a Query) -> Self {
+        let step = query.step.map(|step| Step { ms: step.ms.max(1), ..step });
+        let (from_ms, to_ms) = match step {
+            None => (query.from_ms, query.to_ms),
+            Some(Step { ms, .. }) => {
+                let up = aggregate::floor(query.to_ms.saturating_sub(1), ms).saturating_add(ms);
+                (aggregate::floor(query.from_ms, ms), if query.to_ms > query.from_ms { up } else { query.from_ms })
+            }
+        };
+        Self { query, from_ms, to_ms, step, series: HashMap::new(), points: 0, scanned: 0 }
+    }
+
+    fn scan(&mut self, samples: u64) -> Result<(), Error> {
+        self.scanned += samples;
+        let most = SCAN_SAMPLES as usize;
+        if self.scanned > SCAN_SAMPLES { Err(Error::TooMuch { most, what: "samples to read" }) } else { Ok(()) }
+    }
+
+    fn wants(&self, device: &DeviceId, metric: &MetricName) -> bool {
+        self.query.device.as_ref().is_none_or(|wanted| wanted == device)
+            && self.query.metric.as_ref().is_none_or(|wanted| wanted == metric)
+    }
+
+    fn gathered(&mut self, name: Name) -> Result<&mut Gathered, Error> {
+        let most = self.query.series_max;
+        if self.series.len() >= most && !self.series.contains_key(&name) {
+            return Err(Error::TooMuch { most, what: "series" });
+        }
+        Ok(self.series.entry(name).or_default())
+    }
+
+    fn grown(&mut self, by: usize) -> Result<(), Error> {
+        self.points += by;
+        let most = self.query.points_max;
+        if self.points > most { Err(Error::TooMuch { most, what: "points" }) } else { Ok(()) }
+    }
+
+    fn samples(&mut self, samples: &Samples, shift_ms: i64) -> Result<(), Error> {
+        let mut times = samples.times();
+        times.iter_mut().for_each(|time| *time = time.saturating_add(shift_ms));
+        let (from_ms, to_ms, step) = (self.from_ms, self.to_ms, self.step);
+        for series in &samples.series {
+            if !self.wants(&series.d, &series.m) {
+                continue;
+            }
+            let values = samples.values(series);
+            let mut within = (times.iter().copied().zip(values))
+                .filter(|(time, value)| (from_ms..to_ms).contains(time) && !value.is_nan())
+                .peekable();
+            if within.peek().is_none() {
+                continue;
+            }
+            let gathered = self.gathered((series.d.clone(), series.m.clone(), series.u.clone()))?;
+            let before = gathered.points.len() + gathered.cells.len();
+            match step {
+                None => gathered.points.extend(within),
+                Some(Step { ms, .. }) => gathered.aggregate(within, ms),
+            }
+            let grown = gathered.points.len() + gathered.cells.len() - before;
+            self.grown(grown)?;
+        }
+        Ok(())
+    }
+
+    fn cell(&mut self, name: &Name, time_ms: i64, cell: &Cell) -> Result<(), Error> {
+        let Some(Step { ms, .. }) = self.step else { return Ok(()) };
+        if !self.wants(&name.0, &name.1) || !(self.from_ms..self.to_ms).contains(&time_ms) {
+            return Ok(());
+        }
+        let gathered = self.gathered(name.clone())?;
+        let before = gathered.cells.len();
+        gathered.merge(aggregate::floor(time_ms, ms), cell);
+        let grown = gathered.cells.len() - before;
+        self.grown(grown)
+    }
+
+    fn finish(self) -> Vec<SeriesPoints> {
+        let aggregate = self.step.map(|step| step.aggregate);
+        let mut all: Vec<_> = (self.series.into_iter())
+            .map(|((device, metric, unit), Gathered { mut points, cells })| {
+                if let Some(aggregate) = aggregate {
+                    points = cells.iter().map(|(time, cell)| (*time, cell.value(aggregate))).collect();
+                } else if !points.is_sorted_by(|a, b| a.0 < b.0) {
+                    points.sort_unstable_by(|a, b| a.0.cmp(&b.0).then_with(|| a.1.total_cmp(&b.1)));
+                }
+                SeriesPoints { device, metric, unit, points }
+            })
+            .collect();
+        all.sort_unstable_by(|a, b| (&a.device, &a.metric, &a.unit).cmp(&(&b.device, &b.metric, &b.unit)));
+        all
+    }
+}
+
+impl Gathered {
+    fn aggregate(&mut self, samples: impl Iterator<Item = (i64, f64)>, step_ms: i64) {
+        // Neighbours are nearly always in the same bucket.
+        let mut current: Option<(i64, Cell)> = None;
+        for (time, value) in samples {
+            let bucket = aggregate::floor(time, step_ms);
+            match &mut current {
+                Some((at, cell)) if *at == bucket => cell.merge(&Cell::of(time, value)),
+                Some(_) | None => {
+                    if let Some((at, cell)) = current.replace((bucket, Cell::of(time, value))) {
+                        self.merge(at, &cell);
+                    }
+                }
+            }
+        }
+        if let Some((at, cell)) = current {
+            self.merge(at, &cell);
+        }
+    }
+
+    fn merge(&mut self, bucket: i64, cell: &Cell) {
+        self.cells.entry(bucket).and_modify(|known| known.merge(cell)).or_insert(*cell);
+    }
+}

@@ -1,0 +1,153 @@
+//! Retention: unlinks whole files, oldest first, by age and by size, and keeps the account straight.
+//!
+//! A file goes in three steps: what it holds is rolled up; its samples are booked from `stored` to `expired` in the
+//! transaction that dooms it; it is unlinked. A crash in between is finished at the next opening. The caller
+//! must not call this while it doubts its clock.
+
+use std::sync::Arc;
+
+use fleet_schemas::Lane;
+
+use super::{
+    Error, InboxWrite, Opened, TelemetryStore, inbox, lock, read_lock,
+    seal::Sealer,
+    week::{FileId, WeekFile},
+};
+
+/// Share of the filesystem that telemetry may fill when no size is configured.
+const DISK_SHARE_PERCENT: u64 = 80;
+/// Nodes that one call rolls up before it removes a file: about a second of work.
+const ROLL_NODES: usize = 500;
+/// Rows that one checkpoint removes.
+const CHECKPOINT_ROWS: u64 = 50_000;
+
+/// What one call of [`TelemetryStore::retain`] did.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RetainReport {
+    /// Files that were unlinked; announce them by an event.
+    pub removed: Vec<String>,
+    /// Samples that went from `stored` to `expired`, by node and lane.
+    pub expired: Vec<(u32, Lane, u64)>,
+    /// There is more to do: call again.
+    pub more: bool,
+    /// The size limit is exceeded by the newest file, which is never removed: free space or raise the limit.
+    pub full: bool,
+}
+
+impl TelemetryStore {
+    /// Removes at most one week file that is over age or over the size limit, and rollups that are over age.
+    ///
+    /// # Errors
+    /// [`Error`]; the next call goes on where this one stopped.
+    pub fn retain(&self, now_ms: i64) -> Result<RetainReport, Error> {
+        let opened = self.opened()?;
+        let mut sealer = lock(&opened.sealer);
+        self.note(self.retain_one(&opened, &mut sealer, now_ms))
+    }
+
+    fn retain_one(
+        &self,
+        opened: &Arc<Opened>,
+        sealer: &mut Sealer,
+        now_ms: i64,
+    ) -> Result<RetainReport, Error> {
+        let mut report = RetainReport::default();
+        let ago = |age: std::time::Duration| {
+            now_ms.saturating_sub(i64::try_from(age.as_millis()).unwrap_or(i64::MAX))
+        };
+        report.removed = opened.rollups.expire(&*self.disk, ago(self.config.retain_rollups))?;
+        let files = opened.weeks.all();
+        let Some(oldest) = files.first() else { return Ok(report) };
+        let newest = files.last().is_some_and(|newest| newest.id == oldest.id);
+        let aged = oldest.id.end_ms() < ago(self.config.retain);
+        let large = self.is_over_size(opened);
+        if newest {
+            // A file that is still written to stays: what is in it is wanted.
+            report.full = large;
+        }
+        if !(aged || large) || (newest && !aged) {
+            return Ok(report);
+        }
+        if !self.is_ready_to_go(opened, sealer, oldest)? {
+            report.more = true;
+            return Ok(report);
+        }
+        self.unlink(opened, oldest, &mut report)?;
+        report.more = true;
+        Ok(report)
+    }
+
+    fn is_over_size(&self, opened: &Opened) -> bool {
+        let used = self.bytes(opened);
+        let most = self.config.max_disk_bytes.or_else(|| {
+            let space = self.disk.space()?;
+            let elsewhere = space.total.saturating_sub(space.free).saturating_sub(used);
+            Some((space.total / 100 * DISK_SHARE_PERCENT).saturating_sub(elsewhere))
+        });
+        most.is_some_and(|most| used > most)
+    }
+
+    pub(super) fn bytes(&self, opened: &Opened) -> u64 {
+        let weeks = opened.weeks.all();
+        let names = weeks.iter().map(|file| file.id.name()).chain(opened.rollups.names());
+        names.chain([inbox::NAME.to_owned()]).map(|name| self.disk.size(&name)).sum()
+    }
+
+    /// Rolls up what the file has, and removes from the inbox what its cursors stand for: without them it would be
+    /// sealed again.
+    fn is_ready_to_go(
+        &self,
+        opened: &Opened,
+        sealer: &mut Sealer,
+        file: &Arc<WeekFile>,
+    ) -> Result<bool, Error> {
+        let view = file.view()?;
+        let nodes = view.nodes()?;
+        let mut rolled = 0;
+        for (node, row) in &nodes {
+            if opened.rollups.rolled(file.id, *node)? < row.cursor {
+                let tools = (&mut sealer.packer, &mut sealer.unpacker);
+                let done = opened.rollups.roll(&*self.disk, &self.config, &view, (*node, row), tools)?;
+                rolled += 1;
+                if !done || rolled == ROLL_NODES {
+                    return Ok(false);
+                }
+            }
+        }
+        let last = nodes.iter().map(|(_, row)| row.cursor).max().unwrap_or(0);
+        if read_lock(&opened.inbox.memory).front <= last {
+            let _writer = lock(&self.writer);
+            opened.inbox.checkpoint(CHECKPOINT_ROWS)?;
+        }
+        Ok(read_lock(&opened.inbox.memory).front > last)
+    }
+
+    fn unlink(
+        &self,
+        opened: &Arc<Opened>,
+        file: &Arc<WeekFile>,
+        report: &mut RetainReport,
+    ) -> Result<(), Error> {
+        let name = file.id.name();
+        for (node, row) in file.view()?.nodes()? {
+            for lane in [Lane::Telemetry, Lane::Backfill] {
+                if row.stored(lane) > 0 {
+                    report.expired.push((node, lane, row.stored(lane)));
+                }
+            }
+        }
+        let mut write = InboxWrite::new(self, Arc::clone(opened), lock(&self.writer));
+        write.doom(&name, &report.expired);
+        write.commit()?;
+        self.remove_doomed(opened, file.id)?;
+        report.removed.push(name);
+        Ok(())
+    }
+
+    fn remove_doomed(&self, opened: &Opened, id: FileId) -> Result<(), Error> {
+        opened.weeks.forget(id);
+        self.disk.remove(&id.name())?;
+        let _writer = lock(&self.writer);
+        opened.inbox.unlinked(&id.name())
+    }
+}
