@@ -263,12 +263,8 @@ mod tests {
         merge.add(&batch(1_000, &["a"]), 5);
         let blob = merge.finish(Lane::Telemetry, &mut Packer::new(3));
         let hex: String = blob.bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        assert_eq!(
-            hex,
-            "010201000300000005000000000000\
-             00a3627430"
-                .to_owned()
-                + "1903ed626474a16161d8404300010266736572696573" + "81a2616d61616176a26161d84546e803e903ea03"
-        );
+        let head = "01020100030000000500000000000000";
+        let body = "a36274301903ed626474a16161d840430001026673657269657381a2616d61616176a26161d8404300010161641903e8";
+        assert_eq!(hex, format!("{head}{body}"));
     }
 }

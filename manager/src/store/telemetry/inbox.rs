@@ -68,6 +68,11 @@ impl Memory {
         self.marks.get(key)
     }
 
+    /// Whether a checkpoint would save anything.
+    pub(super) fn is_dirty(&self) -> bool {
+        !(self.dirty_marks.is_empty() && self.dirty_counters.is_empty())
+    }
+
     pub(super) fn apply(&mut self, note: Note) {
         for (key, mark) in note.marks {
             self.dirty_marks.insert(key);

@@ -207,7 +207,7 @@ mod tests {
         assert_eq!(bytes.len(), HEAD_BYTES);
         assert_eq!(
             hex(&bytes),
-            "020307000000005c68c4a0010000fbffffffffffffff010000000000000002000000000000000a000000"
+            "020307000000006c50c4a0010000fbffffffffffffff010000000000000002000000000000000a000000"
         );
         bytes.extend([1, 2, 3]);
         assert!(matches!(read(1, &bytes), Ok(Row::Batch(found, [1, 2, 3])) if found == head));

@@ -102,16 +102,19 @@ impl TelemetryStore {
             report = seal_nodes(&*self.disk, &self.config, opened, sealer, &due, now_ms)?;
             report.more = true;
         }
-        let removable = {
+        let (removable, dirty) = {
             let memory = read_lock(&opened.inbox.memory);
-            memory.unsealed.first().unwrap_or(memory.next_seq).saturating_sub(memory.front)
+            let front = memory.unsealed.first().unwrap_or(memory.next_seq);
+            (front.saturating_sub(memory.front), memory.is_dirty())
         };
-        if removable >= CHECKPOINT_FROM || now_ms.abs_diff(sealer.checkpointed_ms) >= CHECKPOINT_MS {
+        let late = now_ms.abs_diff(sealer.checkpointed_ms) >= CHECKPOINT_MS;
+        if removable >= CHECKPOINT_FROM || (late && (removable > 0 || dirty)) {
             let _writer = lock(&self.writer);
             report.truncated = opened.inbox.checkpoint(CHECKPOINT_ROWS)?;
             report.more |= report.truncated == CHECKPOINT_ROWS;
             sealer.checkpointed_ms = now_ms;
-        } else if due.is_empty() {
+        }
+        if due.is_empty() {
             super::tidy::step(&*self.disk, &self.config, opened, sealer, now_ms, &mut report)?;
         }
         Ok(report)
