@@ -154,7 +154,8 @@ pub async fn start(config: Config) -> Result<Handle, StartError> {
         profile(&config, &node),
         clock.clone(),
         metrics.clone(),
-    )?;
+    )
+    .await?;
     let facts = Facts {
         node: node.clone(),
         name: config.node.name.clone(),

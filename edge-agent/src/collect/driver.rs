@@ -189,14 +189,17 @@ impl Driver {
                         }
                     }
                     // Whoever closes the output has nothing more to say; it has until the limit to end.
-                    Ok(None) => match status.take() {
-                        Some(status) => break end(status),
-                        None => select! {
-                            status = running.ended() => break end(status),
-                            () = &mut limit => break End::Timeout,
-                            () = stop.wanted() => break End::Stopped,
-                        },
-                    },
+                    Ok(None) => {
+                        self.hand_in().await;
+                        match status.take() {
+                            Some(status) => break end(status),
+                            None => select! {
+                                status = running.ended() => break end(status),
+                                () = &mut limit => break End::Timeout,
+                                () = stop.wanted() => break End::Stopped,
+                            },
+                        }
+                    }
                     Err(error) => break End::Io(error),
                 },
                 line = stderr.next(), if complains => complains = self.complain(line),

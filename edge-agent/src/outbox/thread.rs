@@ -1,7 +1,7 @@
 //! The thread that owns the uplink: takes requests, writes all submissions of a round in one transaction, answers,
 //! and sends what is due. After a disk error it opens the outbox again, with patience.
 
-use std::{path::PathBuf, sync::Arc, thread, time::Duration};
+use std::{io, path::PathBuf, sync::Arc, thread, time::Duration};
 
 use fleet_schemas::{MetricName, SessionId, event::Event, event::Severity, limits};
 use tokio::{
@@ -31,11 +31,11 @@ const REOPEN_LAST: Duration = Duration::from_secs(60);
 /// Shortest pause between two rounds that nobody asked for.
 const BREATH: Duration = Duration::from_millis(5);
 
-/// Opens the outbox and starts its thread.
+/// Starts the thread and opens the outbox on it; returns once it is open.
 ///
 /// # Errors
 /// [`OpenError`]: nothing was started.
-pub fn spawn(
+pub async fn spawn(
     config: Config,
     folder: PathBuf,
     profile: Profile,
@@ -43,9 +43,7 @@ pub fn spawn(
     metrics: Arc<Metrics>,
 ) -> Result<(Handle, thread::JoinHandle<()>), OpenError> {
     let (handle, requests) = mpsc::channel(REQUESTS);
-    // A clock of its own: a busy program around it must not delay a commit.
-    let runtime = runtime::Builder::new_current_thread().enable_time().build().map_err(OpenError::Thread)?;
-    let mut keeper = Keeper {
+    let keeper = Keeper {
         config,
         folder,
         profile,
@@ -57,12 +55,15 @@ pub fn spawn(
         patience: REOPEN_FIRST,
         link: None,
     };
-    keeper.open(keeper.clock.now())?;
+    let (opened, open) = oneshot::channel();
     let thread = thread::Builder::new()
         .name("outbox".to_owned())
-        .spawn(move || runtime.block_on(keeper.run(requests)))
+        .spawn(move || keeper.main(requests, opened))
         .map_err(OpenError::Thread)?;
-    Ok((Handle(handle), thread))
+    match open.await {
+        Ok(opened) => opened.map(|()| (Handle(handle), thread)),
+        Err(_) => Err(OpenError::Thread(io::Error::other("it panicked; please report its message"))),
+    }
 }
 
 struct Keeper {
@@ -96,6 +97,21 @@ struct Round {
 }
 
 impl Keeper {
+    fn main(mut self, requests: mpsc::Receiver<Request>, opened: oneshot::Sender<Result<(), OpenError>>) {
+        // Timers of its own: a busy program around it must not delay a commit.
+        let runtime = runtime::Builder::new_current_thread().enable_time().build().map_err(OpenError::Thread);
+        let runtime = runtime.and_then(|runtime| self.open(self.clock.now()).map(|()| runtime));
+        match runtime {
+            Ok(runtime) => {
+                let _ = opened.send(Ok(()));
+                runtime.block_on(self.run(requests));
+            }
+            Err(error) => {
+                let _ = opened.send(Err(error));
+            }
+        }
+    }
+
     async fn run(mut self, mut requests: mpsc::Receiver<Request>) {
         loop {
             let first = match self.wait() {

@@ -1,0 +1,274 @@
+//! The edge API over real sockets: what it takes, what it refuses and how it says so.
+
+use std::{net::SocketAddr, time::Duration};
+
+use crate::{PATIENCE, get_json, post, quiet, start, until, url};
+use fleet_edge_agent::run::Handle;
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpStream, UnixStream},
+    time,
+};
+
+const TELEMETRY: &str = "/api/v1/telemetry";
+const EVENTS: &str = "/api/v1/events";
+
+async fn held(agent: &Handle) -> u64 {
+    get_json(&url(agent, "/api/v1/outbox")).await["held_records"].as_u64().unwrap()
+}
+
+/// Sends bytes as they are and reads until the agent closes.
+async fn raw(address: SocketAddr, bytes: &[u8]) -> String {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(bytes).await.unwrap();
+    let mut answer = String::new();
+    let read = time::timeout(PATIENCE, stream.read_to_string(&mut answer)).await.expect("the agent closes");
+    read.unwrap();
+    answer
+}
+
+#[tokio::test]
+async fn it_tells_how_the_agent_is() {
+    let (_folder, config) = quiet("api-1");
+    let agent = start(config).await;
+    for path in ["/healthz", "/api/health"] {
+        let health = get_json(&url(&agent, path)).await;
+        assert_eq!((&health["status"], &health["node_id"]), (&json!("ok"), &json!("api-1")));
+    }
+    let status = get_json(&url(&agent, "/api/v1/status")).await;
+    assert_eq!(
+        (&status["node_id"], &status["status"], &status["cloud"]),
+        (&json!("api-1"), &json!("offline"), &json!(false))
+    );
+    assert_eq!(status["outbox"]["held_records"], 0);
+    let page = reqwest::get(url(&agent, "/metrics")).await.unwrap().text().await.unwrap();
+    assert!(
+        page.contains(r#"fleet_agent_info{node="api-1""#) && page.contains("fleet_agent_connected 0"),
+        "{page}"
+    );
+    assert!(page.contains(r#"fleet_agent_http_requests_total{code="200"} 3"#), "{page}");
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn what_it_accepts_is_on_disk() {
+    let (_folder, config) = quiet("api-2");
+    let agent = start(config.clone()).await;
+    let samples = json!({"device": "shed", "samples": [
+        {"metric": "t", "value": 21.5, "unit": "Cel", "time_ms": 1_785_542_400_000_i64},
+        {"metric": "t \"quoted\"", "value": -3},
+    ]});
+    assert_eq!(post(&url(&agent, TELEMETRY), &samples).await, (202, json!({"accepted": 2})));
+    let event =
+        json!({"kind": "door", "severity": "warn", "message": "open", "data": {"n": [1, null]}, "id": "7"});
+    assert_eq!(post(&url(&agent, EVENTS), &event).await, (202, json!({"accepted": 1})));
+    assert_eq!(post(&url(&agent, EVENTS), json!([event, event])).await, (202, json!({"accepted": 2})));
+    assert_eq!(post(&url(&agent, TELEMETRY), json!({"samples": []})).await, (202, json!({"accepted": 0})));
+    assert_eq!(held(&agent).await, 5);
+    agent.stop().await;
+    let agent = start(config).await;
+    assert_eq!(held(&agent).await, 5);
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn mistakes_are_answered_with_a_pointer() {
+    let (_folder, config) = quiet("api-3");
+    let agent = start(config).await;
+    let sample = |change: Value| {
+        let mut good = json!({"metric": "t", "value": 1.0});
+        good.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+        json!({"samples": [{"metric": "t", "value": 1}, good]})
+    };
+    let event = |change: Value| {
+        let mut good = json!({"kind": "k", "severity": "info", "message": "m"});
+        good.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+        good
+    };
+    let long = "x".repeat(64);
+    let deep = (0..12).fold(json!(1), |inner, _| json!([inner]));
+    for (path, body, pointer) in [
+        (TELEMETRY, json!([]), ""),
+        (TELEMETRY, json!({}), "/samples"),
+        (TELEMETRY, json!({"samples": 1}), "/samples"),
+        (TELEMETRY, json!({"samples": [1]}), "/samples/0"),
+        (TELEMETRY, json!({"device": 1, "samples": []}), "/device"),
+        (TELEMETRY, json!({"device": long, "samples": []}), "/device"),
+        (TELEMETRY, json!({"samples": [{"value": 1}]}), "/samples/0/metric"),
+        (TELEMETRY, sample(json!({"metric": ""})), "/samples/1/metric"),
+        (TELEMETRY, sample(json!({"metric": "a\u{7}"})), "/samples/1/metric"),
+        (TELEMETRY, sample(json!({"value": "warm"})), "/samples/1/value"),
+        (TELEMETRY, sample(json!({"value": null})), "/samples/1/value"),
+        (TELEMETRY, sample(json!({"unit": long})), "/samples/1/unit"),
+        (TELEMETRY, sample(json!({"time_ms": "now"})), "/samples/1/time_ms"),
+        (EVENTS, json!("x"), ""),
+        (EVENTS, event(json!({"kind": ""})), "/kind"),
+        (EVENTS, event(json!({"severity": "bad"})), "/severity"),
+        (EVENTS, event(json!({"message": 1})), "/message"),
+        (EVENTS, event(json!({"message": "x".repeat(5_000)})), "/message"),
+        (EVENTS, event(json!({"data": "x".repeat(40_000)})), "/data"),
+        (EVENTS, event(json!({"data": deep})), "/data"),
+        (EVENTS, event(json!({"device": long})), "/device"),
+        (EVENTS, event(json!({"id": ""})), "/id"),
+        (EVENTS, json!([event(json!({})), event(json!({"id": long}))]), "/1/id"),
+        (EVENTS, json!([event(json!({})), event(json!({"severity": 1}))]), "/1/severity"),
+    ] {
+        let (status, problem) = post(&url(&agent, path), &body).await;
+        assert_eq!((status, &problem["pointer"]), (422, &json!(pointer)), "{body}: {problem}");
+        assert_eq!((&problem["status"], &problem["type"]), (&json!(422), &json!("about:blank")));
+    }
+    assert_eq!(held(&agent).await, 0);
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_no_request_of_ours_is_refused() {
+    let (_folder, config) = quiet("api-4");
+    let agent = start(config).await;
+    let telemetry = url(&agent, TELEMETRY);
+    for body in [
+        "",
+        "{",
+        "{\"samples\":[{\"metric\":\"t\",\"value\":NaN}]}",
+        "{\"samples\":[{\"metric\":\"t\",\"value\":1e999}]}",
+    ] {
+        assert_eq!(post(&telemetry, body).await.0, 400, "{body}");
+    }
+    let large = format!("{{\"samples\":[],\"x\":\"{}\"}}", "y".repeat(300_000));
+    assert_eq!(post(&telemetry, &large).await.0, 413);
+    let events: Vec<_> = (0..101).map(|_| json!({"kind": "k", "severity": "info", "message": "m"})).collect();
+    assert_eq!(post(&url(&agent, EVENTS), json!(events)).await.0, 413);
+    let client = reqwest::Client::new();
+    let untyped = client.post(&telemetry).body("{}").send().await.unwrap();
+    assert_eq!(untyped.status(), 415);
+    assert_eq!(untyped.headers()["content-type"], "application/problem+json");
+    let form = client.post(&telemetry).header("content-type", "text/plain").body("{}").send().await.unwrap();
+    assert_eq!(form.status(), 415);
+    assert_eq!(client.get(&telemetry).send().await.unwrap().status(), 405);
+    assert_eq!(client.get(url(&agent, "/nowhere")).send().await.unwrap().status(), 404);
+    let chunks = format!(
+        "POST {TELEMETRY} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n"
+    );
+    let mut bytes = chunks.into_bytes();
+    for _ in 0..5 {
+        bytes.extend_from_slice(b"10000\r\n");
+        bytes.extend(std::iter::repeat_n(b' ', 0x10000));
+        bytes.extend_from_slice(b"\r\n");
+    }
+    let mut stream = TcpStream::connect(agent.api()).await.unwrap();
+    // The agent may close before it has read everything.
+    let _ = stream.write_all(&bytes).await;
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 413");
+    assert!(raw(agent.api(), b"\x16\x03\x01nonsense\r\n\r\n").await.starts_with("HTTP/1.1 400"));
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn slow_clients_are_cut_off() {
+    let (_folder, mut config) = quiet("api-5");
+    config.api.read = Duration::from_millis(200);
+    let agent = start(config).await;
+    // A head that never ends: closed, and so is a connection on which nothing is said.
+    let started = std::time::Duration::from_millis(200);
+    raw(agent.api(), b"GET /healthz HTTP/1.1\r\nhost:").await;
+    raw(agent.api(), b"").await;
+    // A body that never ends is answered.
+    let head = format!(
+        "POST {TELEMETRY} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{{"
+    );
+    let answer = raw(agent.api(), head.as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.1 408"), "{answer} ({started:?})");
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn one_connection_too_many_is_told_so() {
+    let (_folder, mut config) = quiet("api-6");
+    config.api.connections = 2;
+    let agent = start(config).await;
+    let mut open = Vec::new();
+    for _ in 0..2 {
+        let mut stream = TcpStream::connect(agent.api()).await.unwrap();
+        stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        let mut answer = [0; 12];
+        stream.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 200");
+        open.push(stream);
+    }
+    let refused = raw(agent.api(), b"").await;
+    assert!(refused.starts_with("HTTP/1.1 503") && refused.contains("retry-after: 1"), "{refused}");
+    open.pop();
+    let request = b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    let room = async || raw(agent.api(), request).await;
+    until("room for another connection", room, |answer| answer.starts_with("HTTP/1.1 200")).await;
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_unix_socket_serves_the_same() {
+    let (folder, mut config) = quiet("api-7");
+    let path = folder.path().join("agent.sock");
+    config.api.socket = Some(path.clone());
+    // What an agent that was killed leaves behind does not stand in the way.
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    let agent = start(config).await;
+    let mut stream = UnixStream::connect(&path).await.unwrap();
+    stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("api-7"), "{answer}");
+    agent.stop().await;
+    assert!(!path.exists());
+}
+
+#[tokio::test]
+async fn events_are_refused_when_the_outbox_is_full_and_none_is_dropped() {
+    let (_folder, mut config) = quiet("api-8");
+    config.outbox.quota_bytes = 1024 * 1024;
+    let agent = start(config).await;
+    let mut accepted = 0;
+    let problem = loop {
+        // Noise, so that nothing compresses.
+        let noise: String = (0..30_000)
+            .map(|_| char::from(b' ' + 1 + fleet_edge_agent::clock::random::<1>()[0] % 90))
+            .collect();
+        let event = json!({"kind": "k", "severity": "info", "message": "m", "data": noise});
+        match post(&url(&agent, EVENTS), &event).await {
+            (202, _) => accepted += 1,
+            (507, problem) => break problem,
+            other => panic!("{other:?}"),
+        }
+        assert!(accepted < 200, "the quota is not kept");
+    };
+    assert!(problem["detail"].as_str().unwrap().contains("fleet-agent status"), "{problem}");
+    assert_eq!(held(&agent).await, accepted);
+    let page = reqwest::get(url(&agent, "/metrics")).await.unwrap().text().await.unwrap();
+    assert!(page.contains(r#"fleet_agent_refused_total{reason="full"} 1"#), "{page}");
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn concurrent_posts_are_all_answered_and_all_kept() {
+    let (_folder, config) = quiet("api-9");
+    let agent = start(config).await;
+    let address = url(&agent, TELEMETRY);
+    let posts: Vec<_> = (0..16)
+        .map(|poster| {
+            let address = address.clone();
+            tokio::spawn(async move {
+                for at in 0..10 {
+                    let body = json!({"samples": [{"metric": format!("m{poster}"), "value": at}]});
+                    assert_eq!(post(&address, body).await.0, 202);
+                }
+            })
+        })
+        .collect();
+    for post in posts {
+        post.await.unwrap();
+    }
+    assert_eq!(held(&agent).await, 160);
+    agent.stop().await;
+}
