@@ -185,6 +185,10 @@ pub struct Uplink {
     last_ack: Option<Duration>,
     lost: u64,
     damaged_rows: u64,
+    // Stamps of the latest batch and of the latest birth or heartbeat. A batch that a heartbeat does not know is
+    // stamped later than it, so that the hub can order them whatever the network does.
+    sealed_up_ms: u64,
+    said_up_ms: u64,
 }
 
 impl Uplink {
@@ -228,6 +232,8 @@ impl Uplink {
             last_ack: None,
             lost: 0,
             damaged_rows: found.damaged_rows,
+            sealed_up_ms: 0,
+            said_up_ms: 0,
         })
     }
 
@@ -321,14 +327,25 @@ impl Uplink {
         self.lanes.bytes() + self.row_bytes
     }
 
-    fn birth(&self, session: SessionId, now: Now) -> Outgoing {
+    fn stamp_said(&mut self, now: Now) -> u64 {
+        self.said_up_ms = now.up_ms().max(self.sealed_up_ms);
+        self.said_up_ms
+    }
+
+    fn stamp_sealed(&mut self, now: Now) -> u64 {
+        self.sealed_up_ms = now.up_ms().max(self.said_up_ms + 1);
+        self.sealed_up_ms
+    }
+
+    fn birth(&mut self, session: SessionId, now: Now) -> Outgoing {
+        let up_ms = self.stamp_said(now);
         let (lanes, partial) = self.lanes.states(limits::STREAMS_PER_LANE);
         let birth = Birth {
             v: VERSION,
             session,
             epoch: self.epoch,
             boot: self.profile.boot,
-            up_ms: now.up_ms(),
+            up_ms,
             clock: now.clock,
             time_ms: now.wall_ms,
             interval_ms: u64::try_from(self.profile.heartbeat.as_millis()).unwrap_or(u64::MAX),
@@ -341,16 +358,21 @@ impl Uplink {
             partial,
             pending: self.pending(),
         };
-        Outgoing { topic: Topic::Up(self.profile.node.clone(), Up::Birth), payload: cbor::encode(&birth), qos: 1 }
+        Outgoing {
+            topic: Topic::Up(self.profile.node.clone(), Up::Birth),
+            payload: cbor::encode(&birth),
+            qos: 1,
+        }
     }
 
-    fn heartbeat(&self, session: SessionId, now: Now) -> Outgoing {
+    fn heartbeat(&mut self, session: SessionId, now: Now) -> Outgoing {
+        let up_ms = self.stamp_said(now);
         let (lanes, partial) = self.lanes.states(limits::STREAMS_PER_LANE);
         let heartbeat = Heartbeat {
             v: VERSION,
             session,
             boot: self.profile.boot,
-            up_ms: now.up_ms(),
+            up_ms,
             clock: now.clock,
             time_ms: now.wall_ms,
             interval_ms: u64::try_from(self.profile.heartbeat.as_millis()).unwrap_or(u64::MAX),
@@ -389,7 +411,8 @@ impl Uplink {
             self.staged.push(Write::Stream { number, id: self.stream });
             number
         });
-        let stream = (self.lanes.get_mut(lane).streams.entry(number)).or_insert_with(|| Stream::new(self.stream));
+        let stream =
+            (self.lanes.get_mut(lane).streams.entry(number)).or_insert_with(|| Stream::new(self.stream));
         (number, stream)
     }
 }

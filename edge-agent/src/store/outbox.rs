@@ -31,7 +31,9 @@ const ROWS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("rows");
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Written by a newer agent.
-    #[error("its format is {found}, this agent reads up to {FORMAT}: run the agent that wrote it, or a newer one")]
+    #[error(
+        "its format is {found}, this agent reads up to {FORMAT}: run the agent that wrote it, or a newer one"
+    )]
     Newer {
         /// The format found.
         found: u64,
@@ -215,7 +217,12 @@ impl Outbox {
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub fn batch(&self, lane: Lane, number: StreamNo, seq: u64) -> Result<Option<(u64, Option<Held>)>, Error> {
+    pub fn batch(
+        &self,
+        lane: Lane,
+        number: StreamNo,
+        seq: u64,
+    ) -> Result<Option<(u64, Option<Held>)>, Error> {
         let read = self.db.begin_read()?;
         let batches = read.open_table(BATCHES)?;
         let range = (lane as u8, number, seq)..=(lane as u8, number, u64::MAX);

@@ -95,7 +95,13 @@ pub fn encode_samples(samples: &[Sample]) -> Vec<u8> {
     let rows: Vec<SampleRow<'_>> = samples
         .iter()
         .map(|s| {
-            (s.time_ms, s.device.as_str(), s.metric.as_str(), s.unit.as_ref().map(MetricName::as_str), s.value)
+            (
+                s.time_ms,
+                s.device.as_str(),
+                s.metric.as_str(),
+                s.unit.as_ref().map(MetricName::as_str),
+                s.value,
+            )
         })
         .collect();
     let body = cbor::encode(&rows);
@@ -134,8 +140,8 @@ mod tests {
         assert_eq!(
             row[..34],
             [
-                1, 0, 3, 0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 251, 255, 255, 255,
-                255, 255, 255, 255
+                1, 0, 3, 0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 251, 255, 255,
+                255, 255, 255, 255, 255
             ]
         );
     }

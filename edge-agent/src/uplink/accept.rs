@@ -20,7 +20,8 @@ use crate::{
 
 /// Plain bytes after which a batch of events is closed: with the envelope it stays below the packet limit even if
 /// nothing compresses.
-const EVENT_BODY_BYTES: usize = limits::PACKET_BYTES - limits::EVENT_DATA_BYTES - limits::EVENT_MESSAGE_BYTES - 4096;
+const EVENT_BODY_BYTES: usize =
+    limits::PACKET_BYTES - limits::EVENT_DATA_BYTES - limits::EVENT_MESSAGE_BYTES - 4096;
 /// Room for topic and MQTT header beside a payload.
 const PACKET_MARGIN: usize = 1024;
 /// Batches on their way on the telemetry lane above which new samples count as backlog.
@@ -179,7 +180,15 @@ impl Uplink {
     }
 
     /// Seals one batch at the end of the current stream.
-    pub(super) fn stage_batch(&mut self, lane: Lane, count: u64, body: Vec<u8>, lost: Option<Lost>, now: Now) {
+    pub(super) fn stage_batch(
+        &mut self,
+        lane: Lane,
+        count: u64,
+        body: Vec<u8>,
+        lost: Option<Lost>,
+        now: Now,
+    ) {
+        let up_ms = self.stamp_sealed(now);
         let (boot, connected) = (self.profile.boot, self.session.is_some());
         let (id, (number, stream)) = (self.stream, self.current(lane));
         let (seq, first) = (stream.next_seq, stream.next_record);
@@ -191,7 +200,7 @@ impl Uplink {
             first,
             count,
             boot,
-            up_ms: now.up_ms(),
+            up_ms,
             clock: now.clock,
             sealed_ms: now.wall_ms,
             lost,

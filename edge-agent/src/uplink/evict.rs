@@ -5,17 +5,22 @@ use std::time::Duration;
 use fleet_schemas::{
     Lane, VERSION,
     batch::{Batch, Clock, Lost},
-    cbor,
+    cbor, limits,
 };
 
 use super::{Error, Uplink};
 use crate::{
-    core::{Now, lanes::StreamNo},
+    core::{
+        Now,
+        lanes::{Stream, StreamNo},
+    },
     store::{outbox::Write, rows::Held},
 };
 
 /// How often acked batches are looked at for their age.
 const SWEEP: Duration = Duration::from_secs(3600);
+/// Drained streams per lane of which nothing but their numbers is kept.
+const STREAMS_REMEMBERED: usize = limits::STREAMS_PER_LANE / 2;
 /// The order in which lanes give up acked batches.
 const CHEAPEST_FIRST: [Lane; 4] = [Lane::Backfill, Lane::Telemetry, Lane::Command, Lane::Event];
 
@@ -47,11 +52,18 @@ impl Uplink {
             for number in numbers {
                 freed += self.evict_acked_of(lane, number, bytes.saturating_sub(freed), before_ms)?;
             }
+            self.forget_streams(lane);
         }
         Ok(())
     }
 
-    fn evict_acked_of(&mut self, lane: Lane, number: StreamNo, bytes: u64, before_ms: i64) -> Result<u64, Error> {
+    fn evict_acked_of(
+        &mut self,
+        lane: Lane,
+        number: StreamNo,
+        bytes: u64,
+        before_ms: i64,
+    ) -> Result<u64, Error> {
         let Some(stream) = self.lanes.get_mut(lane).streams.get_mut(&number) else { return Ok(0) };
         let (from, mark) = (stream.floor_seq, stream.mark);
         let (mut freed, mut counted, mut tombstoned) = (0, 0, 0);
@@ -79,13 +91,22 @@ impl Uplink {
             stream.tombstoned = stream.tombstoned.saturating_sub(tombstoned);
             self.staged.push(Write::DropBatches { lane, number, from, to });
         }
-        let stream = &self.lanes.get(lane).streams[&number];
-        if Some(number) != self.number && stream.is_drained() && stream.floor_seq == stream.next_seq {
+        Ok(freed)
+    }
+
+    /// Forgets the oldest streams of which nothing is held. The latest are remembered: a hub that was set back to a
+    /// backup learns from them what it is missing.
+    fn forget_streams(&mut self, lane: Lane) {
+        let empty = |stream: &Stream| stream.is_drained() && stream.floor_seq == stream.next_seq;
+        let streams = self.lanes.get(lane).streams.iter();
+        let mut numbers: Vec<_> = streams.filter(|(_, stream)| empty(stream)).map(|(number, _)| *number).collect();
+        numbers.retain(|number| Some(*number) != self.number);
+        numbers.truncate(numbers.len().saturating_sub(STREAMS_REMEMBERED));
+        for number in numbers {
             self.lanes.get_mut(lane).streams.remove(&number);
             self.moved.remove(&(lane, number));
             self.staged.push(Write::DropStream { lane, number });
         }
-        Ok(freed)
     }
 
     /// Replaces the oldest batches that were never sent by a tombstone, until `bytes` are free.
@@ -124,7 +145,8 @@ impl Uplink {
         let (seq, seq_to, first) = (*seq, last.seq_to, first.first);
         let newly = found.iter().filter(|(_, held)| !held.tombstone).map(|(_, held)| held.count).sum::<u64>();
         let already = found.iter().map(|(_, held)| held.count).sum::<u64>() - newly;
-        let tombstone = self.tombstone(number, lane, (seq, seq_to), (first, newly + already), Lost::OutboxFull, now);
+        let tombstone =
+            self.tombstone(number, lane, (seq, seq_to), (first, newly + already), Lost::OutboxFull, now);
         let row = tombstone.row_bytes();
         self.staged.push(Write::DropBatches { lane, number, from: seq, to: seq_to });
         self.fresh.insert((lane, number, seq), tombstone.clone());
@@ -149,6 +171,7 @@ impl Uplink {
         now: Now,
     ) -> Held {
         let id = self.lanes.get(lane).streams.get(&number).map_or(self.stream, |stream| stream.id);
+        let up_ms = self.stamp_sealed(now);
         let batch = Batch {
             v: VERSION,
             stream: id,
@@ -157,7 +180,7 @@ impl Uplink {
             first: records.0,
             count: records.1,
             boot: self.profile.boot,
-            up_ms: now.up_ms(),
+            up_ms,
             clock: Clock::Unsynced,
             sealed_ms: now.wall_ms,
             lost: Some(lost),

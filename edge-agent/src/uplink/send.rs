@@ -113,7 +113,13 @@ impl Uplink {
         }
     }
 
-    fn declare_damaged(&mut self, lane: Lane, number: StreamNo, seq: u64, now: Now) -> Result<(u64, Held), Error> {
+    fn declare_damaged(
+        &mut self,
+        lane: Lane,
+        number: StreamNo,
+        seq: u64,
+        now: Now,
+    ) -> Result<(u64, Held), Error> {
         let Some(stream) = self.lanes.get(lane).streams.get(&number) else {
             unreachable!("a batch to send belongs to a stream")
         };

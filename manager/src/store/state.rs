@@ -231,7 +231,8 @@ impl StateStore {
         }
         let hub = read.open_table(HUB).map_err(store)?;
         let highest = hub.get("highest_node").map_err(store)?;
-        found.highest_node = highest.and_then(|row| row.value().try_into().ok()).map_or(0, u32::from_le_bytes);
+        found.highest_node =
+            highest.and_then(|row| row.value().try_into().ok()).map_or(0, u32::from_le_bytes);
         Ok(found)
     }
 
@@ -248,7 +249,8 @@ impl StateStore {
                 nodes.insert(number, cbor::encode(record).as_slice()).map_err(store)?;
             }
             if let Some(highest) = commit.nodes.iter().map(|(number, _)| *number).max() {
-                let known = hub.get("highest_node").map_err(store)?.and_then(|row| row.value().try_into().ok());
+                let known =
+                    hub.get("highest_node").map_err(store)?.and_then(|row| row.value().try_into().ok());
                 if known.map_or(0, u32::from_le_bytes) < highest {
                     hub.insert("highest_node", &highest.to_le_bytes()[..]).map_err(store)?;
                 }

@@ -1,0 +1,373 @@
+//! The consumer: a group of messages and intents becomes one transaction per file; then, and only then, it speaks.
+//!
+//! Synchronous and owned by one thread; time is an argument, so the simulator runs exactly this. When a commit fails,
+//! what was decided is thrown away, the stores are opened again and nothing is acked: the agents send it again.
+
+mod decode;
+mod speak;
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+};
+
+use fleet_schemas::{Lane, NodeId, StoreId, Topic, cbor::Unpacker};
+
+use crate::{
+    core::{
+        Now,
+        fleet::{Fleet, Node, NodeNo},
+        intake::{self, Effects},
+        ledger::Counters,
+        mark::Mark,
+        registry::{self, Intent, RegistryError},
+    },
+    store::{
+        disk::Disk,
+        state::{self, Commit, EventRow, QuarantineRow, StateStore},
+        telemetry::{self, Booking, InboxBatch, MarkKey, Quarantined, TelemetryStore},
+    },
+};
+pub use decode::Refusals;
+pub use speak::{FeedItem, Spoken, StoredEvent};
+
+/// Batches a node may have in flight while the hub keeps up.
+pub const CREDIT: u32 = fleet_schemas::limits::IN_FLIGHT_BATCHES;
+
+/// The stores failed. The text fits after "failed to ": nothing was acked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// `state.redb`.
+    #[error(transparent)]
+    State(#[from] state::Error),
+    /// `telemetry/`.
+    #[error(transparent)]
+    Telemetry(#[from] telemetry::Error),
+    /// A row of the telemetry store that only this room can read.
+    #[error("read a mark of the telemetry store: {0}; restore a backup")]
+    Mark(String),
+}
+
+/// What the threads of the hub share: the registry in memory, and the stores behind it.
+#[derive(Clone)]
+pub struct Shared {
+    fleet: Arc<RwLock<Fleet>>,
+    state: Arc<RwLock<StateStore>>,
+    /// Samples.
+    pub telemetry: Arc<TelemetryStore>,
+}
+
+impl Shared {
+    /// Looks at the registry.
+    pub fn fleet(&self) -> RwLockReadGuard<'_, Fleet> {
+        self.fleet.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn fleet_mut(&self) -> RwLockWriteGuard<'_, Fleet> {
+        self.fleet.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The state store as it is open now.
+    #[must_use]
+    pub fn state(&self) -> StateStore {
+        self.state.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The counters of an account, whichever file keeps them.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn counters(&self) -> Result<impl Fn(NodeNo, Lane) -> Counters + use<>, Error> {
+        let mut all = self.state().counters()?;
+        for (node, lane, c) in self.telemetry.counters_all()? {
+            let counters = Counters {
+                stored: c.stored,
+                expired: c.expired,
+                quarantined: c.quarantined,
+                lost: c.lost,
+                written_off: c.written_off,
+                duplicates: c.duplicates,
+            };
+            all.insert((node, lane), counters);
+        }
+        Ok(move |node, lane| all.get(&(node, lane)).copied().unwrap_or_default())
+    }
+}
+
+/// The consumer.
+pub struct Consumer {
+    shared: Shared,
+    disk: Arc<dyn Disk>,
+    highest_node: NodeNo,
+    unpacker: Unpacker,
+    refusals: Refusals,
+    // When each node was last seen, as its row says.
+    written_ms: BTreeMap<NodeNo, i64>,
+}
+
+impl Consumer {
+    /// Opens the stores and reads the registry. Nodes that were online are suspected until they are heard.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn open(
+        disk: Arc<dyn Disk>,
+        telemetry: telemetry::Config,
+        fresh: StoreId,
+        now: Now,
+    ) -> Result<Self, Error> {
+        let state = StateStore::open(&*disk, fresh)?;
+        let telemetry = telemetry::Config { store_id: Some(state.store_id().0), ..telemetry };
+        let telemetry = Arc::new(TelemetryStore::open(disk.clone(), telemetry, now.wall_ms)?);
+        let shared = Shared { fleet: Arc::default(), state: Arc::new(RwLock::new(state)), telemetry };
+        let mut consumer = Self {
+            shared,
+            disk,
+            highest_node: 0,
+            unpacker: Unpacker::default(),
+            refusals: Refusals::default(),
+            written_ms: BTreeMap::new(),
+        };
+        consumer.load(now)?;
+        Ok(consumer)
+    }
+
+    fn load(&mut self, now: Now) -> Result<(), Error> {
+        let found = self.shared.state().find()?;
+        let mut fleet = Fleet::default();
+        fleet.groups = found.groups;
+        self.highest_node = found.highest_node;
+        let mut nodes: BTreeMap<_, _> = found
+            .nodes
+            .into_iter()
+            .map(|(number, mut record)| {
+                record.presence.hub_restart(now);
+                (number, Node::new(number, record))
+            })
+            .collect();
+        let marks = found.marks.into_iter().map(Ok::<_, Error>);
+        let sampled = self.shared.telemetry.marks()?.into_iter().map(|(key, row)| {
+            let mark = ciborium::from_reader(&row[..]).map_err(|error| Error::Mark(error.to_string()))?;
+            Ok((key.node, key.lane, key.stream, mark))
+        });
+        for row in marks.chain(sampled) {
+            let (number, lane, stream, mark): (_, _, _, Mark) = row?;
+            if let Some(node) = nodes.get_mut(&number) {
+                node.marks.insert((lane, stream), mark);
+            }
+        }
+        nodes.into_values().for_each(|node| fleet.insert(node));
+        *self.shared.fleet_mut() = fleet;
+        Ok(())
+    }
+
+    /// What the other threads look at.
+    #[must_use]
+    pub fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
+    /// Which life of the store this is.
+    #[must_use]
+    pub fn store_id(&self) -> StoreId {
+        self.shared.state().store_id()
+    }
+
+    /// Payloads that were refused, by reason.
+    #[must_use]
+    pub fn refusals(&self) -> &Refusals {
+        &self.refusals
+    }
+
+    /// Opens the stores again after an error, and reads the registry again.
+    ///
+    /// # Errors
+    /// [`Error`]: try again later.
+    pub fn reopen(&mut self, now: Now) -> Result<(), Error> {
+        {
+            let mut state = self.shared.state.write().unwrap_or_else(PoisonError::into_inner);
+            let id = state.store_id();
+            // The dead handle holds the file's lock until it is dropped; a closed stand-in takes its place.
+            state.close();
+            *state = StateStore::open(&*self.disk, id)?;
+        }
+        self.shared.telemetry.reopen(now.wall_ms)?;
+        let sessions: Vec<_> = {
+            let fleet = self.shared.fleet();
+            fleet
+                .nodes
+                .values()
+                .map(|n| (n.record.id.clone(), n.record.presence.clone(), n.vital.clone()))
+                .collect()
+        };
+        self.load(now)?;
+        // Sessions outlive the stores: the gate kept them, and their nodes will not be born again.
+        let mut fleet = self.shared.fleet_mut();
+        for (id, presence, vital) in sessions {
+            fleet.presence(&id, |known| {
+                *known = presence;
+                // Nobody was listening meanwhile.
+                known.seen(now);
+            });
+            if let Some(node) = fleet.nodes.get_mut(&id) {
+                node.vital = vital;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the rows of nodes that were heard since their row was last written.
+    ///
+    /// # Errors
+    /// [`Error`]: as of [`Consumer::consume`].
+    pub fn snapshot(&mut self) -> Result<(), Error> {
+        let seen: Vec<_> = {
+            let fleet = self.shared.fleet();
+            let news = |node: &&Node| self.written_ms.get(&node.number) != Some(&node.record.last_seen_ms);
+            fleet.nodes.values().filter(news).map(|node| (node.number, node.record.clone())).collect()
+        };
+        if !seen.is_empty() {
+            self.written_ms.extend(seen.iter().map(|(number, record)| (*number, record.last_seen_ms)));
+            self.shared.state().apply(&Commit { nodes: seen, ..Commit::default() })?;
+        }
+        Ok(())
+    }
+
+    /// Takes a group of messages and intents; commits; returns what may be said now.
+    ///
+    /// # Errors
+    /// [`Error`]: nothing may be said, and the consumer must be [reopened](Consumer::reopen).
+    pub fn consume<'a>(
+        &mut self,
+        messages: impl IntoIterator<Item = (&'a Topic, &'a bytes::Bytes)>,
+        intents: Vec<Intent>,
+        credit: u32,
+        now: Now,
+    ) -> Result<Spoken, Error> {
+        let mut effects = Effects::default();
+        let mut groups = Vec::new();
+        let mut outcomes: Vec<Result<(), RegistryError>> = Vec::with_capacity(intents.len());
+        {
+            // Decoding happens under the lock, but readers wait for microseconds per message only.
+            let shared = self.shared.clone();
+            let mut fleet = shared.fleet_mut();
+            for (topic, payload) in messages {
+                let Topic::Up(node, up) = topic else { continue };
+                if let Some(input) = decode::input(&mut self.unpacker, &mut self.refusals, *up, payload) {
+                    intake::take(&mut fleet, &mut effects, node, input, self.highest_node, now);
+                }
+            }
+            for intent in intents {
+                let group = match &intent {
+                    Intent::PutGroup { name, selector } => Some((name.clone(), Some(selector.clone()))),
+                    Intent::RemoveGroup(name) => Some((name.clone(), None)),
+                    Intent::PatchNode { .. } | Intent::ImportNodes(_) => None,
+                };
+                let outcome = registry::take(&mut fleet, &mut effects, intent, self.highest_node, now);
+                groups.extend(group.filter(|_| outcome.is_ok()));
+                outcomes.push(outcome);
+            }
+            intake::handle_timeouts(&mut fleet, &mut effects, now);
+        }
+        let commit = self.state_commit(&effects, groups);
+        let first_event = if commit.is_empty() { 0 } else { self.shared.state().apply(&commit)? };
+        if let Some(highest) = commit.nodes.iter().map(|(number, _)| *number).max() {
+            self.highest_node = self.highest_node.max(highest);
+        }
+        self.commit_telemetry(&effects)?;
+        Ok(speak::speak(&self.shared, effects, commit.events, first_event, outcomes, credit, now))
+    }
+
+    fn state_commit(&self, effects: &Effects, groups: Vec<(String, Option<String>)>) -> Commit {
+        let fleet = self.shared.fleet();
+        let mut commit = Commit { groups, ..Commit::default() };
+        for id in &effects.nodes {
+            if let Some(node) = fleet.nodes.get(id) {
+                commit.nodes.push((node.number, node.record.clone()));
+            }
+        }
+        for (id, lane, stream) in effects.marks.iter().filter(|(_, lane, _)| !lane.carries_samples()) {
+            if let Some((node, mark)) = mark_of(&fleet, id, *lane, *stream) {
+                commit.marks.push((node.number, *lane, *stream, mark.clone()));
+            }
+        }
+        for ((number, lane), counters) in
+            effects.booked.iter().filter(|((_, lane), _)| !lane.carries_samples())
+        {
+            *commit.counters.entry((*number, *lane)).or_default() += *counters;
+        }
+        for new in &effects.events {
+            let time_ms = new.event.time_ms.saturating_add(new.shift_ms);
+            let (node, recv_ms, by_hub, event) = (new.number, new.recv_ms, new.by_hub, new.event.clone());
+            commit.events.push(EventRow { node, time_ms, recv_ms, by_hub, event });
+            if !new.by_hub {
+                commit.counters.entry((new.number, Lane::Event)).or_default().stored += 1;
+            }
+        }
+        for raw in effects.quarantined.iter().filter(|raw| !raw.lane.carries_samples()) {
+            commit.counters.entry((raw.number, raw.lane)).or_default().quarantined += raw.count;
+            commit.quarantined.push(QuarantineRow {
+                node: raw.number,
+                lane: raw.lane,
+                recv_ms: raw.recv_ms,
+                reason: raw.reason.to_owned(),
+                payload: raw.payload.to_vec(),
+            });
+        }
+        commit
+    }
+
+    fn commit_telemetry(&self, effects: &Effects) -> Result<(), Error> {
+        let samples = |lane: &Lane| lane.carries_samples();
+        let marks = effects.marks.iter().any(|(_, lane, _)| samples(lane));
+        if !marks && !effects.booked.keys().any(|(_, lane)| samples(lane)) {
+            return Ok(());
+        }
+        let mut write = self.shared.telemetry.begin()?;
+        for row in &effects.inbox {
+            write.append(&InboxBatch {
+                node: row.number,
+                lane: row.lane,
+                recv_ms: row.recv_ms,
+                shift_ms: row.shift_ms,
+                samples: &row.body.samples,
+                body: &row.body.plain,
+                payload: Some(&row.body.payload),
+            })?;
+        }
+        for raw in effects.quarantined.iter().filter(|raw| samples(&raw.lane)) {
+            write.quarantine(&Quarantined {
+                node: raw.number,
+                lane: raw.lane,
+                recv_ms: raw.recv_ms,
+                records: raw.count,
+                reason: raw.reason.to_owned(),
+                payload: raw.payload.to_vec(),
+            });
+        }
+        for ((number, lane), c) in effects.booked.iter().filter(|((_, lane), _)| samples(lane)) {
+            let booking = Booking { lost: c.lost, written_off: c.written_off, duplicates: c.duplicates };
+            write.book(*number, *lane, booking);
+        }
+        let fleet = self.shared.fleet();
+        for (id, lane, stream) in effects.marks.iter().filter(|(_, lane, _)| samples(lane)) {
+            if let Some((node, mark)) = mark_of(&fleet, id, *lane, *stream) {
+                let key = MarkKey { node: node.number, lane: *lane, stream: *stream };
+                write.set_mark(key, &fleet_schemas::cbor::encode(mark));
+            }
+        }
+        drop(fleet);
+        write.commit()?;
+        Ok(())
+    }
+}
+
+fn mark_of<'a>(
+    fleet: &'a Fleet,
+    id: &NodeId,
+    lane: Lane,
+    stream: fleet_schemas::StreamId,
+) -> Option<(&'a Node, &'a Mark)> {
+    let node = fleet.nodes.get(id)?;
+    Some((node, node.marks.get(&(lane, stream))?))
+}

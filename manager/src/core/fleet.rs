@@ -1,0 +1,252 @@
+//! The registry in memory: every node with its presence and its marks. What the consumer decides on and readers look
+//! at; the store holds the same rows.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use fleet_schemas::{
+    Lane, NodeId, SessionId, StreamId,
+    session::{OutboxUse, Versions},
+};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    ledger::{self, Account, Counters},
+    mark::Mark,
+    presence::Presence,
+    time::Boots,
+};
+
+/// Short for a node within one store; never reused.
+pub type NodeNo = u32;
+
+/// Where a node is.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Location {
+    /// Degrees north.
+    pub lat: f64,
+    /// Degrees east.
+    pub lon: f64,
+}
+
+/// What is known of a node and kept; its row in the store.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// Its id.
+    pub id: NodeId,
+    /// A name for people; set by an operator, else the node's own, else the id.
+    pub name: Option<String>,
+    /// What the node calls itself.
+    pub own_name: Option<String>,
+    /// What kind of machine.
+    pub kind: String,
+    /// The site it belongs to.
+    pub site: Option<String>,
+    /// Where it is.
+    pub location: Option<Location>,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// What it can do, by its own word.
+    pub capabilities: Vec<String>,
+    /// What it runs.
+    pub versions: Versions,
+    /// The machine, by its own word.
+    pub machine: BTreeMap<String, String>,
+    /// First heard, hub time, Unix milliseconds.
+    pub first_seen_ms: i64,
+    /// Last heard, hub time, Unix milliseconds; written with other changes and periodically.
+    pub last_seen_ms: i64,
+    /// The node's count of its sessions.
+    pub session_epoch: u64,
+    /// The session that count belongs to.
+    pub session: Option<SessionId>,
+    /// When its boots began.
+    pub boots: Boots,
+    /// Presence as of the last write.
+    pub presence: Presence,
+}
+
+impl Record {
+    /// A node of which nothing is known but its id.
+    #[must_use]
+    pub fn new(id: NodeId, now_ms: i64) -> Self {
+        Self {
+            id,
+            name: None,
+            own_name: None,
+            kind: String::new(),
+            site: None,
+            location: None,
+            labels: BTreeMap::new(),
+            capabilities: Vec::new(),
+            versions: Versions::default(),
+            machine: BTreeMap::new(),
+            first_seen_ms: now_ms,
+            last_seen_ms: now_ms,
+            session_epoch: 0,
+            session: None,
+            boots: Boots::default(),
+            presence: Presence::new(now_ms),
+        }
+    }
+
+    /// The name to show.
+    #[must_use]
+    pub fn display_name(&self) -> &str {
+        self.name.as_deref().or(self.own_name.as_deref()).unwrap_or(self.id.as_str())
+    }
+}
+
+/// The last heartbeat; in memory only.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Vital {
+    /// The machine's figures by metric name.
+    pub system: BTreeMap<String, f64>,
+    /// Size and quota of the outbox.
+    pub outbox: OutboxUse,
+    /// Samples not yet sealed.
+    pub pending_samples: u64,
+    /// When it arrived, hub time, Unix milliseconds.
+    pub at_ms: i64,
+}
+
+/// One node.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Node {
+    /// Its number in the store.
+    pub number: NodeNo,
+    /// What is kept.
+    pub record: Record,
+    /// The last heartbeat, if there was one since the hub's start.
+    pub vital: Option<Vital>,
+    /// Marks per lane and stream.
+    pub marks: BTreeMap<(Lane, StreamId), Mark>,
+    /// Births in quick succession by several machines were reported for this pair of boots already.
+    pub(super) twins_reported: Option<[u8; 8]>,
+}
+
+impl Node {
+    /// A node with what the store has of it.
+    #[must_use]
+    pub fn new(number: NodeNo, record: Record) -> Self {
+        Self { number, record, vital: None, marks: BTreeMap::new(), twins_reported: None }
+    }
+
+    /// Records announced and not yet here, and not yet sealed, over all lanes.
+    #[must_use]
+    pub fn at_edge(&self) -> u64 {
+        let pending = self.vital.as_ref().map_or(0, |vital| vital.pending_samples);
+        self.marks.values().map(Mark::at_edge).sum::<u64>() + pending
+    }
+
+    /// What the marks of a lane say together.
+    #[must_use]
+    pub fn sum(&self, lane: Lane) -> ledger::Sum {
+        let mut sum = ledger::Sum { as_of_ms: self.record.last_seen_ms, ..ledger::Sum::default() };
+        let first = StreamId([0; 16]);
+        for ((_, _), mark) in self.marks.range((lane, first)..).take_while(|((of, _), _)| *of == lane) {
+            sum.accounted += mark.accounted();
+            sum.at_edge += mark.at_edge();
+            sum.fault = sum.fault.or(mark.fault_now());
+        }
+        if let Some(vital) = &self.vital {
+            sum.as_of_ms = vital.at_ms;
+            if lane == Lane::Telemetry {
+                sum.at_edge += vital.pending_samples;
+            }
+        }
+        sum
+    }
+}
+
+/// All nodes.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Fleet {
+    /// By id.
+    pub nodes: BTreeMap<NodeId, Node>,
+    /// Ids by number.
+    pub ids: BTreeMap<NodeNo, NodeId>,
+    /// Saved selectors by name.
+    pub groups: BTreeMap<String, String>,
+    deadlines: BTreeSet<(Duration, NodeId)>,
+}
+
+impl Fleet {
+    /// Takes a node that the store has.
+    pub fn insert(&mut self, node: Node) {
+        let id = node.record.id.clone();
+        self.ids.insert(node.number, id.clone());
+        self.forget_deadline(&id);
+        if let Some(deadline) = node.record.presence.deadline {
+            self.deadlines.insert((deadline, id.clone()));
+        }
+        self.nodes.insert(id, node);
+    }
+
+    /// Forgets a node.
+    pub fn remove(&mut self, id: &NodeId) -> Option<Node> {
+        self.forget_deadline(id);
+        let node = self.nodes.remove(id)?;
+        self.ids.remove(&node.number);
+        Some(node)
+    }
+
+    fn forget_deadline(&mut self, id: &NodeId) {
+        if let Some(deadline) = self.nodes.get(id).and_then(|node| node.record.presence.deadline) {
+            self.deadlines.remove(&(deadline, id.clone()));
+        }
+    }
+
+    /// Changes a node's presence and keeps its deadline in the queue. Returns whether the state changed.
+    pub fn presence(&mut self, id: &NodeId, change: impl FnOnce(&mut Presence)) -> bool {
+        let Some(node) = self.nodes.get_mut(id) else { return false };
+        let presence = &mut node.record.presence;
+        let (state, deadline) = (presence.state, presence.deadline);
+        change(presence);
+        if presence.deadline != deadline {
+            if let Some(deadline) = deadline {
+                self.deadlines.remove(&(deadline, id.clone()));
+            }
+            if let Some(deadline) = presence.deadline {
+                self.deadlines.insert((deadline, id.clone()));
+            }
+        }
+        presence.state != state
+    }
+
+    /// The nodes whose deadline has passed.
+    #[must_use]
+    pub fn overdue(&self, mono: Duration) -> Vec<NodeId> {
+        let passed = |(deadline, _): &&(Duration, NodeId)| *deadline <= mono;
+        self.deadlines.iter().take_while(passed).map(|(_, id)| id.clone()).collect()
+    }
+
+    /// When the next deadline is.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Duration> {
+        self.deadlines.first().map(|(deadline, _)| *deadline)
+    }
+
+    /// The number that a new node gets, given the highest the store ever gave.
+    #[must_use]
+    pub fn number_after(&self, highest: NodeNo) -> NodeNo {
+        self.ids.keys().next_back().copied().unwrap_or(0).max(highest) + 1
+    }
+
+    /// The ledger: every lane of every node on which anything was ever produced.
+    #[must_use]
+    pub fn ledger(&self, counters: impl Fn(NodeNo, Lane) -> Counters) -> Vec<Account> {
+        let mut accounts = Vec::new();
+        for (id, node) in &self.nodes {
+            for lane in Lane::ALL {
+                let account = ledger::account(id, lane, node.sum(lane), counters(node.number, lane));
+                if account.produced > 0 || account.counters != Counters::default() {
+                    accounts.push(account);
+                }
+            }
+        }
+        accounts
+    }
+}

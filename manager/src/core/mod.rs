@@ -1,0 +1,12 @@
+//! What the hub decides, as values: the ledger, presence, the registry. Reads no clock, touches no store, bus or
+//! socket; the consumer around it commits what is decided here and only then speaks.
+
+pub mod fleet;
+pub mod intake;
+pub mod ledger;
+pub mod mark;
+pub mod presence;
+pub mod registry;
+pub mod time;
+
+pub use time::Now;

@@ -1,0 +1,189 @@
+//! What an operator changes in the registry, decided: names, sites, locations, labels, groups.
+
+use std::collections::BTreeMap;
+
+use fleet_schemas::{NodeId, limits};
+use serde::{Deserialize, Deserializer, Serialize};
+
+use super::{
+    Now,
+    fleet::{Fleet, Location, Node, NodeNo, Record},
+    intake::Effects,
+};
+
+/// Longest name and site, in bytes.
+pub const NAME_BYTES: usize = 128;
+/// Most saved selectors.
+pub const GROUPS: usize = 1_000;
+/// Longest selector, in bytes.
+pub const SELECTOR_BYTES: usize = 1_024;
+
+/// A change of one node (RFC 7396): an absent field stays, `null` clears, labels are merged key by key.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodePatch {
+    /// The name for people.
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    pub name: Option<Option<String>>,
+    /// The site.
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    pub site: Option<Option<String>>,
+    /// Where it is.
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    pub location: Option<Option<Location>>,
+    /// Labels to set, or to remove by `null`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, Option<String>>,
+}
+
+fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Option<T>>, D::Error> {
+    Option::deserialize(deserializer).map(Some)
+}
+
+/// What an operator wants.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Intent {
+    /// Change a node.
+    PatchNode {
+        /// Which.
+        node: NodeId,
+        /// How.
+        patch: NodePatch,
+    },
+    /// Change nodes, making those that are unknown: all or none.
+    ImportNodes(Vec<(NodeId, NodePatch)>),
+    /// Save a selector that the caller has checked.
+    PutGroup {
+        /// Its name.
+        name: String,
+        /// The selector.
+        selector: String,
+    },
+    /// Remove a saved selector.
+    RemoveGroup(String),
+}
+
+/// Why a change is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RegistryError {
+    /// No such node or group.
+    #[error("there is no {what} {name:?}")]
+    Unknown {
+        /// `node` or `group`.
+        what: &'static str,
+        /// Its name.
+        name: String,
+    },
+    /// A field breaks a rule.
+    #[error("{pointer}: {why}")]
+    Field {
+        /// JSON pointer to the field.
+        pointer: String,
+        /// What is wrong.
+        why: String,
+    },
+}
+
+fn field(pointer: impl Into<String>, why: impl Into<String>) -> RegistryError {
+    RegistryError::Field { pointer: pointer.into(), why: why.into() }
+}
+
+/// Applies a change to the fleet, or nothing of it.
+///
+/// # Errors
+/// [`RegistryError`].
+pub fn take(
+    fleet: &mut Fleet,
+    effects: &mut Effects,
+    intent: Intent,
+    highest: NodeNo,
+    now: Now,
+) -> Result<(), RegistryError> {
+    match intent {
+        Intent::PatchNode { node, patch } => {
+            if !fleet.nodes.contains_key(&node) {
+                return Err(RegistryError::Unknown { what: "node", name: node.to_string() });
+            }
+            patch_all(fleet, effects, vec![(node, patch)], highest, now)
+        }
+        Intent::ImportNodes(patches) => patch_all(fleet, effects, patches, highest, now),
+        Intent::PutGroup { name, selector } => {
+            fleet_schemas::MetricName::parse(&name).map_err(|error| field("/name", error.to_string()))?;
+            if selector.len() > SELECTOR_BYTES {
+                return Err(field("/selector", format!("longer than {SELECTOR_BYTES} bytes")));
+            }
+            if fleet.groups.len() >= GROUPS && !fleet.groups.contains_key(&name) {
+                return Err(field("/name", format!("there are {GROUPS} groups already; remove one first")));
+            }
+            fleet.groups.insert(name, selector);
+            Ok(())
+        }
+        Intent::RemoveGroup(name) => match fleet.groups.remove(&name) {
+            Some(_) => Ok(()),
+            None => Err(RegistryError::Unknown { what: "group", name }),
+        },
+    }
+}
+
+fn patch_all(
+    fleet: &mut Fleet,
+    effects: &mut Effects,
+    patches: Vec<(NodeId, NodePatch)>,
+    highest: NodeNo,
+    now: Now,
+) -> Result<(), RegistryError> {
+    let mut records = BTreeMap::new();
+    for (id, patch) in patches {
+        let known = fleet.nodes.get(&id).map(|node| node.record.clone());
+        let before = records.remove(&id).or(known).unwrap_or_else(|| Record::new(id.clone(), now.wall_ms));
+        records.insert(id, patched(before, patch)?);
+    }
+    for (id, record) in records {
+        match fleet.nodes.get_mut(&id) {
+            Some(node) => node.record = record,
+            None => fleet.insert(Node::new(fleet.number_after(highest), record)),
+        }
+        effects.nodes.insert(id.clone());
+        effects.changed.insert(id);
+    }
+    Ok(())
+}
+
+fn patched(mut record: Record, patch: NodePatch) -> Result<Record, RegistryError> {
+    let text = |pointer: &str, text: Option<String>| match text {
+        Some(text) if text.is_empty() || text.len() > NAME_BYTES || text.chars().any(char::is_control) => {
+            Err(field(pointer, format!("1 to {NAME_BYTES} bytes without control characters are allowed")))
+        }
+        checked => Ok(checked),
+    };
+    if let Some(name) = patch.name {
+        record.name = text("/name", name)?;
+    }
+    if let Some(site) = patch.site {
+        record.site = text("/site", site)?;
+    }
+    if let Some(location) = patch.location {
+        if location.is_some_and(|at| !(-90.0..=90.0).contains(&at.lat) || !(-180.0..=180.0).contains(&at.lon))
+        {
+            return Err(field("/location", "lat is within -90 to 90 and lon within -180 to 180"));
+        }
+        record.location = location;
+    }
+    for (key, value) in patch.labels {
+        let pointer = format!("/labels/{}", key.replace('~', "~0").replace('/', "~1"));
+        fleet_schemas::MetricName::parse(&key).map_err(|error| field(pointer.clone(), error.to_string()))?;
+        match value {
+            None => drop(record.labels.remove(&key)),
+            Some(value) if value.len() > limits::LABEL_BYTES || value.chars().any(char::is_control) => {
+                return Err(field(pointer, "at most 63 bytes without control characters are allowed"));
+            }
+            Some(value) => drop(record.labels.insert(key, value)),
+        }
+    }
+    if record.labels.len() > limits::LABELS_PER_NODE {
+        return Err(field("/labels", format!("at most {} labels are allowed", limits::LABELS_PER_NODE)));
+    }
+    Ok(record)
+}

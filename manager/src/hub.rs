@@ -1,0 +1,277 @@
+//! The running hub: a thread that consumes, a thread that tidies the store, and the handle that everybody else holds.
+//!
+//! Moves bytes and time in and out of [`Consumer`]; decides nothing. Nothing is published, acked or answered before the
+//! commit that justifies it.
+
+mod readiness;
+mod round;
+mod tidy;
+
+use std::{
+    io,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use fleet_broker::{Link, Stats as BrokerStats};
+use fleet_schemas::{Lane, NodeId};
+use tokio::sync::{broadcast, oneshot};
+
+pub use readiness::Readiness;
+pub use round::Round;
+
+use crate::{
+    clock::HubClock,
+    consume::{self, Consumer, FeedItem, Shared, StoredEvent},
+    core::{
+        fleet::Fleet,
+        ledger::Account,
+        registry::{Intent, RegistryError},
+    },
+    store::{
+        state::EventFilter,
+        telemetry::{Config as TelemetryConfig, TelemetryStore},
+    },
+};
+use readiness::Health;
+
+/// Intents that may wait for the consumer.
+const INTENTS: usize = 1_024;
+/// Feed items a follower may be behind before it misses some.
+const FEED: usize = 8_192;
+
+/// How the hub's store behaves.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Samples.
+    pub telemetry: TelemetryConfig,
+    /// How long events are kept.
+    pub retain_events: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { telemetry: TelemetryConfig::default(), retain_events: Duration::from_secs(90 * 24 * 3600) }
+    }
+}
+
+/// Why an operator's change was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum IntentError {
+    /// The registry refuses it.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// The hub cannot write at present; nothing was changed.
+    #[error("the hub cannot store changes now: {0}")]
+    Unavailable(String),
+}
+
+/// A waiting intent.
+type Pending = (Intent, oneshot::Sender<Result<(), IntentError>>);
+
+/// Called after every round of the consumer; must be quick.
+pub type Observer = Arc<dyn Fn(&Round) + Send + Sync>;
+
+struct Inner {
+    shared: Shared,
+    clock: Arc<HubClock>,
+    intents: mpsc::SyncSender<Pending>,
+    feed: broadcast::Sender<Arc<FeedItem>>,
+    health: Arc<Health>,
+    broker: Arc<BrokerStats>,
+    refusals: Arc<Mutex<consume::Refusals>>,
+}
+
+/// A handle on the running hub. Cheap to clone; any thread may hold one.
+#[derive(Clone)]
+pub struct Hub(Arc<Inner>);
+
+/// The hub's threads. Dropping it does not stop them: call [`Running::stop`] after the broker was shut down.
+pub struct Running {
+    stop: Arc<AtomicBool>,
+    consumer: JoinHandle<()>,
+    tidier: JoinHandle<()>,
+}
+
+/// Figures of the hub for `/metrics`.
+#[derive(Debug, Clone)]
+pub struct Stats {
+    /// Gate and router.
+    pub broker: Arc<BrokerStats>,
+    /// Payloads that were refused: message, reason, count.
+    pub refusals: Vec<(&'static str, &'static str, u64)>,
+}
+
+/// What `ledger --verify` found for one node and lane.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verified {
+    /// The account as the counters have it.
+    pub account: Account,
+    /// Records found by counting what is in the store.
+    pub found: u64,
+}
+
+/// Starts consuming.
+///
+/// # Errors
+/// When a thread cannot be had.
+pub fn start(
+    consumer: Consumer,
+    link: Link,
+    broker: Arc<BrokerStats>,
+    clock: Arc<HubClock>,
+    config: &Config,
+    observer: Observer,
+) -> io::Result<(Hub, Running)> {
+    let (intents, waiting) = mpsc::sync_channel(INTENTS);
+    let (feed, _) = broadcast::channel(FEED);
+    let health = Arc::new(Health::default());
+    let stop = Arc::new(AtomicBool::new(false));
+    let refusals = Arc::new(Mutex::new(consume::Refusals::default()));
+    let shared = consumer.shared().clone();
+    let inner = Inner {
+        shared: shared.clone(),
+        clock: clock.clone(),
+        intents,
+        feed: feed.clone(),
+        health: health.clone(),
+        broker: broker.clone(),
+        refusals: refusals.clone(),
+    };
+    let rounds = round::Rounds {
+        consumer,
+        link,
+        intents: waiting,
+        feed,
+        health: health.clone(),
+        broker,
+        clock: clock.clone(),
+        refusals,
+        stop: stop.clone(),
+        observer,
+    };
+    let consumer = thread::Builder::new().name("consumer".to_owned()).spawn(move || rounds.run())?;
+    let tidier =
+        tidy::Tidier { shared, health, clock, stop: stop.clone(), retain_events: config.retain_events };
+    let tidier = thread::Builder::new().name("tidier".to_owned()).spawn(move || tidier.run())?;
+    Ok((Hub(Arc::new(inner)), Running { stop, consumer, tidier }))
+}
+
+impl Running {
+    /// Stops the threads and waits for them: what was received is committed.
+    pub fn stop(self) {
+        self.stop.store(true, Ordering::Release);
+        self.tidier.thread().unpark();
+        for thread in [self.consumer, self.tidier] {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the hub had panicked");
+            }
+        }
+    }
+}
+
+impl Hub {
+    /// Looks at the registry. The consumer waits meanwhile: be quick.
+    pub fn with_fleet<R>(&self, look: impl FnOnce(&Fleet) -> R) -> R {
+        look(&self.0.shared.fleet())
+    }
+
+    /// The samples.
+    #[must_use]
+    pub fn telemetry(&self) -> &Arc<TelemetryStore> {
+        &self.0.shared.telemetry
+    }
+
+    /// The hub's clock.
+    #[must_use]
+    pub fn clock(&self) -> &HubClock {
+        &self.0.clock
+    }
+
+    /// Stored events, newest first unless only `after` is given.
+    ///
+    /// # Errors
+    /// [`consume::Error`].
+    pub fn events(&self, filter: EventFilter) -> Result<Vec<StoredEvent>, consume::Error> {
+        let rows = self.0.shared.state().events(filter)?;
+        let fleet = self.0.shared.fleet();
+        let named = rows.into_iter().filter_map(|(number, row)| {
+            let node = fleet.ids.get(&row.node)?.clone();
+            let (time_ms, recv_ms, by_hub, event) = (row.time_ms, row.recv_ms, row.by_hub, row.event);
+            Some(StoredEvent { number, node, time_ms, recv_ms, by_hub, event })
+        });
+        Ok(named.collect())
+    }
+
+    /// The ledger, from marks and counters.
+    ///
+    /// # Errors
+    /// [`consume::Error`].
+    pub fn ledger(&self) -> Result<Vec<Account>, consume::Error> {
+        let counters = self.0.shared.counters()?;
+        Ok(self.0.shared.fleet().ledger(counters))
+    }
+
+    /// The ledger against a count of what is really stored. Slow: reads everything.
+    ///
+    /// A node that delivers meanwhile is counted between two commits; its two figures may differ by what arrived in
+    /// between, so a difference is counted a second time.
+    ///
+    /// # Errors
+    /// [`consume::Error`].
+    pub fn verify_ledger(&self, node: Option<&NodeId>) -> Result<Vec<Verified>, consume::Error> {
+        let mut verified = Vec::new();
+        let events = self.0.shared.state().recount_events()?;
+        for account in self.ledger()? {
+            if node.is_some_and(|node| *node != account.node) {
+                continue;
+            }
+            let number = self.0.shared.fleet().nodes.get(&account.node).map(|node| node.number);
+            let Some(number) = number else { continue };
+            let found = match account.lane {
+                Lane::Telemetry | Lane::Backfill => self.0.shared.telemetry.recount(number, account.lane)?,
+                Lane::Event => events.get(&number).copied().unwrap_or(0),
+                Lane::Command => 0,
+            };
+            verified.push(Verified { account, found });
+        }
+        Ok(verified)
+    }
+
+    /// Asks for a change; answers after it was committed.
+    ///
+    /// # Errors
+    /// [`IntentError`].
+    pub async fn intend(&self, intent: Intent) -> Result<(), IntentError> {
+        let (answer, answered) = oneshot::channel();
+        let busy = || IntentError::Unavailable("too many changes are waiting; try again".to_owned());
+        self.0.intents.try_send((intent, answer)).map_err(|_| busy())?;
+        let stopped = || IntentError::Unavailable("the hub is stopping".to_owned());
+        answered.await.map_err(|_| stopped())?
+    }
+
+    /// Everything that is committed from now on.
+    #[must_use]
+    pub fn feed(&self) -> broadcast::Receiver<Arc<FeedItem>> {
+        self.0.feed.subscribe()
+    }
+
+    /// Whether the hub does its work, and what keeps it from it.
+    #[must_use]
+    pub fn readiness(&self) -> Readiness {
+        let (_, jumped) = self.0.clock.read();
+        self.0.health.readiness(self.telemetry().poisoned(), jumped)
+    }
+
+    /// Figures.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        let refusals = self.0.refusals.lock().unwrap_or_else(PoisonError::into_inner).iter().collect();
+        Stats { broker: self.0.broker.clone(), refusals }
+    }
+}

@@ -1,0 +1,184 @@
+//! The consumer's thread: receive, consume, speak, again.
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use fleet_broker::{Link, Message, Publisher, Stats as BrokerStats};
+use tokio::sync::broadcast;
+
+use super::{IntentError, Observer, Pending, readiness::Health};
+use crate::{
+    clock::{self, HubClock},
+    consume::{CREDIT, Consumer, FeedItem, Refusals, Spoken},
+};
+
+/// Most messages in one transaction: bounds how long the first of them waits for its ack.
+const GROUP: usize = 1_000;
+/// How long to wait for messages before deadlines, intents and the stop are looked at again.
+const WAIT: Duration = Duration::from_millis(20);
+/// Pause between attempts to open failed stores again.
+const REOPEN: Duration = Duration::from_secs(1);
+/// How often last-seen times are written although nothing else of a node changed.
+const SNAPSHOT: Duration = Duration::from_secs(300);
+
+/// What one round did.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Round {
+    /// Messages taken.
+    pub messages: usize,
+    /// Their payload bytes.
+    pub bytes: u64,
+    /// Samples stored.
+    pub samples: u64,
+    /// Events stored.
+    pub events: u64,
+    /// Time from the first message taken to the end of the commit.
+    pub commit: Duration,
+    /// Whether the commit failed.
+    pub failed: bool,
+}
+
+pub(super) struct Rounds {
+    pub consumer: Consumer,
+    pub link: Link,
+    pub intents: mpsc::Receiver<Pending>,
+    pub feed: broadcast::Sender<Arc<FeedItem>>,
+    pub health: Arc<Health>,
+    pub broker: Arc<BrokerStats>,
+    pub clock: Arc<HubClock>,
+    pub refusals: Arc<Mutex<Refusals>>,
+    pub stop: Arc<AtomicBool>,
+    pub observer: Observer,
+}
+
+impl Rounds {
+    /// Runs until the broker is shut down and everything received was consumed.
+    pub(super) fn run(mut self) {
+        let publisher = self.link.publisher();
+        let mut messages = Vec::new();
+        let mut snapshot_due = clock::mono() + SNAPSHOT;
+        loop {
+            messages.clear();
+            let open = self.link.recv(&mut messages, GROUP, WAIT).is_ok();
+            let pending: Vec<Pending> = self.intents.try_iter().take(GROUP).collect();
+            self.round(&publisher, &messages, pending);
+            self.link.taken(&messages);
+            if clock::mono() >= snapshot_due {
+                snapshot_due = clock::mono() + SNAPSHOT;
+                self.snapshot();
+            }
+            if !open || (messages.is_empty() && self.stop.load(Ordering::Acquire)) {
+                break;
+            }
+        }
+        self.snapshot();
+    }
+
+    fn round(&mut self, publisher: &Publisher, messages: &[Message], pending: Vec<Pending>) {
+        let began = clock::mono();
+        if let Some(why) = self.health.store() {
+            // Nothing is acked; what the nodes send they send again. Sessions stay open.
+            refuse(pending, &why);
+            self.try_reopen();
+            return;
+        }
+        let (intents, answers): (Vec<_>, Vec<_>) = pending.into_iter().unzip();
+        let group = messages.iter().map(|message| (&message.topic, &message.payload));
+        let result = self.consumer.consume(group, intents, self.credit(), self.clock.now());
+        let mut round = Round {
+            messages: messages.len(),
+            bytes: messages.iter().map(|message| message.payload.len() as u64).sum(),
+            commit: clock::mono().saturating_sub(began),
+            ..Round::default()
+        };
+        match result {
+            Ok(spoken) => {
+                for item in &spoken.items {
+                    match &**item {
+                        FeedItem::Samples { samples, .. } => round.samples += samples.count(),
+                        FeedItem::Event(_) => round.events += 1,
+                        FeedItem::Node(_) => {}
+                    }
+                }
+                self.speak(publisher, spoken, answers);
+            }
+            Err(error) => {
+                round.failed = true;
+                let why = error.to_string();
+                tracing::error!(%error, "failed to store a group of messages; nothing of it was acked");
+                self.health.set_store(Some(why.clone()));
+                answers
+                    .into_iter()
+                    .for_each(|answer| drop(answer.send(Err(IntentError::Unavailable(why.clone())))));
+            }
+        }
+        (self.observer)(&round);
+    }
+
+    fn speak(
+        &self,
+        publisher: &Publisher,
+        spoken: Spoken,
+        answers: Vec<tokio::sync::oneshot::Sender<Result<(), IntentError>>>,
+    ) {
+        for (topic, payload) in spoken.downs {
+            // A full down path drops the ack; the node sends again and is answered again.
+            if publisher.publish(&topic, Bytes::from(payload)).is_err() {
+                tracing::debug!(%topic, "an ack was dropped");
+            }
+        }
+        for (answer, outcome) in answers.into_iter().zip(spoken.outcomes) {
+            // Whoever asked may be gone.
+            drop(answer.send(outcome.map_err(IntentError::Registry)));
+        }
+        if self.feed.receiver_count() > 0 {
+            spoken.items.into_iter().for_each(|item| drop(self.feed.send(item)));
+        }
+        let mut shown = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        if *shown != *self.consumer.refusals() {
+            shown.clone_from(self.consumer.refusals());
+        }
+    }
+
+    /// Less credit while the consumer lags behind what the gate has read.
+    fn credit(&self) -> u32 {
+        let waiting = self.broker.in_flight_bytes.get();
+        match waiting {
+            0..2_000_000 => CREDIT,
+            2_000_000..4_000_000 => CREDIT / 2,
+            _ => CREDIT / 4,
+        }
+    }
+
+    fn try_reopen(&mut self) {
+        std::thread::sleep(REOPEN);
+        match self.consumer.reopen(self.clock.now()) {
+            Ok(()) => {
+                tracing::warn!("the stores are open again");
+                self.health.set_store(None);
+            }
+            Err(error) => self.health.set_store(Some(error.to_string())),
+        }
+    }
+
+    fn snapshot(&mut self) {
+        if self.health.store().is_none()
+            && let Err(error) = self.consumer.snapshot()
+        {
+            self.health.set_store(Some(error.to_string()));
+        }
+    }
+}
+
+fn refuse(pending: Vec<Pending>, why: &str) {
+    for (_, answer) in pending {
+        drop(answer.send(Err(IntentError::Unavailable(why.to_owned()))));
+    }
+}

@@ -1,0 +1,117 @@
+//! `fleet simulate`: the real cores and stores of hub and agents over one seeded queue, with faults; then calm, in
+//! which everything must come right within a bounded time.
+//!
+//! Each seed runs twice and must do exactly the same. Only the sockets, the disks and the clocks are simulated.
+
+mod edge;
+mod faults;
+mod net;
+mod site;
+mod verify;
+mod world;
+
+pub use faults::Faults;
+
+use world::World;
+
+/// Steps of 200 ms with load and faults: five minutes.
+const BUSY_STEPS: u64 = 1_500;
+/// Steps within which the fleet must settle: an hour. Resending backs off to five minutes.
+const CALM_STEPS: u64 = 18_000;
+/// Steps after settling, so that heartbeats tell where the lanes stand: a minute.
+const REST_STEPS: u64 = 300;
+
+/// What to simulate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Args {
+    /// How many nodes.
+    pub nodes: usize,
+    /// The seed: the same seed does the same.
+    pub seed: u64,
+    /// How much goes wrong.
+    pub faults: Faults,
+    /// Print every step to the standard error.
+    pub trace: bool,
+}
+
+/// What came of one seed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// Records that agents accepted.
+    pub accepted: u64,
+    /// Simulated milliseconds until the fleet had settled.
+    pub settled_ms: u64,
+    /// Digest of everything that happened.
+    pub log: [u8; 32],
+    /// Rules that do not hold; empty when all is well.
+    pub wrong: Vec<String>,
+}
+
+/// Runs one seed twice.
+#[must_use]
+pub fn run(args: Args) -> Report {
+    let mut first = once(args);
+    let second = once(Args { trace: false, ..args });
+    if first != second {
+        first.wrong.push("the same seed did something else the second time".to_owned());
+    }
+    first
+}
+
+fn once(args: Args) -> Report {
+    let mut world = World::new(args.nodes, args.seed, args.trace);
+    for _ in 0..BUSY_STEPS {
+        world.step(args.faults, true);
+    }
+    world.calm();
+    let mut wrong = Vec::new();
+    let mut steps = 0;
+    while !world.is_settled() {
+        steps += 1;
+        if steps > CALM_STEPS {
+            wrong.push(format!("not settled after {} minutes of calm", CALM_STEPS / 300));
+            break;
+        }
+        world.step(Faults::None, false);
+    }
+    let settled_ms = world.now;
+    for _ in 0..REST_STEPS {
+        world.step(Faults::None, false);
+    }
+    wrong.extend(verify::check(&world));
+    let accepted = world.truth.values().map(|truth| truth.accepted.len() as u64).sum();
+    Report { accepted, settled_ms, log: world.log_digest(), wrong }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seeds(faults: Faults, seeds: std::ops::Range<u64>) {
+        for seed in seeds {
+            let report = run(Args { nodes: 4, seed, faults, trace: false });
+            assert!(report.accepted > 1_000, "seed {seed}: only {} records", report.accepted);
+            assert_eq!(report.wrong, Vec::<String>::new(), "seed {seed} with {faults:?} faults");
+        }
+    }
+
+    /// Seeds per level of faults; `.ci/run --full` asks for more.
+    fn count() -> u64 {
+        std::env::var("FLEET_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(6)
+    }
+
+    #[test]
+    fn without_faults_everything_is_stored_once() {
+        seeds(Faults::None, 0..2);
+    }
+
+    #[test]
+    fn with_light_faults_everything_is_stored_once() {
+        seeds(Faults::Light, 0..count());
+    }
+
+    #[test]
+    fn with_heavy_faults_everything_is_stored_once_or_accounted_for() {
+        seeds(Faults::Heavy, 0..count());
+    }
+}

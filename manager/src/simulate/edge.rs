@@ -1,0 +1,210 @@
+//! A simulated node: the real uplink on a simulated card, with a clock that may be wrong and a card that may be set
+//! back or copied.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use fleet_edge_agent::{
+    core::Now as EdgeNow,
+    store::sim_disk::SimFile,
+    uplink::{Config, Outgoing, Profile, Submission, Uplink},
+};
+use fleet_schemas::{
+    DeviceId, MetricName, NodeId, SessionId, StreamId, batch::Clock, event::Event, event::Severity,
+    session::Versions, telemetry::Sample,
+};
+use rand::{RngExt as _, rngs::StdRng};
+
+use super::net;
+
+/// What an agent accepted, by the number each record carries.
+#[derive(Debug, Default, Clone)]
+pub(super) struct Truth {
+    /// Answered with yes.
+    pub accepted: BTreeSet<u64>,
+    /// Under way when the disk failed: may be stored or not.
+    pub maybe: BTreeSet<u64>,
+    /// Whether its card was set back, copied or wiped: then records may be stored twice, or be gone unseen.
+    pub tampered: bool,
+}
+
+/// One machine.
+pub(super) struct Edge {
+    pub node: NodeId,
+    pub card: SimFile,
+    pub uplink: Option<Uplink>,
+    pub connection: Option<(u64, SessionId)>,
+    /// Not before this time it connects, or starts again.
+    pub wait_until: u64,
+    pub partitioned_until: u64,
+    pub card_full_until: u64,
+    /// Which hub it talks to.
+    pub hub: usize,
+    /// Image of the card and the numbers accepted by then.
+    pub image: Option<SimFile>,
+    booted_at: u64,
+    boot: [u8; 8],
+    clock: (i64, Clock),
+    quota_bytes: u64,
+}
+
+impl Edge {
+    pub(super) fn new(node: NodeId, rng: &mut StdRng, quota_bytes: u64) -> Self {
+        Self {
+            node,
+            card: SimFile::new(),
+            uplink: None,
+            connection: None,
+            wait_until: 0,
+            partitioned_until: 0,
+            card_full_until: 0,
+            hub: 0,
+            image: None,
+            booted_at: 0,
+            boot: net::bytes(rng),
+            clock: (0, Clock::Synced),
+            quota_bytes,
+        }
+    }
+
+    /// A second machine with a copy of the card.
+    pub(super) fn clone_of(&self, rng: &mut StdRng, now: u64) -> Self {
+        let mut twin = Self::new(self.node.clone(), rng, self.quota_bytes);
+        twin.card = self.card.image();
+        twin.booted_at = now;
+        twin.hub = self.hub;
+        twin
+    }
+
+    pub(super) fn now(&self, now: u64, start_ms: i64) -> EdgeNow {
+        let (offset, clock) = self.clock;
+        let up = Duration::from_millis(now - self.booted_at);
+        let true_ms = start_ms + i64::try_from(now).unwrap_or(i64::MAX);
+        // A board without a clock counts from 1970.
+        let wall_ms = match clock {
+            Clock::Synced => true_ms + offset,
+            Clock::Unsynced => offset + i64::try_from(up.as_millis()).unwrap_or(i64::MAX),
+        };
+        EdgeNow { wall_ms, up, clock }
+    }
+
+    /// The wall clock jumps, or is lost.
+    pub(super) fn set_clock(&mut self, offset_ms: i64, clock: Clock) {
+        self.clock = (offset_ms, clock);
+    }
+
+    /// The power goes and comes back after `down` milliseconds.
+    pub(super) fn reboot(&mut self, rng: &mut StdRng, now: u64, down: u64) {
+        self.uplink = None;
+        self.connection = None;
+        self.card.crash();
+        self.wait_until = now + down;
+        self.boot = net::bytes(rng);
+        self.booted_at = now;
+    }
+
+    /// Only the agent's process dies: same boot.
+    pub(super) fn kill(&mut self, now: u64, down: u64) {
+        self.uplink = None;
+        self.connection = None;
+        self.card.crash();
+        self.wait_until = now + down;
+    }
+
+    pub(super) fn start(&mut self, rng: &mut StdRng, now: u64, start_ms: i64) {
+        let profile = Profile {
+            node: self.node.clone(),
+            boot: self.boot,
+            kind: "picclaw".to_owned(),
+            name: None,
+            capabilities: Vec::new(),
+            versions: Versions { agent: "0".to_owned(), ..Versions::default() },
+            machine: BTreeMap::new(),
+            heartbeat: Duration::from_secs(10),
+        };
+        let config = Config {
+            quota_bytes: self.quota_bytes,
+            upload: Duration::from_secs(5),
+            batch_samples: 40,
+            keep: Duration::from_secs(600),
+        };
+        let stream = StreamId(net::bytes(rng));
+        let opened = Uplink::open(self.card.backend(), profile, config, stream, self.now(now, start_ms));
+        match opened {
+            Ok(uplink) => self.uplink = Some(uplink),
+            Err(_) => self.kill(now, 1_000),
+        }
+    }
+
+    /// Submits some records; notes what was accepted.
+    pub(super) fn submit(
+        &mut self,
+        rng: &mut StdRng,
+        truth: &mut Truth,
+        next: &mut u64,
+        now: u64,
+        start_ms: i64,
+    ) {
+        let edge_now = self.now(now, start_ms);
+        let Some(uplink) = &mut self.uplink else { return };
+        let mut submissions = Vec::new();
+        let mut numbers: Vec<Vec<u64>> = Vec::new();
+        let mut take = |count: u64| {
+            let first = *next;
+            *next += count;
+            (first..*next).collect::<Vec<_>>()
+        };
+        if rng.random_bool(0.9) {
+            let samples = take(rng.random_range(1..12));
+            let device = DeviceId::parse(["", "a", "b"][rng.random_range(0..3)]).expect("a device id");
+            let sample = |number: &u64| Sample {
+                time_ms: edge_now.wall_ms,
+                device: device.clone(),
+                metric: MetricName::parse("n").expect("a metric name"),
+                unit: None,
+                value: *number as f64,
+            };
+            submissions.push(Submission::Samples(samples.iter().map(sample).collect()));
+            numbers.push(samples);
+        }
+        if rng.random_bool(0.2) {
+            let events = take(1);
+            let event = |number: &u64| Event {
+                time_ms: edge_now.wall_ms,
+                kind: MetricName::parse("n").expect("a kind"),
+                severity: Severity::Info,
+                message: number.to_string(),
+                data: None,
+                device: None,
+                id: None,
+            };
+            submissions.push(Submission::Events(events.iter().map(event).collect()));
+            numbers.push(events);
+        }
+        match uplink.submit(submissions, edge_now) {
+            Ok(results) => {
+                let taken = results.iter().zip(numbers).filter(|(result, _)| result.is_ok());
+                truth.accepted.extend(taken.flat_map(|(_, numbers)| numbers));
+            }
+            Err(_) => {
+                truth.maybe.extend(numbers.into_iter().flatten());
+                self.kill(now, 500);
+            }
+        }
+    }
+
+    /// Polls the uplink; an error is the end of the process.
+    pub(super) fn poll(&mut self, now: u64, start_ms: i64) -> Vec<Outgoing> {
+        let edge_now = self.now(now, start_ms);
+        let Some(uplink) = &mut self.uplink else { return Vec::new() };
+        match uplink.poll(edge_now) {
+            Ok(outgoing) => outgoing,
+            Err(_) => {
+                self.kill(now, 500);
+                Vec::new()
+            }
+        }
+    }
+}
