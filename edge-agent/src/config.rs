@@ -228,6 +228,12 @@ impl Config {
         if self.outbox.upload < Duration::from_millis(100) {
             return out("outbox.upload_s", &self.outbox.upload, "it may be 0.1 seconds or more");
         }
+        if !(1..=1_024).contains(&self.api.connections) {
+            return out("api.connections", &self.api.connections, "it may be 1 to 1024");
+        }
+        if self.api.read < Duration::from_millis(10) {
+            return out("api.read_s", &self.api.read, "it may be 0.01 seconds or more");
+        }
         if self.driver.len() > DRIVERS {
             return out("driver", &self.driver.len(), "at most 64 may be listed");
         }
@@ -403,7 +409,7 @@ mod tests {
     #[test]
     fn nothing_given_is_the_default() {
         let (_folder, flags) = folder("");
-        let config = Config::load(flags.clone(), &[]).unwrap();
+        let config = Config::load(flags, &[]).unwrap();
         assert_eq!(Config { data: Config::default().data, ..config }, Config::default());
     }
 

@@ -110,7 +110,7 @@ pub(crate) struct Lines<R> {
 }
 
 /// A line, or the news that one was too long and is gone.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Line<'a> {
     Whole(&'a [u8]),
     Long,

@@ -31,7 +31,12 @@ impl Outbox {
                 Ok(view) => view,
                 // Somebody runs on it, only not where we asked: that is the more useful thing to say.
                 Err(OpenError::InUse { .. }) => return Err(Failure::Unreachable(unreachable)),
-                Err(error) => return Err(Failure::Failed(anyhow::Error::new(error))).map_err(explain),
+                Err(error) => {
+                    let error = anyhow::Error::new(error);
+                    return Err(Failure::Failed(
+                        error.context("no agent answers, and its outbox cannot be looked at"),
+                    ));
+                }
             },
             Err(failure) => return Err(failure),
         };
@@ -40,15 +45,6 @@ impl Outbox {
             Format::Table => table(&view),
         });
         Ok(())
-    }
-}
-
-fn explain(failure: Failure) -> Failure {
-    match failure {
-        Failure::Failed(error) => {
-            Failure::Failed(error.context("no agent answers, and its outbox cannot be looked at"))
-        }
-        other => other,
     }
 }
 

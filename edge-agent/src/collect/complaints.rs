@@ -1,4 +1,4 @@
-//! Logs what is wrong once per reason and minute, and says how often it happened in between.
+//! Keeps the log readable: what is wrong is said once per reason and minute, and programs get a ration of lines.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -28,9 +28,37 @@ impl Complaints {
     }
 }
 
+/// Lines that a program may put into our log in a minute.
+const LINES: u32 = 60;
+
+/// Passes what a program says on, but not so much that it drowns the log.
+#[derive(Debug, Default)]
+pub(crate) struct Chatter {
+    said: u32,
+    until: Duration,
+}
+
+impl Chatter {
+    /// Whether one more line may be logged.
+    pub(crate) fn may(&mut self, up: Duration) -> bool {
+        if up >= self.until {
+            *self = Self { said: 0, until: up + QUIET };
+        }
+        self.said += 1;
+        self.said <= LINES
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_program_that_complains_without_end_is_cut_short() {
+        let mut chatter = Chatter::default();
+        let mut said = |at| (0..1_000).filter(|_| chatter.may(Duration::from_secs(at))).count();
+        assert_eq!([said(5), said(6), said(65)], [60, 0, 60]);
+    }
 
     #[test]
     fn a_reason_is_said_once_a_minute() {

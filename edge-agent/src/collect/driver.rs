@@ -16,7 +16,10 @@ use serde::{Deserialize, Serialize};
 use tokio::{select, time};
 use tracing::{info, warn};
 
-use super::{complaints::Complaints, line};
+use super::{
+    complaints::{Chatter, Complaints},
+    line,
+};
 use crate::{
     clock::Clock,
     config::{optional_seconds, seconds},
@@ -89,6 +92,7 @@ pub(crate) async fn run(config: Config, surroundings: Surroundings, stop: Stop) 
         surroundings,
         stop,
         complaints: Complaints::default(),
+        chatter: Chatter::default(),
         troubles: HashMap::new(),
         samples: Vec::new(),
         events: Vec::new(),
@@ -153,6 +157,7 @@ struct Driver {
     stop: Stop,
     lines: metrics::Counter,
     complaints: Complaints,
+    chatter: Chatter,
     // Sensors that are not well, with the driver's word.
     troubles: HashMap<DeviceId, String>,
     // Gathered and not yet handed in.
@@ -202,7 +207,10 @@ impl Driver {
                     }
                     Err(error) => break End::Io(error),
                 },
-                line = stderr.next(), if complains => complains = self.complain(line),
+                line = stderr.next(), if complains => match line {
+                    Ok(Some(line)) => self.pass_on(line),
+                    Ok(None) | Err(_) => complains = false,
+                },
                 // What it left behind is ended with it, so the output ends too.
                 ended = running.ended(), if status.is_none() => status = Some(ended),
                 () = &mut gathered, if !(self.samples.is_empty() && self.events.is_empty()) => self.hand_in().await,
@@ -274,14 +282,11 @@ impl Driver {
         });
     }
 
-    fn complain(&mut self, line: io::Result<Option<Line<'_>>>) -> bool {
-        match line {
-            Ok(Some(Line::Whole(line))) => {
-                info!(driver = self.config.name, "{}", String::from_utf8_lossy(line));
-                true
-            }
-            Ok(Some(Line::Long)) => true,
-            Ok(None) | Err(_) => false,
+    /// What it says on standard error goes to our log.
+    fn pass_on(&mut self, line: Line<'_>) {
+        let up = self.surroundings.clock.now().up;
+        if let (Line::Whole(line), true) = (line, self.chatter.may(up)) {
+            info!(driver = self.config.name, "{}", String::from_utf8_lossy(line));
         }
     }
 

@@ -2,6 +2,8 @@
 //!
 //! Here is what its tests share: an agent in a folder of its own, and waiting for a condition with a deadline.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 mod drivers;
 mod edge_api;
 mod hub;
