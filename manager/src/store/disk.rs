@@ -12,8 +12,8 @@ use std::{
 };
 
 use redb::{
-    BackendError, Builder, Database, DatabaseError, ReadableDatabase as _, StorageBackend,
-    TableDefinition, TableError,
+    BackendError, Builder, Database, DatabaseError, ReadableDatabase as _, StorageBackend, TableDefinition,
+    TableError,
 };
 
 pub use memory::{Memory, When};
@@ -39,7 +39,9 @@ pub enum DiskError {
         source: io::Error,
     },
     /// Written by a newer build.
-    #[error("{name} has format {found}, this build reads up to {known}; run the newer build again, or restore a backup")]
+    #[error(
+        "{name} has format {found}, this build reads up to {known}; run the newer build again, or restore a backup"
+    )]
     Newer {
         /// The file.
         name: String,
@@ -153,7 +155,8 @@ impl Disk for Folder {
                 fs::create_dir_all(folder)?;
             }
             let fresh = !path.exists();
-            let file = fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
+            let file =
+                fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
             if fresh {
                 Self::sync_folder(&path)?;
             }

@@ -8,7 +8,9 @@
 use std::collections::HashMap;
 
 use fleet_schemas::{
-    DeviceId, Lane, MetricName, cbor::{Packer, Unpacker}, limits,
+    DeviceId, Lane, MetricName,
+    cbor::{Packer, Unpacker},
+    limits,
     telemetry::{Column, Samples, Series},
 };
 

@@ -10,7 +10,9 @@ use std::{
 };
 
 use fleet_schemas::{Lane, StreamId};
-use redb::{Database, ReadTransaction, ReadableDatabase as _, ReadableTable as _, TableDefinition};
+use redb::{
+    AccessGuard, Database, ReadOnlyTable, ReadableDatabase as _, ReadableTable as _, TableDefinition,
+};
 
 use super::{
     Config, Counters, Error, MarkKey, Quarantined,
@@ -23,8 +25,8 @@ use crate::store::disk::{self, Disk, META};
 pub(super) const NAME: &str = "telemetry/inbox.redb";
 const FORMAT: u32 = 1;
 
-/// seq → batch or note, see `row`. Appended, removed from the front.
-pub(super) const ROWS: TableDefinition<u64, &[u8]> = TableDefinition::new("rows");
+/// First seq → chunk of batches and notes, see `row`. Appended, removed from the front.
+const ROWS: TableDefinition<u64, &[u8]> = TableDefinition::new("rows");
 /// (node, lane, stream) → what the ledger core wrote. A few per node; as of the checkpoint.
 const MARKS: TableDefinition<(u32, u8, [u8; 16]), &[u8]> = TableDefinition::new("marks");
 /// (node, lane) → [`Counters`]. Two per node; as of the checkpoint.
@@ -37,6 +39,9 @@ pub(super) const DOOMED: TableDefinition<&str, ()> = TableDefinition::new("doome
 
 /// In [`META`]: the last seq whose marks and counters are in their tables; u64, little-endian.
 const CHECKPOINT: &str = "checkpoint";
+
+/// Most bytes of a chunk of several rows: it fills eight pages, where rows of half a page would waste the rest.
+const CHUNK_BYTES: usize = 8 * 4096 - 32;
 
 /// Notes and marks kept as a cache: beyond it a checkpoint forgets them (350 bytes each).
 const MARKS_CACHED: usize = 200_000;
@@ -68,6 +73,13 @@ impl Memory {
         self.marks.get(key)
     }
 
+    /// About how many bytes of rows are sealed, and could go.
+    pub(super) fn removable_bytes(&self) -> u64 {
+        let rows = self.next_seq - self.front;
+        let sealed = self.unsealed.first().unwrap_or(self.next_seq).saturating_sub(self.front);
+        (self.row_bytes as f64 * sealed as f64 / rows.max(1) as f64) as u64
+    }
+
     /// Whether a checkpoint would save anything.
     pub(super) fn is_dirty(&self) -> bool {
         !(self.dirty_marks.is_empty() && self.dirty_counters.is_empty())
@@ -89,11 +101,19 @@ impl Memory {
     }
 }
 
+/// Rows of the inbox at one moment.
+pub(super) struct Rows {
+    table: ReadOnlyTable<u64, &'static [u8]>,
+    // The chunk that was read last: its first seq, where its rows end, its bytes.
+    current: Option<(u64, Vec<usize>, AccessGuard<'static, &'static [u8]>)>,
+}
+
 /// What a write transaction adds, staged until it commits.
 #[derive(Debug, Default)]
 pub(super) struct Staged {
-    pub rows: Vec<(u64, std::ops::Range<usize>)>,
-    pub arena: Vec<u8>,
+    /// Where the rows end in the arena.
+    ends: Vec<usize>,
+    arena: Vec<u8>,
     pub heads: Vec<(row::Head, Batch)>,
     pub marks: HashMap<MarkKey, Option<Box<[u8]>>>,
     pub counters: HashMap<(u32, Lane), Delta>,
@@ -133,7 +153,11 @@ impl Inbox {
         memory.front = memory.next_seq;
         for entry in read.open_table(ROWS)?.iter()? {
             let (seq, value) = entry?;
-            memory.load(seq.value(), value.value(), checkpoint, sealed)?;
+            memory.row_bytes += value.value().len() as u64;
+            memory.front = memory.front.min(seq.value());
+            for (seq, row) in (seq.value()..).zip(row::each(value.value())) {
+                memory.load(seq, row, checkpoint, sealed)?;
+            }
         }
         drop(read);
         Ok(Self { db, memory: RwLock::new(memory) })
@@ -155,23 +179,23 @@ impl Inbox {
             let memory = super::read_lock(&self.memory);
             (memory.quarantine_bytes, memory.next_seq)
         };
-        let mut next = next_seq + staged.rows.len() as u64;
+        let Staged { mut ends, mut arena, .. } = staged;
         let note = Note {
             marks: staged.marks.into_iter().collect(),
             counters: staged.counters.into_iter().collect(),
         };
-        let mut noted = Vec::new();
+        if !note.is_empty() {
+            let start = row::begin(&mut arena);
+            note.write(&mut arena);
+            row::end(&mut arena, start);
+            ends.push(arena.len());
+        }
         let mut kept = quarantined;
         let write = self.db.begin_write()?;
         {
             let mut rows = write.open_table(ROWS)?;
-            for (seq, range) in &staged.rows {
-                rows.insert(seq, &staged.arena[range.clone()])?;
-            }
-            if !note.is_empty() {
-                note.write(&mut noted);
-                rows.insert(next, &noted[..])?;
-                next += 1;
+            for (first, chunk) in chunks(&ends) {
+                rows.insert(next_seq + first, &arena[chunk])?;
             }
         }
         if !staged.quarantine.is_empty() {
@@ -183,9 +207,9 @@ impl Inbox {
         write.commit()?;
 
         let mut memory = super::write_lock(&self.memory);
-        memory.next_seq = next;
+        memory.next_seq = next_seq + ends.len() as u64;
         memory.quarantine_bytes = kept;
-        memory.row_bytes += (staged.arena.len() + noted.len()) as u64;
+        memory.row_bytes += arena.len() as u64;
         for (head, batch) in &staged.heads {
             memory.count((head.node, head.lane), &Delta::stored(head.count.into()));
             memory.unsealed.push(head, *batch);
@@ -197,7 +221,7 @@ impl Inbox {
     /// Folds notes into their tables and removes rows below the first unsealed one, at most `most` rows.
     /// Must not run beside [`Inbox::commit`]. Gives how many rows it removed.
     pub(super) fn checkpoint(&self, most: u64) -> Result<u64, Error> {
-        let (marks, counters, last, front, to) = {
+        let (marks, counters, next_seq, front, to) = {
             let memory = super::read_lock(&self.memory);
             let marks: Vec<_> = (memory.dirty_marks.iter())
                 .map(|key| (*key, memory.marks.get(key).cloned().flatten()))
@@ -207,16 +231,24 @@ impl Inbox {
                 .collect();
             let to = memory.unsealed.first().unwrap_or(memory.next_seq);
             let front = memory.front;
-            (marks, counters, memory.next_seq - 1, front, to.min(front.saturating_add(most)))
+            (marks, counters, memory.next_seq, front, to.min(front.saturating_add(most)))
         };
         let mut removed_bytes = 0;
+        let kept;
         let write = self.db.begin_write()?;
         {
             save_marks(&write, marks)?;
             save_counters(&write, counters)?;
-            write.open_table(META)?.insert(CHECKPOINT, &last.to_le_bytes()[..])?;
-            write.open_table(ROWS)?.retain_in(front..to, |_, row| {
-                removed_bytes += row.len() as u64;
+            write.open_table(META)?.insert(CHECKPOINT, &(next_seq - 1).to_le_bytes()[..])?;
+            let mut rows = write.open_table(ROWS)?;
+            // The chunk that has row `to` stays as a whole.
+            kept = if to == next_seq {
+                to
+            } else {
+                rows.range(..=to)?.next_back().transpose()?.map_or(front, |(key, _)| key.value())
+            };
+            rows.retain_in(front..kept.max(front), |_, chunk| {
+                removed_bytes += chunk.len() as u64;
                 false
             })?;
         }
@@ -226,11 +258,11 @@ impl Inbox {
         memory.dirty_marks.clear();
         memory.dirty_counters.clear();
         memory.row_bytes = memory.row_bytes.saturating_sub(removed_bytes);
-        memory.front = to.max(front);
+        memory.front = kept.max(front);
         if memory.marks.len() > MARKS_CACHED {
             memory.marks = HashMap::new();
         }
-        Ok(to.saturating_sub(front))
+        Ok(kept.saturating_sub(front))
     }
 
     /// A mark as committed.
@@ -287,9 +319,9 @@ impl Inbox {
         Ok(write.commit()?)
     }
 
-    /// A snapshot to read bodies from.
-    pub(super) fn read(&self) -> Result<ReadTransaction, Error> {
-        Ok(self.db.begin_read()?)
+    /// A snapshot to read rows from.
+    pub(super) fn rows(&self) -> Result<Rows, Error> {
+        Ok(Rows { table: self.db.begin_read()?.open_table(ROWS)?, current: None })
     }
 }
 
@@ -301,9 +333,7 @@ impl Memory {
         checkpoint: u64,
         sealed: &HashMap<u32, u64>,
     ) -> Result<(), Error> {
-        self.front = self.front.min(seq);
         self.next_seq = self.next_seq.max(seq + 1);
-        self.row_bytes += bytes.len() as u64;
         match row::read(seq, bytes)? {
             Row::Note(note) if seq > checkpoint => self.apply(note),
             Row::Note(_) => {}
@@ -323,13 +353,58 @@ impl Memory {
 impl Staged {
     /// Takes a batch in; `seq` is what it will have.
     pub(super) fn append(&mut self, seq: u64, head: row::Head, payload: &[u8]) {
-        let start = self.arena.len();
-        self.arena.reserve(HEAD_BYTES + payload.len());
+        self.arena.reserve(HEAD_BYTES + payload.len() + 4);
+        let start = row::begin(&mut self.arena);
         head.write(&mut self.arena);
         self.arena.extend_from_slice(payload);
-        self.rows.push((seq, start..self.arena.len()));
+        row::end(&mut self.arena, start);
+        self.ends.push(self.arena.len());
         self.heads.push((head, Batch::new(seq, &head, payload.len())));
     }
+}
+
+impl Rows {
+    /// The batch at `seq`. Quickest in ascending order: neighbours are in one chunk.
+    pub(super) fn batch(&mut self, seq: u64) -> Result<(row::Head, &[u8]), Error> {
+        let missing = || Error::Damaged { what: format!("inbox row {seq}") };
+        if self
+            .current
+            .as_ref()
+            .is_none_or(|(first, ends, _)| !(*first..first + ends.len() as u64).contains(&seq))
+        {
+            let (first, chunk) = self.table.range(..=seq)?.next_back().transpose()?.ok_or_else(missing)?;
+            let mut end = 0;
+            let ends = row::each(chunk.value()).map(|row| {
+                end += row::LENGTH + row.len();
+                end
+            });
+            let ends = ends.collect();
+            self.current = Some((first.value(), ends, chunk));
+        }
+        let (first, ends, chunk) = self.current.as_ref().ok_or_else(missing)?;
+        let at = (seq - first) as usize;
+        let end = *ends.get(at).ok_or_else(missing)?;
+        let start = at.checked_sub(1).map_or(0, |before| ends[before]) + row::LENGTH;
+        match row::read(seq, &chunk.value()[start..end])? {
+            Row::Batch(head, payload) => Ok((head, payload)),
+            Row::Note(_) => Err(missing()),
+        }
+    }
+}
+
+/// Groups rows, by where they end, into chunks of at most [`CHUNK_BYTES`] (a larger row is one by itself): the
+/// number of the first row, and the bytes.
+fn chunks(ends: &[usize]) -> Vec<(u64, std::ops::Range<usize>)> {
+    let mut chunks: Vec<(u64, std::ops::Range<usize>)> = Vec::new();
+    let mut start = 0;
+    for (row, end) in ends.iter().enumerate() {
+        match chunks.last_mut() {
+            Some((_, chunk)) if end - chunk.start <= CHUNK_BYTES => chunk.end = *end,
+            Some(_) | None => chunks.push((row as u64, start..*end)),
+        }
+        start = *end;
+    }
+    chunks
 }
 
 fn create_tables(db: &Database) -> Result<(), Error> {
@@ -370,12 +445,7 @@ fn save_counters(
 }
 
 /// Adds rows and removes the oldest above the cap; gives the bytes that stay.
-fn quarantine(
-    write: &redb::WriteTransaction,
-    rows: &[Vec<u8>],
-    before: u64,
-    cap: u64,
-) -> Result<u64, Error> {
+fn quarantine(write: &redb::WriteTransaction, rows: &[Vec<u8>], before: u64, cap: u64) -> Result<u64, Error> {
     let mut table = write.open_table(QUARANTINE)?;
     let mut bytes = before;
     let mut next = table.last()?.map_or(1, |(seq, _)| seq.value() + 1);

@@ -23,7 +23,9 @@ mod weeks;
 mod write;
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError, Weak,
+    },
     time::Duration,
 };
 
@@ -147,7 +149,9 @@ pub enum Error {
     #[error("lane {0} carries no samples")]
     Lane(Lane),
     /// A query beyond its limits.
-    #[error("the query gives more than {most} {what}; ask for a shorter range, fewer series or a larger step")]
+    #[error(
+        "the query gives more than {most} {what}; ask for a shorter range, fewer series or a larger step"
+    )]
     TooMuch {
         /// The limit.
         most: usize,

@@ -5,19 +5,17 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use fleet_schemas::{DeviceId, MetricName, cbor::Unpacker, telemetry::Samples};
-use redb::ReadTransaction;
-
 use super::{
     Aggregate, Error, Latest, Opened, SeriesName, TelemetryStore,
     aggregate::{self, Cell},
     blob::{self, Name},
-    inbox::ROWS,
+    inbox::Rows,
     latest::Table,
-    lock, read_lock, rollup, row, seal,
+    lock, read_lock, rollup, seal,
     unsealed::Batch,
     week::View,
 };
+use fleet_schemas::{DeviceId, MetricName, cbor::Unpacker, telemetry::Samples};
 
 /// What to look for.
 #[derive(Debug, Clone, PartialEq)]
@@ -70,7 +68,7 @@ const LONG_MS: i64 = 2 * 86_400_000;
 /// Everything of one node, at one moment.
 pub(super) struct Snapshot {
     pub unsealed: Vec<Batch>,
-    pub inbox: ReadTransaction,
+    pub rows: Rows,
     pub views: Vec<View>,
     pub rollups: Vec<rollup::View>,
 }
@@ -79,12 +77,12 @@ impl Snapshot {
     pub(super) fn take(opened: &Opened, node: u32) -> Result<Self, Error> {
         let memory = read_lock(&opened.inbox.memory);
         let unsealed = memory.unsealed.nodes.get(&node).map(|node| node.batches.clone());
-        let inbox = opened.inbox.read()?;
+        let rows = opened.inbox.rows()?;
         let views = opened.weeks.views()?;
         // After the week files: what is merged there must be rolled up here.
         let rollups = opened.rollups.views()?;
         drop(memory);
-        let mut snapshot = Self { unsealed: unsealed.unwrap_or_default(), inbox, views, rollups };
+        let mut snapshot = Self { unsealed: unsealed.unwrap_or_default(), rows, views, rollups };
         // What was just sealed may still be in the index.
         let mut cursor = 0;
         for view in &snapshot.views {
@@ -96,18 +94,13 @@ impl Snapshot {
 
     /// Hands over the samples of unsealed batches with their shift.
     pub(super) fn each_unsealed(
-        &self,
+        &mut self,
         unpacker: &mut Unpacker,
         mut wanted: impl FnMut(&Batch) -> bool,
         mut take: impl FnMut(&Batch, &Samples, i64) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        let rows = self.inbox.open_table(ROWS)?;
         for batch in self.unsealed.iter().filter(|batch| wanted(batch)) {
-            let missing = || Error::Damaged { what: format!("inbox row {}", batch.seq) };
-            let bytes = rows.get(batch.seq)?.ok_or_else(missing)?;
-            let row::Row::Batch(head, payload) = row::read(batch.seq, bytes.value())? else {
-                return Err(missing());
-            };
+            let (head, payload) = self.rows.batch(batch.seq)?;
             take(batch, &seal::body(&head, payload, unpacker)?, head.shift_ms)?;
         }
         Ok(())
@@ -121,7 +114,7 @@ impl TelemetryStore {
     /// [`Error::TooMuch`] when the answer or the work would be larger than allowed.
     pub fn query(&self, query: &Query) -> Result<Vec<SeriesPoints>, Error> {
         let opened = self.opened()?;
-        self.note(Snapshot::take(&opened, query.node).and_then(|snapshot| answer(&snapshot, query)))
+        self.note(Snapshot::take(&opened, query.node).and_then(|snapshot| answer(snapshot, query)))
     }
 
     /// The newest value of every series of a node, by device and metric; at most
@@ -133,17 +126,21 @@ impl TelemetryStore {
         let opened = self.opened()?;
         let table = || {
             let mut unpacker = Unpacker::default();
-            let snapshot = Snapshot::take(&opened, node)?;
+            let mut snapshot = Snapshot::take(&opened, node)?;
             // After the snapshot: the sealer moves this table before it takes batches out of the index.
             let cached = lock(&opened.latest).nodes.get(&node).map(|cached| cached.table.clone());
             let mut table = match cached {
                 Some(table) => table,
                 None => Table::load(node, &snapshot.views, &mut unpacker)?,
             };
-            snapshot.each_unsealed(&mut unpacker, |_| true, |_, samples, shift_ms| {
-                table.take_samples(samples, shift_ms);
-                Ok(())
-            })?;
+            snapshot.each_unsealed(
+                &mut unpacker,
+                |_| true,
+                |_, samples, shift_ms| {
+                    table.take_samples(samples, shift_ms);
+                    Ok(())
+                },
+            )?;
             Ok(table.into_list())
         };
         self.note(table())
@@ -160,7 +157,7 @@ impl TelemetryStore {
     }
 }
 
-fn answer(snapshot: &Snapshot, query: &Query) -> Result<Vec<SeriesPoints>, Error> {
+fn answer(mut snapshot: Snapshot, query: &Query) -> Result<Vec<SeriesPoints>, Error> {
     let mut found = Found::new(query);
     let (from_ms, to_ms) = (found.from_ms, found.to_ms);
     if from_ms >= to_ms {
@@ -172,13 +169,19 @@ fn answer(snapshot: &Snapshot, query: &Query) -> Result<Vec<SeriesPoints>, Error
     if rollable {
         let gone = |source: u64| !snapshot.views.iter().any(|view| view.id.key() == source);
         for view in &snapshot.rollups {
-            view.each(query.node, from_ms, to_ms, |source| long || gone(source), &mut unpacker, &mut |name, time, cell| {
-                found.cell(name, time, cell)
-            })?;
+            view.each(
+                query.node,
+                from_ms,
+                to_ms,
+                |source| long || gone(source),
+                &mut unpacker,
+                &mut |name, time, cell| found.cell(name, time, cell),
+            )?;
         }
     }
     for view in &snapshot.views {
-        let Some(row) = view.node(query.node)?.filter(|row| row.start_ms < to_ms && row.end_ms >= from_ms) else {
+        let Some(row) = view.node(query.node)?.filter(|row| row.start_ms < to_ms && row.end_ms >= from_ms)
+        else {
             continue;
         };
         let mut rolled = 0;
@@ -228,7 +231,10 @@ impl<'a> Found<'a> {
             None => (query.from_ms, query.to_ms),
             Some(Step { ms, .. }) => {
                 let up = aggregate::floor(query.to_ms.saturating_sub(1), ms).saturating_add(ms);
-                (aggregate::floor(query.from_ms, ms), if query.to_ms > query.from_ms { up } else { query.from_ms })
+                (
+                    aggregate::floor(query.from_ms, ms),
+                    if query.to_ms > query.from_ms { up } else { query.from_ms },
+                )
             }
         };
         Self { query, from_ms, to_ms, step, series: HashMap::new(), points: 0, scanned: 0 }
@@ -237,7 +243,11 @@ impl<'a> Found<'a> {
     fn scan(&mut self, samples: u64) -> Result<(), Error> {
         self.scanned += samples;
         let most = SCAN_SAMPLES as usize;
-        if self.scanned > SCAN_SAMPLES { Err(Error::TooMuch { most, what: "samples to read" }) } else { Ok(()) }
+        if self.scanned > SCAN_SAMPLES {
+            Err(Error::TooMuch { most, what: "samples to read" })
+        } else {
+            Ok(())
+        }
     }
 
     fn wants(&self, device: &DeviceId, metric: &MetricName) -> bool {

@@ -34,6 +34,13 @@ pub struct RetainReport {
     pub full: bool,
 }
 
+/// Whether a file may go.
+enum Ready {
+    Now,
+    Rolling,
+    Later,
+}
+
 impl TelemetryStore {
     /// Removes at most one week file that is over age or over the size limit, and rollups that are over age.
     ///
@@ -68,9 +75,14 @@ impl TelemetryStore {
         if !(aged || large) || (newest && !aged) {
             return Ok(report);
         }
-        if !self.is_ready_to_go(opened, sealer, oldest)? {
-            report.more = true;
-            return Ok(report);
+        match self.make_ready(opened, sealer, oldest)? {
+            Ready::Now => {}
+            Ready::Rolling => {
+                report.more = true;
+                return Ok(report);
+            }
+            // The sealer has to go on first.
+            Ready::Later => return Ok(report),
         }
         self.unlink(opened, oldest, &mut report)?;
         report.more = true;
@@ -95,12 +107,7 @@ impl TelemetryStore {
 
     /// Rolls up what the file has, and removes from the inbox what its cursors stand for: without them it would be
     /// sealed again.
-    fn is_ready_to_go(
-        &self,
-        opened: &Opened,
-        sealer: &mut Sealer,
-        file: &Arc<WeekFile>,
-    ) -> Result<bool, Error> {
+    fn make_ready(&self, opened: &Opened, sealer: &mut Sealer, file: &Arc<WeekFile>) -> Result<Ready, Error> {
         let view = file.view()?;
         let nodes = view.nodes()?;
         let mut rolled = 0;
@@ -110,7 +117,7 @@ impl TelemetryStore {
                 let done = opened.rollups.roll(&*self.disk, &self.config, &view, (*node, row), tools)?;
                 rolled += 1;
                 if !done || rolled == ROLL_NODES {
-                    return Ok(false);
+                    return Ok(Ready::Rolling);
                 }
             }
         }
@@ -119,7 +126,8 @@ impl TelemetryStore {
             let _writer = lock(&self.writer);
             opened.inbox.checkpoint(CHECKPOINT_ROWS)?;
         }
-        Ok(read_lock(&opened.inbox.memory).front > last)
+        let gone = read_lock(&opened.inbox.memory).front > last;
+        Ok(if gone { Ready::Now } else { Ready::Later })
     }
 
     fn unlink(

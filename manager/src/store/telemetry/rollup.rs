@@ -171,7 +171,8 @@ impl Rollups {
     /// Unlinks files whose quarter ended before an instant; gives their names.
     pub(super) fn expire(&self, disk: &dyn Disk, before_ms: i64) -> Result<Vec<String>, Error> {
         let over = |quarter: &Quarter| {
-            let last = FileId { year: quarter.0, week: if quarter.1 == 4 { 53 } else { quarter.1 * 13 }, part: 1 };
+            let last =
+                FileId { year: quarter.0, week: if quarter.1 == 4 { 53 } else { quarter.1 * 13 }, part: 1 };
             last.end_ms() < before_ms
         };
         let gone: Vec<_> = read_lock(&self.files).keys().copied().filter(over).collect();

@@ -1,6 +1,7 @@
 //! Rows of the inbox as bytes: a batch as received, or a note of what else the same transaction moved.
 //!
-//! Owns the layout, which is frozen: golden bytes below. Layouts (little-endian):
+//! Owns the layout, which is frozen: golden bytes below. Rows of one transaction stand end to end in chunks, each
+//! with its length before it (u32). Layouts (little-endian):
 //! batch: `1|2, lane u8, node u32, recv i64, shift i64, start i64, end i64, count u32, payload`
 //! (1: payload is the plain body; 2: it is the whole batch as it travelled). About 10^6 rows at most, never
 //! changed, removed from the front once sealed.
@@ -16,6 +17,8 @@ const WIRE: u8 = 2;
 const NOTE: u8 = 3;
 const REMOVED: u32 = u32::MAX;
 
+/// Bytes of a row's length in a chunk.
+pub(super) const LENGTH: usize = 4;
 /// Bytes of a batch row before its payload.
 pub(super) const HEAD_BYTES: usize = 42;
 
@@ -135,6 +138,27 @@ fn note(reader: &mut Reader<'_>) -> Option<Note> {
     Some(note)
 }
 
+/// Begins a row in a chunk: its length is not known yet.
+pub(super) fn begin(chunk: &mut Vec<u8>) -> usize {
+    chunk.extend_from_slice(&[0; LENGTH]);
+    chunk.len()
+}
+
+/// Ends the row that began at `start`.
+pub(super) fn end(chunk: &mut [u8], start: usize) {
+    let len = (chunk.len() - start) as u32;
+    chunk[start - LENGTH..start].copy_from_slice(&len.to_le_bytes());
+}
+
+/// The rows of a chunk, in order; stops at the first that is not whole.
+pub(super) fn each(chunk: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut reader = Reader(chunk);
+    std::iter::from_fn(move || {
+        let len = reader.u32()?;
+        reader.take(len as usize)
+    })
+}
+
 /// A lane's number in keys and rows, for ever.
 pub(super) fn lane_code(lane: Lane) -> u8 {
     match lane {
@@ -234,6 +258,19 @@ mod tests {
             )
         );
         assert!(matches!(read(1, &bytes), Ok(Row::Note(found)) if found == note));
+    }
+
+    #[test]
+    fn the_layout_of_a_chunk_is_frozen() {
+        let mut chunk = Vec::new();
+        for row in [&[1, 2, 3][..], &[4]] {
+            let start = begin(&mut chunk);
+            chunk.extend_from_slice(row);
+            end(&mut chunk, start);
+        }
+        assert_eq!(hex(&chunk), "030000000102030100000004");
+        assert_eq!(each(&chunk).collect::<Vec<_>>(), [&[1, 2, 3][..], &[4]]);
+        assert_eq!(each(&chunk[..8]).count(), 1);
     }
 
     proptest! {

@@ -17,7 +17,7 @@ use fleet_schemas::{
 use super::{
     Config, Error, Opened, TelemetryStore,
     blob::{Blob, Merge},
-    inbox::ROWS,
+    inbox::Rows,
     latest::Table,
     lock, read_lock, row,
     unsealed::Batch,
@@ -30,8 +30,8 @@ use crate::store::disk::Disk;
 const STEP_BYTES: u64 = 1024 * 1024;
 /// Rows that one checkpoint removes, at most: about 30 ms of work.
 const CHECKPOINT_ROWS: u64 = 50_000;
-/// A checkpoint runs when it can remove this many rows,
-const CHECKPOINT_FROM: u64 = 4_096;
+/// A checkpoint runs when it can remove about this many bytes,
+const CHECKPOINT_BYTES: u64 = 16 * 1024 * 1024;
 /// or after this time, milliseconds.
 const CHECKPOINT_MS: u64 = 60_000;
 
@@ -104,11 +104,10 @@ impl TelemetryStore {
         }
         let (removable, dirty) = {
             let memory = read_lock(&opened.inbox.memory);
-            let front = memory.unsealed.first().unwrap_or(memory.next_seq);
-            (front.saturating_sub(memory.front), memory.is_dirty())
+            (memory.removable_bytes(), memory.is_dirty())
         };
         let late = now_ms.abs_diff(sealer.checkpointed_ms) >= CHECKPOINT_MS;
-        if removable >= CHECKPOINT_FROM || (late && (removable > 0 || dirty)) {
+        if removable >= CHECKPOINT_BYTES || (late && (removable > 0 || dirty)) {
             let _writer = lock(&self.writer);
             report.truncated = opened.inbox.checkpoint(CHECKPOINT_ROWS)?;
             report.more |= report.truncated == CHECKPOINT_ROWS;
@@ -165,12 +164,11 @@ fn seal_nodes(
     due: &[(u32, Vec<Batch>)],
     now_ms: i64,
 ) -> Result<SealReport, Error> {
-    let read = opened.inbox.read()?;
-    let rows = read.open_table(ROWS)?;
+    let mut rows = opened.inbox.rows()?;
     let mut week = None;
     let mut sealed = Vec::new();
     for (node, batches) in due {
-        if let Some(node) = merge_node(&rows, *node, batches, &mut week, sealer)? {
+        if let Some(node) = merge_node(&mut rows, *node, batches, &mut week, sealer)? {
             sealed.push(node);
         }
     }
@@ -183,7 +181,7 @@ fn seal_nodes(
 /// Decodes and merges the first of a node's batches that are of one receive week. The first node decides for
 /// all: a step writes to one file, and a node's batches are sealed in the order of the inbox.
 fn merge_node(
-    rows: &redb::ReadOnlyTable<u64, &'static [u8]>,
+    rows: &mut Rows,
     node: u32,
     batches: &[Batch],
     week: &mut Option<(FileId, i64)>,
@@ -192,11 +190,7 @@ fn merge_node(
     let mut sealed = Sealed { node, cursor: 0, recv_ms: 0, batches: 0, blobs: Vec::new() };
     let mut merges: BTreeMap<Lane, (Merge, u64, u64)> = BTreeMap::new();
     for batch in batches {
-        let missing = || Error::Damaged { what: format!("inbox row {}", batch.seq) };
-        let bytes = rows.get(batch.seq)?.ok_or_else(missing)?;
-        let row::Row::Batch(head, payload) = row::read(batch.seq, bytes.value())? else {
-            return Err(missing());
-        };
+        let (head, payload) = rows.batch(batch.seq)?;
         let id = FileId::of(head.recv_ms);
         if week.get_or_insert((id, head.recv_ms)).0 != id {
             break;

@@ -64,7 +64,7 @@ impl TelemetryStore {
     pub fn recount(&self, node: u32, lane: Lane) -> Result<u64, Error> {
         let opened = self.opened()?;
         let count = || {
-            let snapshot = Snapshot::take(&opened, node)?;
+            let mut snapshot = Snapshot::take(&opened, node)?;
             let mut unpacker = Unpacker::default();
             let mut count = 0;
             for view in &snapshot.views {

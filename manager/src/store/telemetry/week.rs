@@ -7,7 +7,9 @@
 use std::sync::Arc;
 
 use fleet_schemas::Lane;
-use redb::{Database, ReadOnlyDatabase, ReadOnlyTable, ReadTransaction, ReadableDatabase as _, TableDefinition};
+use redb::{
+    Database, ReadOnlyDatabase, ReadOnlyTable, ReadTransaction, ReadableDatabase as _, TableDefinition,
+};
 
 use super::{
     Error,
@@ -272,7 +274,9 @@ impl WeekFile {
         if !current {
             match disk::open_read_only(disk, &name, how) {
                 Ok(db) => return Ok(Self { id, db: Db::Read(db) }),
-                Err(error @ (DiskError::Newer { .. } | DiskError::Foreign { .. })) => return Err(error.into()),
+                Err(error @ (DiskError::Newer { .. } | DiskError::Foreign { .. })) => {
+                    return Err(error.into());
+                }
                 // It needs repair, or is not whole: opening it for writing tells.
                 Err(_) => {}
             }
@@ -371,7 +375,8 @@ impl Blobs {
                 let (mut segment, mut offset, len) = (segment, offset as usize, len as usize);
                 while self.buffer.len() < len {
                     let row = self.dense.get(segment)?.ok_or_else(missing)?;
-                    let rest = row.value().get(offset..).filter(|rest| !rest.is_empty()).ok_or_else(missing)?;
+                    let rest =
+                        row.value().get(offset..).filter(|rest| !rest.is_empty()).ok_or_else(missing)?;
                     let take = rest.len().min(len - self.buffer.len());
                     self.buffer.extend_from_slice(&rest[..take]);
                     (segment, offset) = (segment + 1, 0);

@@ -6,7 +6,9 @@ use std::sync::{Arc, MutexGuard};
 
 use fleet_schemas::{Lane, telemetry::Samples};
 
-use super::{Booking, Error, MarkKey, Opened, Quarantined, TelemetryStore, counters::Delta, inbox::Staged, row};
+use super::{
+    Booking, Error, MarkKey, Opened, Quarantined, TelemetryStore, counters::Delta, inbox::Staged, row,
+};
 
 /// One accepted batch of the telemetry or backfill lane, as received.
 #[derive(Debug, Clone, Copy)]

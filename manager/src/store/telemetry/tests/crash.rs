@@ -13,7 +13,8 @@ struct Ran {
 
 fn group(n: i64, now: i64) -> Vec<Given> {
     let batch = |node: u32, lane: Lane| {
-        let rows: Vec<_> = (0..4 + n % 7).map(|row| (now - row * 500, "", "t", (n * 100 + row) as f64)).collect();
+        let rows: Vec<_> =
+            (0..4 + n % 7).map(|row| (now - row * 500, "", "t", (n * 100 + row) as f64)).collect();
         Given { node, lane, recv_ms: now, shift_ms: n % 2 * 10, samples: samples(&rows) }
     };
     vec![batch(1, Lane::Telemetry), batch(2, Lane::Telemetry), batch(1, Lane::Backfill)]
@@ -40,9 +41,11 @@ fn script(store: &TelemetryStore, ran: &mut Ran) -> Result<(), Error> {
 /// Checks a store that was opened after the crash.
 fn check_after(store: &TelemetryStore, ran: &Ran) {
     let groups = ran.committed.len() as u64;
-    let mark = store.marks().unwrap().first().map_or(0, |(_, mark)| {
-        u64::from_le_bytes(mark.as_slice().try_into().unwrap())
-    });
+    let mark = store
+        .marks()
+        .unwrap()
+        .first()
+        .map_or(0, |(_, mark)| u64::from_le_bytes(mark.as_slice().try_into().unwrap()));
     // The mark moves with the group: it tells whether the doubtful one is there.
     let mut known: Vec<&Given> = ran.committed.iter().flatten().collect();
     if mark == groups + 1 {

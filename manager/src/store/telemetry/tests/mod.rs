@@ -58,12 +58,7 @@ pub(super) fn samples(rows: &[(i64, &str, &str, f64)]) -> Samples {
 }
 
 pub(super) fn config() -> Config {
-    Config {
-        seal_bytes: 400,
-        inbox_cache_bytes: 1 << 20,
-        week_cache_bytes: 1 << 20,
-        ..Config::default()
-    }
+    Config { seal_bytes: 400, inbox_cache_bytes: 1 << 20, week_cache_bytes: 1 << 20, ..Config::default() }
 }
 
 pub(super) fn open(disk: &Memory, config: Config) -> Result<TelemetryStore, Error> {

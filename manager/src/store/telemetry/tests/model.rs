@@ -102,8 +102,7 @@ fn check_ranges_and_filters(store: &TelemetryStore, facts: &[Fact], now: i64) {
         assert_eq!(found(store, &query), expected(&within, 2));
         let device = Some(DeviceId::parse("board").unwrap());
         let metric = Some(MetricName::parse("b").unwrap());
-        let only: Vec<Fact> =
-            within.into_iter().filter(|fact| fact.3 == "board" && fact.4 == "b").collect();
+        let only: Vec<Fact> = within.into_iter().filter(|fact| fact.3 == "board" && fact.4 == "b").collect();
         assert_eq!(found(store, &Query { device, metric, ..query }), expected(&only, 2));
     }
 }
@@ -118,7 +117,9 @@ fn check_latest(store: &TelemetryStore, facts: &[Fact]) {
         }
     }
     let found: BTreeMap<_, _> = (store.latest(1).unwrap().into_iter())
-        .map(|latest| ((latest.device.to_string(), latest.metric.to_string()), (latest.time_ms, latest.value)))
+        .map(|latest| {
+            ((latest.device.to_string(), latest.metric.to_string()), (latest.time_ms, latest.value))
+        })
         .collect();
     assert_eq!(found, newest);
 }

@@ -29,7 +29,10 @@ fn a_dropped_transaction_leaves_nothing() {
     let first = write.append(&batch).unwrap();
     write.set_mark(mark_key(1, Lane::Telemetry), b"x");
     assert_eq!(write.mark(&mark_key(1, Lane::Telemetry)).unwrap().as_deref(), Some(&b"x"[..]));
-    assert!(matches!(write.append(&InboxBatch { lane: Lane::Event, ..batch }), Err(Error::Lane(Lane::Event))));
+    assert!(matches!(
+        write.append(&InboxBatch { lane: Lane::Event, ..batch }),
+        Err(Error::Lane(Lane::Event))
+    ));
     drop(write);
     assert_eq!(store.query(&all(1)).unwrap(), []);
     let mut write = store.begin().unwrap();
@@ -60,7 +63,8 @@ fn marks_accounts_and_quarantine_survive_checkpoints_and_reopening() {
         });
     }
     write.commit().unwrap();
-    let counters = Counters { quarantined: 15, lost: 3, written_off: 2, duplicates: 1, ..Counters::default() };
+    let counters =
+        Counters { quarantined: 15, lost: 3, written_off: 2, duplicates: 1, ..Counters::default() };
     let check = |store: &TelemetryStore, marks: &[(MarkKey, Vec<u8>)]| {
         assert_eq!(store.marks().unwrap(), marks);
         assert_eq!(store.counters_all().unwrap(), [(9, Lane::Backfill, counters)]);
