@@ -1,0 +1,231 @@
+//! `nodes`: list, one, change, import, devices.
+
+use std::{collections::BTreeMap, ops::Bound, sync::Arc};
+
+use axum::{
+    Json,
+    body::Bytes,
+    extract::{Path, State},
+    http::{HeaderMap, HeaderValue, header},
+    response::{IntoResponse as _, Response},
+};
+use fleet_schemas::{NodeId, batch::digest};
+
+use super::{
+    Api,
+    idempotency::Turn,
+    patch::{self, Line},
+    problem::Refusal,
+    query::{Body, Params, content_type, no_node, node_id},
+    selector::Selector,
+    shapes, view,
+};
+use crate::core::{
+    Now,
+    fleet::{Fleet, Node},
+    intake::Effects,
+    registry::{self, Intent},
+};
+
+/// `GET nodes?selector=&group=&limit=&cursor=`: ordered by id.
+pub(super) async fn list(State(api): State<Arc<Api>>, params: Params) -> Result<Response, Refusal> {
+    params.only(&["selector", "group", "limit", "cursor"])?;
+    let selector = Selector::parse(params.text("selector").unwrap_or_default())?;
+    let group = params.text("group").map(|name| group(&api, name)).transpose()?.unwrap_or_default();
+    let after = params.text("cursor").map(NodeId::parse).transpose();
+    let after = after.map_err(|_| Refusal::query("cursor", "is none that this list gave"))?;
+    let limit = params.limit()?;
+    let (found, more) = api.hub.with_fleet(|fleet| {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let wanted = |node: &&Node| selector.matches(*node) && group.matches(*node);
+        let mut nodes = fleet.nodes.range((from, Bound::Unbounded)).map(|(_, node)| node).filter(wanted);
+        let found: Vec<Node> = nodes.by_ref().take(limit).cloned().collect();
+        (found, nodes.next().is_some())
+    });
+    let next = found.last().filter(|_| more).map(|node| node.record.id.to_string());
+    let items = shown(&api, found).await?;
+    Ok(Json(shapes::Page { items, next }).into_response())
+}
+
+/// The selector of a saved group.
+fn group(api: &Api, name: &str) -> Result<Selector, Refusal> {
+    let saved = api.hub.with_fleet(|fleet| fleet.groups.get(name).cloned());
+    let saved = saved.ok_or_else(|| Refusal::query("group", format!("there is no group {name:?}")))?;
+    Ok(Selector::parse(&saved)?)
+}
+
+async fn shown(api: &Arc<Api>, nodes: Vec<Node>) -> Result<Vec<shapes::Node>, Refusal> {
+    api.query(move |api| {
+        let ids: Vec<_> = nodes.iter().map(|node| (node.record.id.clone(), node.number)).collect();
+        let counts = api.devices.counts(&api.hub, &ids)?;
+        Ok(nodes.iter().zip(counts).map(|(node, devices)| view::node(node, devices)).collect())
+    })
+    .await
+}
+
+fn found(api: &Api, id: &NodeId) -> Result<Node, Refusal> {
+    api.hub.with_fleet(|fleet| fleet.nodes.get(id).cloned()).ok_or_else(|| no_node(id.as_str()))
+}
+
+/// The number of a node.
+pub(super) fn number(api: &Api, id: &NodeId) -> Result<u32, Refusal> {
+    let number = api.hub.with_fleet(|fleet| fleet.nodes.get(id).map(|node| node.number));
+    number.ok_or_else(|| no_node(id.as_str()))
+}
+
+/// `GET nodes/{id}`, with an `ETag` over what an operator may change.
+pub(super) async fn get(
+    State(api): State<Arc<Api>>,
+    Path(id): Path<String>,
+    params: Params,
+) -> Result<Response, Refusal> {
+    params.only(&[])?;
+    answer(&api, found(&api, &node_id(&id)?)?).await
+}
+
+async fn answer(api: &Arc<Api>, node: Node) -> Result<Response, Refusal> {
+    let tag = etag(&node);
+    let mut items = shown(api, vec![node]).await?;
+    let mut response = Json(items.pop()).into_response();
+    let tag = HeaderValue::from_str(&tag).map_err(|error| Refusal::Internal(error.to_string()))?;
+    response.headers_mut().insert(header::ETAG, tag);
+    Ok(response)
+}
+
+/// Changes exactly when name, site, location or labels do.
+fn etag(node: &Node) -> String {
+    let record = &node.record;
+    let kept = (&record.name, &record.site, &record.location, &record.labels);
+    let digest = digest(&fleet_schemas::cbor::encode(&kept));
+    format!("\"{}\"", digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
+}
+
+/// `PATCH nodes/{id}`: a merge patch; answers after commit. `If-Match` makes it depend on the node's `ETag`.
+pub(super) async fn patch(
+    State(api): State<Arc<Api>>,
+    Path(id): Path<String>,
+    params: Params,
+    headers: HeaderMap,
+    Body(body): Body,
+) -> Result<Response, Refusal> {
+    params.only(&[])?;
+    content_type(&headers, &["application/merge-patch+json", "application/json"])?;
+    let id = node_id(&id)?;
+    let patch = patch::merge_patch(&body)?;
+    let wanted = headers.get(header::IF_MATCH).and_then(|tag| tag.to_str().ok());
+    match wanted {
+        Some(wanted) => {
+            let _alone = api.changes.write().await;
+            let tag = etag(&found(&api, &id)?);
+            if wanted != "*" && !wanted.split(',').any(|wanted| wanted.trim() == tag) {
+                return Err(Refusal::Stale("the node was changed meanwhile; read it again".to_owned()));
+            }
+            api.hub.intend(Intent::PatchNode { node: id.clone(), patch }).await?;
+        }
+        None => {
+            let _among = api.changes.read().await;
+            api.hub.intend(Intent::PatchNode { node: id.clone(), patch }).await?;
+        }
+    }
+    answer(&api, found(&api, &id)?).await
+}
+
+/// `GET nodes/{id}/devices`: what its series tell of devices.
+pub(super) async fn devices(
+    State(api): State<Arc<Api>>,
+    Path(id): Path<String>,
+    params: Params,
+) -> Result<Response, Refusal> {
+    params.only(&[])?;
+    let number = number(&api, &node_id(&id)?)?;
+    let items = api
+        .query(move |api| {
+            let mut devices: BTreeMap<String, shapes::Device> = BTreeMap::new();
+            let latest = api.hub.telemetry().latest(number)?;
+            for one in latest.into_iter().filter(|one| !one.device.is_node()) {
+                let id = one.device.to_string();
+                let device = devices.entry(id.clone()).or_insert_with(|| shapes::Device {
+                    id,
+                    metrics: Vec::new(),
+                    last_ms: None,
+                });
+                device.last_ms = device.last_ms.max(Some(one.time_ms));
+                device.metrics.push(one.metric.to_string());
+                device.metrics.dedup();
+            }
+            Ok(devices.into_values().collect())
+        })
+        .await?;
+    Ok(Json(shapes::Page::<shapes::Device> { items, next: None }).into_response())
+}
+
+/// `POST nodes/import?dry_run=`: CSV. Good lines are applied in one transaction, bad ones are reported.
+pub(super) async fn import(
+    State(api): State<Arc<Api>>,
+    params: Params,
+    headers: HeaderMap,
+    Body(body): Body,
+) -> Result<Response, Refusal> {
+    params.only(&["dry_run"])?;
+    let dry_run = params.flag("dry_run")?;
+    content_type(&headers, &["text/csv"])?;
+    let json = |body: Bytes| ([(header::CONTENT_TYPE, "application/json")], body).into_response();
+    let flags: &[u8] = if dry_run { b"dry" } else { b"" };
+    let claim = match api.keys.turn(&headers, &[b"nodes/import", flags, &body])? {
+        Turn::Again(answer) => return Ok(json(answer)),
+        Turn::First(claim) => claim,
+    };
+    let lines = patch::import(&body)?;
+    let _among = api.changes.read().await;
+    let (report, changes) = api.hub.with_fleet(|fleet| judge(fleet, lines, dry_run, api.hub.clock().now()));
+    if !dry_run && !changes.is_empty() {
+        api.hub.intend(Intent::ImportNodes(changes)).await?;
+    }
+    let answer = serde_json::to_vec(&report).map_err(|error| Refusal::Internal(error.to_string()))?;
+    let answer = Bytes::from(answer);
+    claim.done(&answer);
+    Ok(json(answer))
+}
+
+type Changes = Vec<(NodeId, registry::NodePatch)>;
+
+/// What the registry would say to each line: asked of a copy of the node, one by one.
+fn judge(fleet: &Fleet, lines: Vec<Line>, dry_run: bool, now: Now) -> (shapes::Import, Changes) {
+    let mut report = shapes::Import { dry_run, ..shapes::Import::default() };
+    let mut changes = Vec::new();
+    for Line { number, id, asked } in lines {
+        let mut told = shapes::ImportLine { line: number, id, ..shapes::ImportLine::default() };
+        let judged = asked.and_then(|(node, change)| {
+            let known = fleet.nodes.get(&node);
+            let mut copy = Fleet::default();
+            if let Some(known) = known {
+                copy.insert(known.clone());
+            }
+            let intent = Intent::ImportNodes(vec![(node.clone(), change.clone())]);
+            registry::take(&mut copy, &mut Effects::default(), intent, 0, now)
+                .map_err(|error| error.to_string())?;
+            let result = match (known, copy.nodes.get(&node)) {
+                (None, _) => "created",
+                (Some(before), Some(after)) if before.record == after.record => "unchanged",
+                (Some(_), _) => "changed",
+            };
+            Ok((result, (node, change)))
+        });
+        match judged {
+            Ok((result, change)) => {
+                report.applied += 1;
+                result.clone_into(&mut told.result);
+                if result != "unchanged" {
+                    changes.push(change);
+                }
+            }
+            Err(why) => {
+                report.failed += 1;
+                "failed".clone_into(&mut told.result);
+                told.error = Some(why);
+            }
+        }
+        report.lines.push(told);
+    }
+    (report, changes)
+}

@@ -1,0 +1,185 @@
+//! Refusals as problems (RFC 9457): the only place where errors become HTTP statuses.
+
+use axum::{
+    Json,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+};
+
+use super::{selector::SelectorError, shapes};
+use crate::{
+    consume,
+    core::registry::RegistryError,
+    hub::IntentError,
+    store::{state, telemetry},
+};
+
+/// Why a request is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Refusal {
+    /// The path, the query or the form of the body is wrong.
+    #[error("{0}")]
+    BadRequest(String),
+    /// Values are wrong; each with its place.
+    #[error("{detail}")]
+    Invalid {
+        /// What was not done.
+        detail: String,
+        /// Where and why.
+        faults: Vec<(String, String)>,
+    },
+    /// It looks like a request that a foreign web page made.
+    #[error("{0}")]
+    Forbidden(String),
+    /// There is no such thing.
+    #[error("{0}")]
+    NotFound(String),
+    /// The path is known, the method is not.
+    #[error("this path does not take this method")]
+    Method,
+    /// It contradicts what is there, or another request in flight.
+    #[error("{0}")]
+    Conflict(String),
+    /// `If-Match` does not hold any more.
+    #[error("{0}")]
+    Stale(String),
+    /// The body is larger than allowed.
+    #[error("{0}")]
+    Large(String),
+    /// The body is of another type.
+    #[error("{0}")]
+    MediaType(String),
+    /// The answer would be larger than allowed.
+    #[error("{0}")]
+    TooMuch(String),
+    /// Too many requests at once.
+    #[error("the hub answers as many requests as it can; try again")]
+    Busy,
+    /// It took too long.
+    #[error("the answer took too long; ask for less")]
+    Slow,
+    /// The hub cannot do it now.
+    #[error("{0}")]
+    Unavailable(String),
+    /// A fault of the hub.
+    #[error("{0}")]
+    Internal(String),
+}
+
+impl Refusal {
+    /// One wrong value.
+    pub(super) fn at(pointer: impl Into<String>, why: impl Into<String>) -> Self {
+        Self::Invalid { detail: "nothing was changed".to_owned(), faults: vec![(pointer.into(), why.into())] }
+    }
+
+    /// One wrong query parameter.
+    pub(super) fn query(name: &str, why: impl Into<String>) -> Self {
+        let faults = vec![(format!("?{name}"), why.into())];
+        Self::Invalid { detail: format!("the query's {name} is not understood"), faults }
+    }
+
+    fn status(&self) -> StatusCode {
+        match self {
+            Self::BadRequest(_) => StatusCode::BAD_REQUEST,
+            Self::Invalid { .. } | Self::TooMuch(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::Forbidden(_) => StatusCode::FORBIDDEN,
+            Self::NotFound(_) => StatusCode::NOT_FOUND,
+            Self::Method => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Conflict(_) => StatusCode::CONFLICT,
+            Self::Stale(_) => StatusCode::PRECONDITION_FAILED,
+            Self::Large(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::MediaType(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::Busy | Self::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Slow => StatusCode::GATEWAY_TIMEOUT,
+            Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let status = self.status();
+        let detail = self.to_string();
+        if let Self::Internal(why) = &self {
+            tracing::error!(%why, "a request failed");
+        }
+        let retry = matches!(self, Self::Busy | Self::Unavailable(_));
+        let errors = match self {
+            Self::Invalid { faults, .. } => {
+                faults.into_iter().map(|(pointer, detail)| shapes::Fault { pointer, detail }).collect()
+            }
+            _ => Vec::new(),
+        };
+        let problem = shapes::Problem {
+            kind: "about:blank".to_owned(),
+            title: status.canonical_reason().unwrap_or_default().to_owned(),
+            status: status.as_u16(),
+            detail,
+            errors,
+        };
+        let mut response = (status, Json(problem)).into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/problem+json"));
+        if retry {
+            headers.insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
+        }
+        response
+    }
+}
+
+impl From<SelectorError> for Refusal {
+    fn from(error: SelectorError) -> Self {
+        Self::query("selector", error.to_string())
+    }
+}
+
+impl From<RegistryError> for Refusal {
+    fn from(error: RegistryError) -> Self {
+        match error {
+            RegistryError::Unknown { .. } => Self::NotFound(error.to_string()),
+            RegistryError::Field { pointer, why } => Self::at(pointer, why),
+        }
+    }
+}
+
+impl From<IntentError> for Refusal {
+    fn from(error: IntentError) -> Self {
+        match error {
+            IntentError::Registry(error) => error.into(),
+            IntentError::Unavailable(_) => Self::Unavailable(error.to_string()),
+        }
+    }
+}
+
+impl From<telemetry::Error> for Refusal {
+    fn from(error: telemetry::Error) -> Self {
+        match error {
+            telemetry::Error::TooMuch { .. } => {
+                Self::TooMuch(format!("{error}; shorten the range, name a metric or give a step"))
+            }
+            other => Self::Unavailable(format!("the telemetry store does not answer: {other}")),
+        }
+    }
+}
+
+impl From<consume::Error> for Refusal {
+    fn from(error: consume::Error) -> Self {
+        match error {
+            consume::Error::State(error) => error.into(),
+            consume::Error::Telemetry(error) => error.into(),
+            consume::Error::Mark(_) => Self::Internal(error.to_string()),
+        }
+    }
+}
+
+impl From<state::Error> for Refusal {
+    fn from(error: state::Error) -> Self {
+        Self::Unavailable(format!("the state file does not answer: {error}"))
+    }
+}
+
+impl From<tokio::task::JoinError> for Refusal {
+    fn from(error: tokio::task::JoinError) -> Self {
+        Self::Internal(format!("a query ended early: {error}"))
+    }
+}

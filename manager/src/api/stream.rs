@@ -1,0 +1,211 @@
+//! `stream`: what was committed, as server-sent events.
+//!
+//! `node` (presence, summary or figures changed), `event`, `samples` (every sample) and `latest` (newest values, at
+//! most once a second and node). A reader who falls behind the feed is told by a last message `cut` and reads again.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    convert::Infallible,
+    sync::Arc,
+    time::Duration,
+};
+
+use axum::{
+    extract::State,
+    response::{
+        IntoResponse as _, Response,
+        sse::{Event, KeepAlive, Sse},
+    },
+};
+use fleet_schemas::{NodeId, telemetry::Samples};
+use serde::Serialize;
+use serde_json::{Value, json};
+use tokio::sync::{broadcast::error::RecvError, mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::{
+    Api, events,
+    problem::Refusal,
+    query::{Params, node_id},
+    view,
+};
+use crate::consume::FeedItem;
+
+/// Streams at once: each has a task and a place in the feed.
+pub(super) const STREAMS: usize = 128;
+/// Messages between the feed and the socket; more waits in the feed.
+const WAITING: usize = 64;
+/// How often an idle stream shows that it lives.
+const ALIVE: Duration = Duration::from_secs(15);
+/// How often newest values are told.
+const LATEST: Duration = Duration::from_secs(1);
+const KINDS: [&str; 4] = ["node", "event", "samples", "latest"];
+
+/// Newest values of one node.
+#[derive(Debug, Default, Serialize)]
+struct Latest {
+    time_ms: i64,
+    values: BTreeMap<String, f64>,
+    devices: BTreeMap<String, BTreeMap<String, f64>>,
+}
+
+/// What a stream wants.
+#[derive(Debug)]
+struct Filter {
+    node: Option<NodeId>,
+    kinds: BTreeSet<String>,
+}
+
+/// `GET stream?node=&kind=`: `kind` is a list of `node,event,samples,latest`; all but `samples` unless given.
+pub(super) async fn get(State(api): State<Arc<Api>>, params: Params) -> Result<Response, Refusal> {
+    params.only(&["node", "kind"])?;
+    let node = params.text("node").map(node_id).transpose()?;
+    let kinds: BTreeSet<String> =
+        params.text("kind").unwrap_or("node,event,latest").split(',').map(str::to_owned).collect();
+    if let Some(unknown) = kinds.iter().find(|kind| !KINDS.contains(&kind.as_str())) {
+        return Err(Refusal::query("kind", format!("{unknown:?} is none of {}", KINDS.join(", "))));
+    }
+    if api.streams.available_permits() == 0 {
+        return Err(Refusal::Unavailable(format!("{STREAMS} streams are open already; close one")));
+    }
+    // Before the answer: what is committed after it will be told.
+    let feed = api.hub.feed();
+    let (messages, ready) = mpsc::channel(WAITING);
+    tokio::spawn(follow(api, Filter { node, kinds }, feed, messages));
+    let alive = KeepAlive::new().interval(ALIVE).text("alive");
+    Ok(Sse::new(ReceiverStream::new(ready)).keep_alive(alive).into_response())
+}
+
+type Message = Result<Event, Infallible>;
+
+async fn follow(
+    api: Arc<Api>,
+    filter: Filter,
+    mut feed: tokio::sync::broadcast::Receiver<Arc<FeedItem>>,
+    messages: mpsc::Sender<Message>,
+) {
+    let Ok(_place) = api.streams.acquire().await else { return };
+    let mut stopping = api.stopping.clone();
+    let mut latest: BTreeMap<NodeId, Latest> = BTreeMap::new();
+    let mut tick = tokio::time::interval(LATEST);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    // A comment at once, so that the reader knows the stream is open.
+    let mut out = vec![Event::default().comment("open")];
+    loop {
+        for message in out.drain(..) {
+            let sent = tokio::select! {
+                sent = messages.send(Ok(message)) => sent.is_ok(),
+                () = stop(&mut stopping) => false,
+            };
+            if !sent {
+                return;
+            }
+        }
+        tokio::select! {
+            item = feed.recv() => match item {
+                Ok(item) => match told(&api, &filter, &item, &mut latest).await {
+                    Ok(message) => out.extend(message),
+                    Err(refusal) => {
+                        tracing::warn!(%refusal, "a stream could not show an item");
+                        return;
+                    }
+                },
+                Err(RecvError::Lagged(missed)) => {
+                    api.streams_cut.increment(1);
+                    let why = json!({ "missed": missed, "detail": "the reader is too slow; read the lists again" });
+                    let cut = Event::default().event("cut").data(why.to_string());
+                    // Nobody waits for a reader that does not read.
+                    let _ = tokio::time::timeout(LATEST, messages.send(Ok(cut))).await;
+                    return;
+                }
+                Err(RecvError::Closed) => return,
+            },
+            _ = tick.tick() => {
+                let told = std::mem::take(&mut latest).into_iter();
+                out.extend(told.map(|(node, latest)| {
+                    let mut value = json!(latest);
+                    value["node"] = json!(node);
+                    message("latest", &value)
+                }));
+            }
+            () = messages.closed() => return,
+            () = stop(&mut stopping) => return,
+        }
+    }
+}
+
+/// Until the API stops.
+async fn stop(stopping: &mut watch::Receiver<bool>) {
+    while !*stopping.borrow_and_update() {
+        if stopping.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+fn message(kind: &str, value: &Value) -> Event {
+    Event::default().event(kind).data(value.to_string())
+}
+
+/// The message that an item makes, if it is wanted; newest values are only remembered.
+async fn told(
+    api: &Arc<Api>,
+    filter: &Filter,
+    item: &Arc<FeedItem>,
+    latest: &mut BTreeMap<NodeId, Latest>,
+) -> Result<Option<Event>, Refusal> {
+    let wanted = |node: &NodeId| filter.node.as_ref().is_none_or(|only| only == node);
+    let kind = |kind: &str| filter.kinds.contains(kind);
+    match &**item {
+        FeedItem::Node(node) if wanted(node) && kind("node") => {
+            let Some(found) = api.hub.with_fleet(|fleet| fleet.nodes.get(node).cloned()) else {
+                return Ok(Some(message("node", &json!({ "id": node, "removed": true }))));
+            };
+            let id = [(node.clone(), found.number)];
+            let counts = api.query(move |api| api.devices.counts(&api.hub, &id)).await?;
+            let shown = view::node(&found, counts.first().copied().unwrap_or(0));
+            Ok(Some(message("node", &json!(shown))))
+        }
+        FeedItem::Event(event) if wanted(&event.node) && kind("event") => {
+            Ok(Some(message("event", &json!(events::event(event)))))
+        }
+        FeedItem::Samples { node, late, shift_ms, samples } if wanted(node) => {
+            if kind("latest") && !late {
+                newest(samples, *shift_ms, latest.entry(node.clone()).or_default());
+            }
+            let all = || json!({ "node": node, "samples": all_samples(samples, *shift_ms, *late) });
+            Ok(kind("samples").then(|| message("samples", &all())))
+        }
+        FeedItem::Node(_) | FeedItem::Event(_) | FeedItem::Samples { .. } => Ok(None),
+    }
+}
+
+fn all_samples(samples: &Samples, shift_ms: i64, late: bool) -> Vec<Value> {
+    let times = samples.times();
+    let mut all = Vec::new();
+    for series in &samples.series {
+        for (time, value) in times.iter().zip(samples.values(series)).filter(|(_, value)| !value.is_nan()) {
+            all.push(json!({
+                "time_ms": time.saturating_add(shift_ms), "device": series.d, "metric": series.m,
+                "value": value, "unit": series.u, "late": late,
+            }));
+        }
+    }
+    all
+}
+
+fn newest(samples: &Samples, shift_ms: i64, latest: &mut Latest) {
+    let times = samples.times();
+    for series in &samples.series {
+        let values = samples.values(series);
+        let last =
+            times.iter().zip(values).filter(|(_, value)| !value.is_nan()).max_by_key(|(time, _)| **time);
+        let Some((time, value)) = last else { continue };
+        latest.time_ms = latest.time_ms.max(time.saturating_add(shift_ms));
+        let values = match series.d.as_str() {
+            "" => &mut latest.values,
+            device => latest.devices.entry(device.to_owned()).or_default(),
+        };
+        values.insert(series.m.to_string(), value);
+    }
+}

@@ -1,0 +1,85 @@
+//! How nodes of the registry look outside: as JSON, and to selectors. Pure.
+
+use std::borrow::Cow;
+
+use super::{selector::Subject, shapes};
+use crate::core::{
+    fleet::{Location, Node},
+    ledger::Account,
+    presence::State,
+};
+
+impl Subject for Node {
+    fn values(&self, key: &str) -> Vec<Cow<'_, str>> {
+        let record = &self.record;
+        let one = |value: &str| vec![Cow::Owned(value.to_owned())];
+        let maybe =
+            |value: Option<&str>| value.map(|value| Cow::Owned(value.to_owned())).into_iter().collect();
+        match key {
+            "id" => one(record.id.as_str()),
+            "name" => one(record.display_name()),
+            "site" => maybe(record.site.as_deref()),
+            "kind" => one(&record.kind),
+            "state" => one(record.presence.state.as_str()),
+            "capability" => record.capabilities.iter().map(|what| Cow::Borrowed(what.as_str())).collect(),
+            "agent-version" => one(&record.versions.agent),
+            label => maybe(record.labels.get(label).map(String::as_str)),
+        }
+    }
+}
+
+/// A node's JSON.
+#[must_use]
+pub(super) fn node(node: &Node, devices_count: usize) -> shapes::Node {
+    let record = &node.record;
+    let (versions, vital) = (&record.versions, node.vital.as_ref());
+    let heard = record.presence.state != State::New;
+    shapes::Node {
+        id: record.id.to_string(),
+        name: record.name.clone().or_else(|| record.own_name.clone()),
+        kind: record.kind.clone(),
+        state: record.presence.state.as_str().to_owned(),
+        site: record.site.clone(),
+        location: record.location.map(|Location { lat, lon }| shapes::Location { lat, lon }),
+        labels: record.labels.clone(),
+        capabilities: record.capabilities.clone(),
+        versions: shapes::Versions {
+            agent: versions.agent.clone(),
+            firmware: versions.firmware.clone(),
+            skills: versions.skills.clone(),
+        },
+        first_seen_ms: heard.then_some(record.first_seen_ms),
+        last_seen_ms: heard.then_some(record.last_seen_ms),
+        session_epoch: record.session_epoch,
+        system: vital.map(|vital| vital.system.clone()).unwrap_or_default(),
+        machine: record.machine.clone(),
+        outbox: vital.map(|vital| shapes::Outbox {
+            records: node.at_edge(),
+            bytes: vital.outbox.bytes,
+            quota_bytes: vital.outbox.quota_bytes,
+        }),
+        devices_count,
+        config: shapes::ConfigVersions::default(),
+    }
+}
+
+/// An account's JSON.
+#[must_use]
+pub(super) fn account(account: &Account) -> shapes::Account {
+    let counters = account.counters;
+    shapes::Account {
+        node: account.node.to_string(),
+        lane: account.lane.to_string(),
+        state: account.state.as_str().to_owned(),
+        produced: account.produced,
+        stored: counters.stored,
+        expired: counters.expired,
+        quarantined: counters.quarantined,
+        lost: counters.lost,
+        written_off: counters.written_off,
+        at_edge: account.at_edge,
+        duplicates: counters.duplicates,
+        as_of_ms: account.as_of_ms,
+        reason: account.reason.clone(),
+    }
+}

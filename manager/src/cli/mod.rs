@@ -1,0 +1,165 @@
+//! `fleet`: the hub's command line and the operator's.
+//!
+//! Owns parsing, the verbs and what they print. Operator verbs know the hub by HTTP only; `hub`, `demo` and
+//! `simulate` hand over to [`crate::run`] and [`crate::simulate`].
+
+mod client;
+mod decode;
+mod exit;
+mod figure;
+mod group;
+mod ledger;
+mod node;
+mod output;
+mod period;
+mod serve;
+mod spark;
+mod sse;
+mod status;
+mod telemetry;
+mod top;
+mod yaml;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Args, Parser, Subcommand};
+
+use client::Client;
+pub use exit::Failure;
+use output::{Format, Out};
+pub use serve::{DemoArgs, HubArgs, ListenArgs};
+
+const EXAMPLES: &str = "\
+Examples:
+  fleet demo --nodes 3              bring up a hub and three nodes on this machine
+  fleet node ls -l site=berlin      which nodes are there
+  fleet telemetry edge-1 --since 1h what a node measured
+  fleet top                         watch all of it
+  fleet ledger --verify             is every record accounted for
+
+Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 denied, 5 unreachable, 6 partly, 7 conflict.";
+
+/// The Clawland Fleet hub and its operator's tool.
+#[derive(Debug, Parser)]
+#[command(name = "fleet", version, after_help = EXAMPLES, propagate_version = true)]
+pub struct Cli {
+    #[command(flatten)]
+    common: Common,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+/// Flags of every verb.
+#[derive(Debug, Clone, Args)]
+pub struct Common {
+    /// The hub's HTTP address, such as http://127.0.0.1:8080; without it the local hub is found through --data
+    #[arg(long, global = true, env = "FLEET_HUB", value_name = "URL")]
+    pub hub: Option<String>,
+    /// The operator's token
+    #[arg(long, global = true, env = "FLEET_TOKEN", value_name = "T", hide_env_values = true)]
+    pub token: Option<String>,
+    /// The hub's data folder
+    #[arg(long, global = true, env = "FLEET_DATA", value_name = "DIR", default_value = "./fleet-data")]
+    pub data: PathBuf,
+    /// The form of the answer
+    #[arg(short, long, global = true, value_enum, default_value_t)]
+    pub output: Format,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run a hub
+    Hub(Box<HubArgs>),
+    /// Run a hub and real nodes in one process, on this machine's own figures
+    Demo(Box<DemoArgs>),
+    /// Look at nodes and change what the registry says of them
+    #[command(subcommand)]
+    Node(node::NodeVerb),
+    /// Saved selectors
+    #[command(subcommand)]
+    Group(group::GroupVerb),
+    /// What a node measured
+    Telemetry(telemetry::TelemetryArgs),
+    /// Watch the fleet live
+    Top(top::TopArgs),
+    /// The account of every record; exits 1 only when an account is broken
+    Ledger(ledger::LedgerArgs),
+    /// The hub in one look; exits 1 when it is not ready
+    Status(status::StatusArgs),
+    /// Show payloads of topics as JSON
+    Decode(decode::DecodeArgs),
+}
+
+/// What an operator verb works with.
+#[derive(Debug, Clone)]
+struct Context {
+    client: Client,
+    out: Out,
+}
+
+/// Parses the command line and does what it says; usage errors and help leave through clap with code 2 and 0.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return report(&Failure::Failed(format!("cannot start the runtime: {error}"))),
+    };
+    match runtime.block_on(run(cli)) {
+        Ok(()) => ExitCode::from(exit::DONE),
+        Err(failure) => report(&failure),
+    }
+}
+
+fn report(failure: &Failure) -> ExitCode {
+    eprintln!("fleet: {failure}");
+    ExitCode::from(failure.code())
+}
+
+async fn run(cli: Cli) -> Result<(), Failure> {
+    let Cli { common, verb } = cli;
+    let out = Out::new(common.output);
+    let context = || {
+        let client = Client::new(common.hub.as_deref(), common.token.clone(), &common.data)?;
+        Ok::<_, Failure>(Context { client, out })
+    };
+    match verb {
+        Verb::Hub(args) => serve::hub(*args, &common).await,
+        Verb::Demo(args) => serve::demo(*args, &common).await,
+        Verb::Node(verb) => node::run(verb, &context()?).await,
+        Verb::Group(verb) => group::run(verb, &context()?).await,
+        Verb::Telemetry(args) => telemetry::run(args, &context()?).await,
+        Verb::Top(args) => top::run(args, &context()?).await,
+        Verb::Ledger(args) => ledger::run(args, &context()?).await,
+        Verb::Status(args) => status::run(args, &context()?).await,
+        Verb::Decode(args) => decode::run(args, |value| match out.format {
+            Format::Yaml => out.print(&yaml::text(value)),
+            Format::Table | Format::Json | Format::Csv => out.print(&output::json(value)),
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_verb_shows_examples() {
+        fn check(command: &clap::Command) {
+            let mut leaves = command.get_subcommands().filter(|verb| verb.get_name() != "help").peekable();
+            if leaves.peek().is_none() {
+                let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+                assert!(help.contains("fleet "), "{} has no example", command.get_name());
+            }
+            leaves.for_each(check);
+        }
+        check(&Cli::command());
+    }
+}

@@ -1,0 +1,87 @@
+//! `fleet status`: the hub in one look.
+
+use std::collections::BTreeMap;
+
+use clap::Args;
+use serde_json::Value;
+
+use super::{
+    Context, Failure,
+    output::{Tone, clean, count, paint, tone},
+};
+use crate::api::shapes::Status;
+
+/// Takes the common flags only.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  fleet status\n  fleet status --hub http://10.0.0.5:8080 -o json")]
+pub(super) struct StatusArgs {}
+
+/// Runs the verb.
+///
+/// # Errors
+/// [`Failure::Failed`] when the hub is not ready.
+pub(super) async fn run(_: StatusArgs, context: &Context) -> Result<(), Failure> {
+    let Context { client, out } = context;
+    let value: Value = client.get(&["api", "v1", "status"], &[]).await?;
+    let status: Status = serde_json::from_value(value.clone())
+        .map_err(|error| Failure::Failed(format!("the hub's status is not understood: {error}")))?;
+    out.show(&value, || text(&status, client.base(), out.color))?;
+    if status.ready {
+        Ok(())
+    } else {
+        Err(Failure::Failed(format!("the hub is not ready: {}", status.reasons.join("; "))))
+    }
+}
+
+fn text(status: &Status, base: &str, color: bool) -> String {
+    let ready =
+        if status.ready { paint("ready", Tone::Good, color) } else { paint("not ready", Tone::Bad, color) };
+    let mut text = format!("hub      {base}  version {}  {ready}\n", clean(&status.version));
+    for reason in &status.reasons {
+        text.push_str(&format!("         {}\n", paint(&clean(reason), Tone::Bad, color)));
+    }
+    text.push_str(&format!("nodes    {}\n", words(&status.nodes_by_state, color)));
+    text.push_str(&format!("ledger   {}\n", words(&status.accounts_by_state, color)));
+    let record = |term: &str| count(status.records.get(term).copied().unwrap_or(0));
+    text.push_str(&format!(
+        "records  {} produced, {} stored, {} at edge, {} lost, {} quarantined\n",
+        record("produced"),
+        record("stored"),
+        record("at_edge"),
+        record("lost"),
+        record("quarantined"),
+    ));
+    text
+}
+
+fn words(counts: &BTreeMap<String, u64>, color: bool) -> String {
+    if counts.is_empty() {
+        return "none yet".to_owned();
+    }
+    let words = counts.iter().map(|(state, n)| format!("{} {}", count(*n), paint(state, tone(state), color)));
+    words.collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hub_is_told_in_four_lines() {
+        let status = Status {
+            version: "0.1.0".to_owned(),
+            ready: false,
+            reasons: vec!["disk is full".to_owned()],
+            nodes_by_state: [("offline".to_owned(), 2), ("online".to_owned(), 1_500)].into(),
+            records: [("produced".to_owned(), 10_000), ("stored".to_owned(), 9_990)].into(),
+            ..Status::default()
+        };
+        insta::assert_snapshot!(text(&status, "http://127.0.0.1:8080", false), @r"
+        hub      http://127.0.0.1:8080  version 0.1.0  not ready
+                 disk is full
+        nodes    2 offline, 1,500 online
+        ledger   none yet
+        records  10,000 produced, 9,990 stored, 0 at edge, 0 lost, 0 quarantined
+        ");
+    }
+}

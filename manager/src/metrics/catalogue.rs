@@ -1,0 +1,131 @@
+//! Every metric of the hub: name, kind, labels, help. Dashboards and rules may name nothing else.
+//!
+//! Base units, told by the name's last words. Per node there are exactly four; never a histogram, never a sample.
+
+/// What a metric does over time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Only grows, until the hub restarts.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// Counts observations in buckets.
+    Histogram,
+}
+
+/// One metric.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Metric {
+    /// Its name.
+    pub name: &'static str,
+    /// What it does.
+    pub kind: Kind,
+    /// The names of its labels, in the order in which values are given.
+    pub labels: &'static [&'static str],
+    /// What it says, in one sentence.
+    pub help: &'static str,
+}
+
+const fn counter(name: &'static str, labels: &'static [&'static str], help: &'static str) -> Metric {
+    Metric { name, kind: Kind::Counter, labels, help }
+}
+
+const fn gauge(name: &'static str, labels: &'static [&'static str], help: &'static str) -> Metric {
+    Metric { name, kind: Kind::Gauge, labels, help }
+}
+
+const fn histogram(name: &'static str, help: &'static str) -> Metric {
+    Metric { name, kind: Kind::Histogram, labels: &[], help }
+}
+
+macro_rules! catalogue {
+    ($($constant:ident = $metric:expr;)*) => {
+        $(
+            #[doc = "See its `help`."]
+            pub const $constant: Metric = $metric;
+        )*
+        /// All of them.
+        pub const ALL: &[Metric] = &[$($constant),*];
+    };
+}
+
+catalogue! {
+    HUB_INFO = gauge("fleet_hub_info", &["version"], "The hub's version; always 1.");
+    HUB_READY = gauge("fleet_hub_ready", &[], "1 when the hub takes data, 0 when /readyz says why not.");
+    NODE_INFO = gauge("fleet_node_info", &["node", "kind", "site", "agent_version"], "What a node is; always 1.");
+    NODE_UP = gauge("fleet_node_up", &["node"], "1 while the node is online or suspect, 0 otherwise.");
+    NODE_LAST_SEEN = gauge("fleet_node_last_seen_timestamp_seconds", &["node"], "When the node was last heard, hub time.");
+    NODE_OUTBOX = gauge("fleet_node_outbox_records", &["node"], "Records at the node that the hub has not yet accounted for.");
+    NODES = gauge("fleet_nodes", &["state"], "Nodes by presence state.");
+    NODES_UNLISTED = gauge("fleet_nodes_unlisted", &[], "Nodes beyond the cap, left out of the per-node metrics.");
+    MESSAGES = counter("fleet_ingest_messages_total", &[], "Messages of nodes consumed.");
+    PAYLOAD_BYTES = counter("fleet_ingest_payload_bytes_total", &[], "Their payloads.");
+    SAMPLES = counter("fleet_ingest_samples_total", &[], "Samples stored since the start.");
+    EVENTS = counter("fleet_ingest_events_total", &[], "Events stored since the start, the hub's own included.");
+    RECORDS = gauge("fleet_ledger_records", &["lane", "term"], "Records in the ledger, by lane and term.");
+    ACCOUNTS = gauge("fleet_ledger_accounts", &["state"], "Accounts of the ledger by state; broken must be 0.");
+    REFUSED_PAYLOADS = counter("fleet_ingest_refused_total", &["message", "reason"], "Payloads that could not be read, by message and reason.");
+    COMMIT_FAILURES = counter("fleet_store_commit_failures_total", &[], "Groups of messages whose commit failed; nothing of them was acked.");
+    COMMIT_SECONDS = histogram("fleet_store_commit_duration_seconds", "Time from taking a group of messages to its commit.");
+    SEAL_LAG = gauge("fleet_store_seal_lag_seconds", &[], "How long the oldest batch in the inbox has waited for its week file.");
+    UNSEALED = gauge("fleet_store_unsealed_samples", &[], "Samples in the inbox that are not yet in a week file.");
+    SEALED = gauge("fleet_store_sealed_samples", &[], "Samples in week files.");
+    WEEK_FILES = gauge("fleet_store_week_files", &[], "Week files.");
+    SET_ASIDE = gauge("fleet_store_set_aside_files", &[], "Damaged files that were set aside when the store was opened.");
+    STORE_BYTES = gauge("fleet_store_bytes", &[], "Size of the telemetry store's files.");
+    GATE_CONNECTIONS = gauge("fleet_gate_connections", &[], "Open sockets at the gate, sessions or not.");
+    GATE_SESSIONS = gauge("fleet_gate_sessions", &[], "MQTT sessions.");
+    GATE_SESSIONS_OPENED = counter("fleet_gate_sessions_opened_total", &[], "MQTT sessions opened.");
+    GATE_ENDED = counter("fleet_gate_refusals_total", &["reason"], "Connections, sessions and messages refused or ended, by reason.");
+    GATE_UP_MESSAGES = counter("fleet_gate_up_messages_total", &[], "Messages taken from nodes.");
+    GATE_UP_BYTES = counter("fleet_gate_up_payload_bytes_total", &[], "Payloads of messages taken from nodes.");
+    GATE_IN_FLIGHT = gauge("fleet_gate_in_flight_bytes", &[], "Messages taken from nodes that the consumer has not yet taken.");
+    GATE_PAUSED = gauge("fleet_gate_paused_sessions", &[], "Sessions whose reading waits for the consumer.");
+    GATE_PAUSES = counter("fleet_gate_pauses_total", &[], "Times that a session's reading was paused.");
+    GATE_DOWN_MESSAGES = counter("fleet_gate_down_messages_total", &[], "Messages written to nodes.");
+    GATE_DOWN_LOST = counter("fleet_gate_down_lost_total", &["reason"], "Messages to nodes that were not written, by reason.");
+    ROUTER_REBUILDS = counter("fleet_router_rebuilds_total", &[], "Routers that had to be replaced.");
+    ROUTER_RECOVERED = counter("fleet_router_recovered_total", &[], "Messages that the router did not deliver and the replay ring did.");
+    ROUTER_QUARANTINED = counter("fleet_router_quarantined_total", &[], "Messages kept away from the router after two of its deaths.");
+    HTTP_REQUESTS = counter("fleet_http_requests_total", &["method", "code"], "HTTP requests answered, by method and status.");
+    HTTP_SECONDS = histogram("fleet_http_request_duration_seconds", "Time to the first byte of an HTTP answer.");
+    STREAMS = gauge("fleet_http_streams", &[], "Open event streams.");
+    STREAMS_CUT = counter("fleet_http_streams_cut_total", &[], "Event streams that were cut because their reader was too slow.");
+    PROCESS_RSS = gauge("fleet_process_resident_memory_bytes", &[], "Resident memory of the hub.");
+    PROCESS_CPU = counter("fleet_process_cpu_seconds_total", &[], "Processor time of the hub, user and system, in whole seconds.");
+    PROCESS_START = gauge("fleet_process_start_timestamp_seconds", &[], "When the hub started.");
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_tell_kind_and_unit() {
+        let names: BTreeSet<_> = ALL.iter().map(|metric| metric.name).collect();
+        assert_eq!(names.len(), ALL.len());
+        for metric in ALL {
+            let name = metric.name;
+            assert!(name.starts_with("fleet_") && !metric.help.is_empty(), "{name}");
+            assert_eq!(name.ends_with("_total"), metric.kind == Kind::Counter, "{name}");
+            assert!(metric.kind != Kind::Histogram || name.ends_with("_seconds"), "{name}");
+            assert!(!["_ms", "_percent", "_kb"].iter().any(|unit| name.contains(unit)), "{name}");
+        }
+    }
+
+    #[test]
+    fn per_node_metrics_are_the_four_of_the_contract() {
+        let per_node: Vec<_> = ALL.iter().filter(|m| m.labels.contains(&"node")).map(|m| m.name).collect();
+        assert_eq!(
+            per_node,
+            [
+                "fleet_node_info",
+                "fleet_node_up",
+                "fleet_node_last_seen_timestamp_seconds",
+                "fleet_node_outbox_records"
+            ]
+        );
+    }
+}

@@ -1,0 +1,145 @@
+//! Renders the catalogue in the text format of Prometheus.
+//!
+//! Histograms and the API's own counters live as long as the exporter; everything else is read from the hub at each
+//! scrape into a [`Scrape`], so that a removed node is gone from the next one.
+
+use metrics::{Counter, Gauge, Histogram, Key, Label, Level, Metadata, Recorder as _};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+
+use super::catalogue::{self, Kind, Metric};
+
+/// Buckets of durations, in seconds: from an SSD's sync to a stalled disk.
+const SECONDS: [f64; 12] = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0, 20.0];
+const METADATA: Metadata<'static> = Metadata::new(module_path!(), Level::INFO, None);
+
+/// What lives as long as the hub.
+pub struct Exporter {
+    recorder: PrometheusRecorder,
+    handle: PrometheusHandle,
+}
+
+/// One scrape, being filled.
+pub struct Scrape(Exporter);
+
+impl Default for Exporter {
+    fn default() -> Self {
+        let builder = PrometheusBuilder::new();
+        let recorder = (catalogue::ALL.iter().filter(|metric| metric.kind == Kind::Histogram))
+            .try_fold(builder, |builder, metric| {
+                builder.set_buckets_for_metric(Matcher::Full(metric.name.to_owned()), &SECONDS)
+            })
+            .expect("the buckets are not empty")
+            .build_recorder();
+        for metric in catalogue::ALL {
+            let (name, help) = (metric.name.into(), metric.help.into());
+            match metric.kind {
+                Kind::Counter => recorder.describe_counter(name, None, help),
+                Kind::Gauge => recorder.describe_gauge(name, None, help),
+                Kind::Histogram => recorder.describe_histogram(name, None, help),
+            }
+        }
+        let handle = recorder.handle();
+        Self { recorder, handle }
+    }
+}
+
+impl Exporter {
+    /// A counter that the caller keeps and increments; `values` are its labels' in the catalogue's order.
+    ///
+    /// # Panics
+    /// When the metric is no counter or the number of values is not the catalogue's: a bug of the caller.
+    #[must_use]
+    pub fn counter(&self, metric: &Metric, values: &[&str]) -> Counter {
+        assert_eq!(metric.kind, Kind::Counter, "{} is no counter", metric.name);
+        self.recorder.register_counter(&key(metric, values), &METADATA)
+    }
+
+    /// A gauge that the caller keeps and sets.
+    ///
+    /// # Panics
+    /// As [`Exporter::counter`].
+    #[must_use]
+    pub fn gauge(&self, metric: &Metric, values: &[&str]) -> Gauge {
+        assert_eq!(metric.kind, Kind::Gauge, "{} is no gauge", metric.name);
+        self.recorder.register_gauge(&key(metric, values), &METADATA)
+    }
+
+    /// A histogram that the caller keeps and records into, in seconds.
+    ///
+    /// # Panics
+    /// When the metric is no histogram.
+    #[must_use]
+    pub fn histogram(&self, metric: &Metric) -> Histogram {
+        assert_eq!(metric.kind, Kind::Histogram, "{} is no histogram", metric.name);
+        self.recorder.register_histogram(&key(metric, &[]), &METADATA)
+    }
+
+    /// The text of what it keeps and of one scrape.
+    #[must_use]
+    pub fn render(&self, scrape: &Scrape) -> String {
+        self.handle.run_upkeep();
+        self.handle.render() + &scrape.0.handle.render()
+    }
+}
+
+impl Default for Scrape {
+    fn default() -> Self {
+        Self(Exporter::default())
+    }
+}
+
+impl Scrape {
+    /// Tells a counter's value, as the hub counted it itself.
+    pub fn count(&self, metric: &Metric, values: &[&str], value: u64) {
+        self.0.counter(metric, values).absolute(value);
+    }
+
+    /// Tells a gauge's value.
+    pub fn set(&self, metric: &Metric, values: &[&str], value: f64) {
+        self.0.gauge(metric, values).set(value);
+    }
+}
+
+fn key(metric: &Metric, values: &[&str]) -> Key {
+    assert_eq!(metric.labels.len(), values.len(), "labels of {}", metric.name);
+    let labels: Vec<Label> = (metric.labels.iter().zip(values))
+        .map(|(name, value)| Label::new(*name, (*value).to_owned()))
+        .collect();
+    Key::from_parts(metric.name, labels)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scrape_stands_beside_what_is_kept() {
+        let exporter = Exporter::default();
+        exporter.histogram(&catalogue::COMMIT_SECONDS).record(0.015);
+        exporter.counter(&catalogue::HTTP_REQUESTS, &["GET", "200"]).increment(2);
+        let scrape = Scrape::default();
+        scrape.set(&catalogue::NODE_UP, &["edge-1"], 1.0);
+        scrape.count(&catalogue::ROUTER_REBUILDS, &[], 3);
+        let text = exporter.render(&scrape);
+        for line in [
+            "# TYPE fleet_store_commit_duration_seconds histogram",
+            "fleet_store_commit_duration_seconds_bucket{le=\"0.01\"} 0",
+            "fleet_store_commit_duration_seconds_bucket{le=\"0.02\"} 1",
+            "fleet_store_commit_duration_seconds_count 1",
+            "fleet_http_requests_total{method=\"GET\",code=\"200\"} 2",
+            "fleet_node_up{node=\"edge-1\"} 1",
+            "# TYPE fleet_router_rebuilds_total counter",
+            "fleet_router_rebuilds_total 3",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+        }
+        let next = exporter.render(&Scrape::default());
+        assert!(!next.contains("edge-1"), "a node that is gone is not told again");
+    }
+
+    #[test]
+    #[should_panic(expected = "labels of fleet_node_up")]
+    fn labels_are_the_catalogues() {
+        Scrape::default().set(&catalogue::NODE_UP, &[], 1.0);
+    }
+}

@@ -1,0 +1,200 @@
+//! Reads the hub into a scrape.
+//!
+//! Owns which of the hub's figures becomes which metric. Asks the registry once and briefly.
+
+use std::collections::BTreeMap;
+
+use fleet_broker::{Reason, Stats as Broker};
+
+use super::{
+    Exporter, Scrape,
+    catalogue::{self as c, Metric},
+    process,
+};
+use crate::{
+    core::{
+        fleet::Node,
+        ledger::{Account, Standing},
+        presence::State,
+    },
+    hub::{Hub, Observer, Round},
+};
+
+/// Most nodes with metrics of their own: four series each are what a scrape can bear.
+const NODES: usize = 10_000;
+const STATES: [&str; 6] = ["new", "online", "suspect", "offline", "sleeping", "unknown"];
+
+/// What the hub's consumer calls after every round: it counts into the exporter.
+#[must_use]
+pub fn observer(exporter: &Exporter) -> Observer {
+    let count = |metric| exporter.counter(metric, &[]);
+    let (messages, bytes) = (count(&c::MESSAGES), count(&c::PAYLOAD_BYTES));
+    let (samples, events) = (count(&c::SAMPLES), count(&c::EVENTS));
+    let (failures, seconds) = (count(&c::COMMIT_FAILURES), exporter.histogram(&c::COMMIT_SECONDS));
+    std::sync::Arc::new(move |round: &Round| {
+        if round.failed {
+            failures.increment(1);
+            return;
+        }
+        messages.increment(round.messages as u64);
+        bytes.increment(round.bytes);
+        samples.increment(round.samples);
+        events.increment(round.events);
+        // A round without messages commits nothing but deadlines.
+        if round.messages > 0 {
+            seconds.record(round.commit.as_secs_f64());
+        }
+    })
+}
+
+/// One scrape of the hub; `streams` are the open event streams.
+///
+/// # Errors
+/// What the ledger's store says.
+pub fn scrape(hub: &Hub, streams: usize) -> Result<Scrape, crate::consume::Error> {
+    let scrape = Scrape::default();
+    scrape.set(&c::HUB_INFO, &[env!("CARGO_PKG_VERSION")], 1.0);
+    scrape.set(&c::HUB_READY, &[], f64::from(u8::from(hub.readiness().ready)));
+    scrape.set(&c::STREAMS, &[], streams as f64);
+    nodes(hub, &scrape);
+    ledger(&hub.ledger()?, &scrape);
+    store(hub, &scrape)?;
+    let stats = hub.stats();
+    for (message, reason, count) in stats.refusals {
+        scrape.count(&c::REFUSED_PAYLOADS, &[message, reason], count);
+    }
+    broker(&stats.broker, &scrape);
+    if let Some(process) = process::read() {
+        scrape.set(&c::PROCESS_RSS, &[], process.rss_bytes as f64);
+        scrape.count(&c::PROCESS_CPU, &[], process.cpu_ms / 1_000);
+        scrape.set(&c::PROCESS_START, &[], process.start_s as f64);
+    }
+    Ok(scrape)
+}
+
+fn nodes(hub: &Hub, scrape: &Scrape) {
+    let (listed, states, all) = hub.with_fleet(|fleet| {
+        let mut states: BTreeMap<&str, u64> = STATES.map(|state| (state, 0)).into();
+        for node in fleet.nodes.values() {
+            *states.entry(node.record.presence.state.as_str()).or_default() += 1;
+        }
+        let listed: Vec<_> = fleet.nodes.values().take(NODES).map(Listed::of).collect();
+        (listed, states, fleet.nodes.len())
+    });
+    for (state, count) in states {
+        scrape.set(&c::NODES, &[state], count as f64);
+    }
+    scrape.set(&c::NODES_UNLISTED, &[], (all - listed.len()) as f64);
+    for node in listed {
+        let id = node.id.as_str();
+        scrape.set(&c::NODE_INFO, &[id, &node.kind, &node.site, &node.agent], 1.0);
+        scrape.set(&c::NODE_UP, &[id], f64::from(u8::from(node.up)));
+        scrape.set(&c::NODE_LAST_SEEN, &[id], node.last_seen_ms as f64 / 1_000.0);
+        scrape.set(&c::NODE_OUTBOX, &[id], node.outbox as f64);
+    }
+}
+
+/// What is told of one node: copied, so that the registry is free while labels are made.
+struct Listed {
+    id: fleet_schemas::NodeId,
+    kind: String,
+    site: String,
+    agent: String,
+    up: bool,
+    last_seen_ms: i64,
+    outbox: u64,
+}
+
+impl Listed {
+    fn of(node: &Node) -> Self {
+        let record = &node.record;
+        Self {
+            id: record.id.clone(),
+            kind: record.kind.clone(),
+            site: record.site.clone().unwrap_or_default(),
+            agent: record.versions.agent.clone(),
+            up: matches!(record.presence.state, State::Online | State::Suspect { .. }),
+            last_seen_ms: record.last_seen_ms,
+            outbox: node.at_edge(),
+        }
+    }
+}
+
+fn store(hub: &Hub, scrape: &Scrape) -> Result<(), crate::consume::Error> {
+    let stats = hub.telemetry().stats(hub.clock().now().wall_ms)?;
+    scrape.set(&c::SEAL_LAG, &[], stats.seal_lag_ms as f64 / 1_000.0);
+    scrape.set(&c::UNSEALED, &[], stats.unsealed_samples as f64);
+    scrape.set(&c::SEALED, &[], stats.sealed_samples as f64);
+    scrape.set(&c::WEEK_FILES, &[], stats.week_files as f64);
+    scrape.set(&c::SET_ASIDE, &[], stats.set_aside.len() as f64);
+    scrape.set(&c::STORE_BYTES, &[], stats.file_bytes as f64);
+    Ok(())
+}
+
+fn ledger(accounts: &[Account], scrape: &Scrape) {
+    for state in [Standing::Balanced, Standing::Pending, Standing::Broken] {
+        let count = accounts.iter().filter(|account| account.state == state).count();
+        scrape.set(&c::ACCOUNTS, &[state.as_str()], count as f64);
+    }
+    let mut sums: BTreeMap<(&str, &str), u64> = BTreeMap::new();
+    for account in accounts {
+        for (term, records) in terms(account) {
+            *sums.entry((account.lane.as_str(), term)).or_default() += records;
+        }
+    }
+    for ((lane, term), records) in sums {
+        scrape.set(&c::RECORDS, &[lane, term], records as f64);
+    }
+}
+
+/// The terms of an account by their names.
+#[must_use]
+pub fn terms(account: &Account) -> [(&'static str, u64); 8] {
+    let counters = account.counters;
+    [
+        ("produced", account.produced),
+        ("stored", counters.stored),
+        ("expired", counters.expired),
+        ("quarantined", counters.quarantined),
+        ("lost", counters.lost),
+        ("written_off", counters.written_off),
+        ("at_edge", account.at_edge),
+        ("duplicates", counters.duplicates),
+    ]
+}
+
+fn broker(stats: &Broker, scrape: &Scrape) {
+    let gauges: [(&Metric, u64); 4] = [
+        (&c::GATE_CONNECTIONS, stats.connections.get()),
+        (&c::GATE_SESSIONS, stats.sessions.get()),
+        (&c::GATE_IN_FLIGHT, stats.in_flight_bytes.get()),
+        (&c::GATE_PAUSED, stats.paused_sessions.get()),
+    ];
+    for (metric, value) in gauges {
+        scrape.set(metric, &[], value as f64);
+    }
+    let counters: [(&Metric, u64); 8] = [
+        (&c::GATE_SESSIONS_OPENED, stats.sessions_opened.get()),
+        (&c::GATE_UP_MESSAGES, stats.up_messages.get()),
+        (&c::GATE_UP_BYTES, stats.up_payload_bytes.get()),
+        (&c::GATE_PAUSES, stats.pauses.get()),
+        (&c::GATE_DOWN_MESSAGES, stats.down_messages.get()),
+        (&c::ROUTER_REBUILDS, stats.router_rebuilds.get()),
+        (&c::ROUTER_RECOVERED, stats.router_recovered.get()),
+        (&c::ROUTER_QUARANTINED, stats.router_quarantined.get()),
+    ];
+    for (metric, value) in counters {
+        scrape.count(metric, &[], value);
+    }
+    for reason in Reason::ALL {
+        scrape.count(&c::GATE_ENDED, &[reason.as_str()], stats.reason(reason));
+    }
+    for (reason, counter) in [
+        ("plane_full", &stats.down_dropped),
+        ("no_session", &stats.down_unrouted),
+        ("slow_session", &stats.down_overflow),
+        ("unwanted", &stats.down_unwanted),
+    ] {
+        scrape.count(&c::GATE_DOWN_LOST, &[reason], counter.get());
+    }
+}
