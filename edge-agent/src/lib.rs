@@ -1,7 +1,7 @@
 //! The agent: everything that is accepted at the edge reaches the hub once, or is accounted for.
 //!
-//! `core/` decides and is pure; `store/` is the only room that names redb; `uplink` joins the two and is what the
-//! simulator runs. Everything else is the shell that moves bytes and time in and out.
+//! `core/` decides and is pure; `store/` is the only room that names redb (`outbox/file` hands it its file); `uplink`
+//! joins the two and is what the simulator runs. Everything else is the shell that moves bytes and time in and out.
 
 pub mod api;
 pub mod clock;

@@ -239,3 +239,64 @@ fn optional(
         Some(_) => required(parent, at, field, what, fits),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn samples_take_the_requests_device_and_time() {
+        let body = r#"{"device":"shed","samples":[{"metric":"t","value":1,"unit":"Cel"},{"metric":"\u0074","value":-0.5,"time_ms":5}]}"#;
+        let samples = telemetry(body.as_bytes(), 7).unwrap();
+        let told: Vec<_> = samples
+            .iter()
+            .map(|s| {
+                (
+                    s.device.as_str(),
+                    s.metric.as_str(),
+                    s.unit.as_ref().map(MetricName::as_str),
+                    s.time_ms,
+                    s.value,
+                )
+            })
+            .collect();
+        assert_eq!(told, [("shed", "t", Some("Cel"), 7, 1.0), ("shed", "t", None, 5, -0.5)]);
+    }
+
+    #[test]
+    fn a_field_given_twice_is_a_mistake() {
+        let problem = telemetry(br#"{"samples":[{"metric":"t","metric":"u","value":1}]}"#, 0).unwrap_err();
+        let text = serde_json::to_string(&problem).unwrap();
+        assert!(text.contains("422") && text.contains("duplicate field"), "{text}");
+    }
+
+    #[test]
+    fn what_events_carry_survives() {
+        let body = br#"[{"kind":"k","severity":"emergency","message":"m","data":{"a":[1,2.5,null,"x"]},"device":"d","id":"i"}]"#;
+        let events = events(body, 7).unwrap();
+        assert_eq!((events[0].severity, events[0].time_ms), (Severity::Critical, 7));
+        let data = events[0].data.as_ref().unwrap();
+        let value: Value = data.deserialized().unwrap();
+        assert_eq!(value, serde_json::json!({"a": [1, 2.5, null, "x"]}));
+        let encoded = fleet_schemas::cbor::encode(&events);
+        assert_eq!(fleet_schemas::event::decode(&encoded).unwrap(), events);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_are_taken_amiss(body in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = telemetry(&body, 0);
+            let _ = events(&body, 0);
+            let _ = crate::collect::parse_line(&body, 0);
+        }
+
+        #[test]
+        fn no_json_is_taken_amiss(body in "[\\[\\]{}:, ]{0,3}(\"(samples|metric|value|kind|severity|message|data|sensor|values)\"[:,]|[\\[\\]{}:,0-9.\"-]|null|true|1e400){0,30}") {
+            let _ = telemetry(body.as_bytes(), 0);
+            let _ = events(body.as_bytes(), 0);
+            let _ = crate::collect::parse_line(body.as_bytes(), 0);
+        }
+    }
+}

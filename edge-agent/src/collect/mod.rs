@@ -4,3 +4,6 @@ mod complaints;
 pub mod driver;
 mod line;
 pub mod system;
+
+#[cfg(test)]
+pub(crate) use line::parse as parse_line;

@@ -45,6 +45,8 @@ pub(super) enum End {
     Connection(#[source] Box<ConnectionError>, bool),
     #[error("{0}")]
     Client(#[from] ClientError),
+    #[error("the connection's task ended badly; please report the message above")]
+    Task,
     #[error(transparent)]
     Outbox(#[from] Silent),
 }
@@ -67,7 +69,8 @@ pub(super) async fn run(
     let (topic, payload) = outbox.will(session).await?;
     let (client, mut connection) = AsyncClient::new(options(account, &topic, payload), QUEUE);
     let mut network = NetworkOptions::new();
-    network.set_connection_timeout(OPEN.as_secs()).set_tcp_nodelay(true);
+    // Also the limit on a write: a hub that is behind stops reading for a while, and that is no broken connection.
+    network.set_connection_timeout(account.keep_alive.max(OPEN).as_secs()).set_tcp_nodelay(true);
     connection.set_network_options(network);
     let opened = select! {
         opened = time::timeout(OPEN, open(&client, &mut connection, account)) => opened.unwrap_or(Err(End::Slow)),
@@ -82,7 +85,7 @@ pub(super) async fn run(
     let poll = tokio::spawn(poll(connection, outbox.clone()));
     let mut poll = Owned(poll);
     let end = select! {
-        ended = &mut poll.0 => Err(ended.unwrap_or_else(|_| End::Client(closed()))),
+        ended = &mut poll.0 => Err(ended.unwrap_or(End::Task)),
         end = forward(&client, &mut messages) => Err(end),
         () = stop.wanted() => {
             if let Some(goodbye) = outbox.goodbye().await {
@@ -109,10 +112,6 @@ impl Drop for Owned {
     fn drop(&mut self) {
         self.0.abort();
     }
-}
-
-fn closed() -> ClientError {
-    ClientError::Request(rumqttc::Request::Disconnect(rumqttc::Disconnect))
 }
 
 fn options(account: &Account, will: &Topic, payload: Vec<u8>) -> MqttOptions {
