@@ -187,6 +187,12 @@ impl Hub {
         &self.0.shared.telemetry
     }
 
+    /// Which life of the store this is.
+    #[must_use]
+    pub fn store_id(&self) -> fleet_schemas::StoreId {
+        self.0.shared.state().store_id()
+    }
+
     /// The hub's clock.
     #[must_use]
     pub fn clock(&self) -> &HubClock {

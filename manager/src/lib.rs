@@ -3,12 +3,15 @@
 //! `core/` decides and is pure; `store/` is the only room that names redb; `consume` commits what the core decides and
 //! only then speaks; `api/` and `cli/` show it. `run` starts and stops everything.
 
+pub mod admit;
 pub mod api;
 pub mod cli;
 pub mod clock;
+pub mod config;
 pub mod consume;
 pub mod core;
 pub mod hub;
 pub mod metrics;
+pub mod run;
 pub mod simulate;
 pub mod store;

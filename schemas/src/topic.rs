@@ -17,6 +17,9 @@ pub const ALL_UP: &str = "fleet/v1/+/up/#";
 /// What the gate subscribes to once for all node sessions.
 pub const ALL_DOWN: &str = "fleet/v1/+/down/#";
 
+/// Everything that the hub tells everybody.
+pub const ALL_HUB: &str = "fleet/v1/hub/#";
+
 /// A topic of the contract.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Topic {

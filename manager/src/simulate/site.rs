@@ -113,6 +113,9 @@ impl Site {
         }
         let consumer = self.consumer.as_mut()?;
         if self.broken {
+            if self.doomed.is_some() {
+                return None;
+            }
             if rng.random_bool(0.1) && consumer.reopen(at).is_ok() {
                 self.broken = false;
             } else {

@@ -1,0 +1,210 @@
+//! The hub's configuration: defaults, `fleet.toml` in the data folder, `FLEET_*` variables, flags, in that order of
+//! growing strength. Nothing binds or opens while it is read.
+
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{hub, store::telemetry};
+
+/// Name of the file in the data folder.
+pub const FILE: &str = "fleet.toml";
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// Everything the hub can be told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// The data folder.
+    #[serde(skip)]
+    pub data: PathBuf,
+    /// Where to listen.
+    pub listen: Listen,
+    /// How much is kept, for how long.
+    pub keep: Keep,
+}
+
+/// Where to listen; port 0 picks a free one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Listen {
+    /// Operators' HTTP.
+    pub http: SocketAddr,
+    /// Plain MQTT, loopback only.
+    pub mqtt: SocketAddr,
+    /// Most MQTT sessions.
+    pub sessions: usize,
+}
+
+/// How much is kept, for how long.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Keep {
+    /// Days that samples and events are kept.
+    pub days: u32,
+    /// Bytes that telemetry may take; absent: 80 % of the filesystem.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_disk_bytes: Option<u64>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { data: PathBuf::from("./fleet-data"), listen: Listen::default(), keep: Keep::default() }
+    }
+}
+
+impl Default for Listen {
+    fn default() -> Self {
+        Self {
+            http: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
+            mqtt: SocketAddr::from((Ipv4Addr::LOCALHOST, 1883)),
+            sessions: fleet_broker::Config::default().max_connections,
+        }
+    }
+}
+
+impl Default for Keep {
+    fn default() -> Self {
+        Self { days: 90, max_disk_bytes: None }
+    }
+}
+
+/// What flags and variables say; absent leaves the weaker sources alone.
+#[derive(Debug, Clone, Default)]
+pub struct Overrides {
+    /// `--http`.
+    pub http: Option<SocketAddr>,
+    /// `--mqtt`.
+    pub mqtt: Option<SocketAddr>,
+}
+
+/// The configuration cannot be used. The text fits after "failed to start: ".
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("{path} cannot be read: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Not TOML, or not ours.
+    #[error("{path} is wrong: {message}; `fleet hub --print-config` shows what is known")]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// Line, column and reason.
+        message: String,
+    },
+    /// A value that makes no sense.
+    #[error("{key} is wrong: {why}")]
+    Value {
+        /// Which.
+        key: &'static str,
+        /// Why.
+        why: String,
+    },
+}
+
+impl Config {
+    /// Reads the file of a data folder, if there is one, and applies what is stronger.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn load(data: &Path, overrides: &Overrides) -> Result<Self, ConfigError> {
+        let path = data.join(FILE);
+        let mut config = match std::fs::read_to_string(&path) {
+            Ok(text) => toml::from_str(&text).map_err(|error| ConfigError::Syntax {
+                path,
+                message: error.to_string().trim().to_owned(),
+            })?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Self::default(),
+            Err(source) => return Err(ConfigError::Read { path, source }),
+        };
+        config.data = data.to_owned();
+        config.listen.http = overrides.http.unwrap_or(config.listen.http);
+        config.listen.mqtt = overrides.mqtt.unwrap_or(config.listen.mqtt);
+        if config.keep.days == 0 {
+            let why = "at least one day is kept".to_owned();
+            return Err(ConfigError::Value { key: "keep.days", why });
+        }
+        Ok(config)
+    }
+
+    /// The configuration as a `fleet.toml`.
+    #[must_use]
+    pub fn print(&self) -> String {
+        let text = toml::to_string_pretty(self).expect("our configuration has TOML's shapes");
+        format!("# data folder: {}\n{text}", self.data.display())
+    }
+
+    /// What the store is told.
+    #[must_use]
+    pub fn store(&self) -> hub::Config {
+        let retain = DAY * self.keep.days;
+        let telemetry = telemetry::Config {
+            retain,
+            max_disk_bytes: self.keep.max_disk_bytes,
+            ..telemetry::Config::default()
+        };
+        hub::Config { telemetry, retain_events: retain }
+    }
+
+    /// What the broker is told.
+    #[must_use]
+    pub fn broker(&self) -> fleet_broker::Config {
+        fleet_broker::Config {
+            mqtt: self.listen.mqtt,
+            max_connections: self.listen.sessions,
+            ..fleet_broker::Config::default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder(name: &str) -> PathBuf {
+        let folder = std::env::temp_dir().join(format!("fleet-config-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        folder
+    }
+
+    #[test]
+    fn flags_are_stronger_than_the_file_and_the_file_than_defaults() {
+        let data = folder("order");
+        std::fs::write(data.join(FILE), "[listen]\nhttp = \"127.0.0.1:1\"\nmqtt = \"127.0.0.1:2\"\n")
+            .unwrap();
+        let overrides = Overrides { mqtt: Some("127.0.0.1:3".parse().unwrap()), ..Overrides::default() };
+        let config = Config::load(&data, &overrides).unwrap();
+        assert_eq!((config.listen.http.port(), config.listen.mqtt.port()), (1, 3));
+        assert_eq!(config.keep, Keep::default());
+        assert_eq!(config.listen.sessions, Listen::default().sessions);
+        std::fs::remove_dir_all(data).unwrap();
+    }
+
+    #[test]
+    fn what_is_printed_can_be_read_back() {
+        let data = folder("print");
+        let config = Config::load(&data, &Overrides::default()).unwrap();
+        std::fs::write(data.join(FILE), config.print()).unwrap();
+        assert_eq!(Config::load(&data, &Overrides::default()).unwrap(), config);
+        std::fs::remove_dir_all(data).unwrap();
+    }
+
+    #[test]
+    fn a_wrong_key_is_named_with_its_line() {
+        let data = folder("wrong");
+        std::fs::write(data.join(FILE), "[listen]\nhtpp = \"127.0.0.1:1\"\n").unwrap();
+        let error = Config::load(&data, &Overrides::default()).unwrap_err().to_string();
+        assert!(error.contains("line 2") && error.contains("htpp"), "{error}");
+        std::fs::remove_dir_all(data).unwrap();
+    }
+}
