@@ -351,3 +351,34 @@ fn end(status: io::Result<ExitStatus>) -> End {
         Err(error) => End::Io(error),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_driver_that_keeps_failing_is_started_ever_more_rarely() {
+        let mut patience = Patience(RESTART_FIRST);
+        let short = Duration::from_millis(10);
+        let pauses: Vec<_> = (0..10).map(|_| patience.pause(&End::Timeout, short, None).as_secs()).collect();
+        assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 64, 128, 256, 300]);
+        assert_eq!(
+            patience.pause(&End::Done, PROVED, None),
+            RESTART_FIRST,
+            "one that ran long starts afresh"
+        );
+    }
+
+    #[test]
+    fn a_scheduled_driver_keeps_its_schedule_and_never_runs_before_it() {
+        let (every, ran) = (Duration::from_secs(60), Duration::from_secs(2));
+        let mut patience = Patience(RESTART_FIRST);
+        assert_eq!(patience.pause(&End::Done, ran, Some(every)), every - ran);
+        assert_eq!(patience.pause(&End::Timeout, ran, Some(every)), every - ran);
+        assert_eq!(patience.pause(&End::Done, every * 2, Some(every)), Duration::ZERO);
+        let often = Duration::from_millis(10);
+        let pauses: Vec<_> =
+            (0..3).map(|_| patience.pause(&End::Timeout, ran, Some(often)).as_secs()).collect();
+        assert_eq!(pauses, [1, 2, 4]);
+    }
+}

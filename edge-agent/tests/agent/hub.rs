@@ -244,9 +244,10 @@ async fn what_was_not_acked_is_sent_again_when_the_broker_comes_back() {
     let hub = Hub::start(&address.to_string(), true);
     let second = hub.birth();
     assert_ne!(second.session, first.session);
+    // The hub's answer to the birth may cross a batch, which then comes twice.
     let mut events = Vec::new();
     let mut found = Vec::new();
-    while events.is_empty() || found.len() < 2 {
+    while events.is_empty() || !(found.contains(&1.0) && found.contains(&2.0)) {
         let (lane, batch) = hub.hear("the batches", |said| match said {
             Said::Batch(lane, batch) => Some((lane, batch)),
             Said::Birth(_) | Said::Death(_) | Said::Heartbeat(_) => None,
@@ -257,9 +258,7 @@ async fn what_was_not_acked_is_sent_again_when_the_broker_comes_back() {
             events.push(batch);
         }
     }
-    assert_eq!(events, [sent], "a resend is the same batch");
-    found.sort_by(f64::total_cmp);
-    assert_eq!(found, [1.0, 2.0]);
+    assert!(events.iter().all(|event| *event == sent), "a resend is the same batch: {events:?}");
     until(
         "everything acked",
         async || status(&agent).await,
