@@ -13,6 +13,7 @@ mod node;
 mod output;
 mod period;
 mod serve;
+mod simulate;
 mod spark;
 mod sse;
 mod status;
@@ -86,6 +87,8 @@ enum Verb {
     Ledger(ledger::LedgerArgs),
     /// The hub in one look; exits 1 when it is not ready
     Status(status::StatusArgs),
+    /// Run the real cores and stores against seeded faults; exits 1 when a rule did not hold
+    Simulate(simulate::SimulateArgs),
     /// Show payloads of topics as JSON
     Decode(decode::DecodeArgs),
 }
@@ -132,6 +135,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Top(args) => top::run(args, &context()?).await,
         Verb::Ledger(args) => ledger::run(args, &context()?).await,
         Verb::Status(args) => status::run(args, &context()?).await,
+        Verb::Simulate(args) => simulate::run(&args, out),
         Verb::Decode(args) => decode::run(args, |value| match out.format {
             Format::Yaml => out.print(&yaml::text(value)),
             Format::Table | Format::Json | Format::Csv => out.print(&output::json(value)),

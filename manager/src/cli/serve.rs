@@ -3,8 +3,13 @@
 use std::net::SocketAddr;
 
 use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Common, Failure};
+use crate::{
+    config::{Config, Overrides},
+    run::{self, StartError, demo},
+};
 
 /// Where to listen; port 0 picks a free one.
 #[derive(Debug, Clone, Default, Args)]
@@ -51,10 +56,65 @@ pub struct DemoArgs {
     pub nodes: u16,
 }
 
-pub(super) async fn hub(_args: HubArgs, _common: &Common) -> Result<(), Failure> {
-    Err(Failure::Failed(String::new()))
+pub(super) async fn hub(args: HubArgs, common: &Common) -> Result<(), Failure> {
+    let config = load(&args.listen, common)?;
+    if args.print_config {
+        print!("{}", config.print());
+        return Ok(());
+    }
+    log();
+    run::hub(&config, shutdown()).await.map_err(|error| failed(&error))
 }
 
-pub(super) async fn demo(_args: DemoArgs, _common: &Common) -> Result<(), Failure> {
-    Err(Failure::Failed(String::new()))
+pub(super) async fn demo(args: DemoArgs, common: &Common) -> Result<(), Failure> {
+    let config = load(&args.listen, common)?;
+    log();
+    let named = (args.listen.http.is_some(), args.listen.mqtt.is_some());
+    demo::demo(&config, named, args.nodes, shutdown()).await.map_err(|error| failed(&error))
+}
+
+fn load(listen: &ListenArgs, common: &Common) -> Result<Config, Failure> {
+    let overrides = Overrides { http: listen.http, mqtt: listen.mqtt };
+    let config =
+        Config::load(&common.data, &overrides).map_err(|error| failed(&StartError::Config(error)))?;
+    for (flag, address) in [("--mqtts", listen.mqtts), ("--node-https", listen.node_https)] {
+        if let Some(address) = address.filter(|address| address.port() != 0) {
+            let why = format!(
+                "{flag} {address}: this build serves plain MQTT on loopback only; leave the flag away"
+            );
+            return Err(Failure::Failed(why));
+        }
+    }
+    Ok(config)
+}
+
+fn failed(error: &StartError) -> Failure {
+    Failure::Failed(format!("failed to start: {error}"))
+}
+
+/// Logs to the standard error: warnings, or what `FLEET_LOG` asks for.
+fn log() {
+    let filter = std::env::var("FLEET_LOG").unwrap_or_else(|_| "warn".to_owned());
+    // Formatting a span for every message would cost more than routing it.
+    let filter = format!("{filter},{}", fleet_broker::LOG_FILTER);
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::new(filter))
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .finish();
+    if tracing::subscriber::set_global_default(subscriber).is_err() {
+        tracing::debug!("logging was set up before");
+    }
+}
+
+/// Completes at SIGINT or SIGTERM.
+async fn shutdown() {
+    let mut terminate = match signal(SignalKind::terminate()) {
+        Ok(terminate) => terminate,
+        Err(error) => return tracing::error!(%error, "cannot wait for signals"),
+    };
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        _ = terminate.recv() => {}
+    }
 }
