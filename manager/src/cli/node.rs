@@ -231,7 +231,8 @@ fn description(
     if !node.system.is_empty() {
         text.push_str(&heading("LAST HEARTBEAT"));
         for (metric, value) in &node.system {
-            text.push_str(&format!("  {:<26}{}\n", clean(metric), number(*value)));
+            let figure = if metric.ends_with("_bytes") { bytes(*value) } else { number(*value) };
+            text.push_str(&format!("  {:<26}{figure}\n", clean(metric)));
         }
     }
     if !devices.is_empty() {

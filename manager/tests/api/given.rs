@@ -1,0 +1,258 @@
+//! A hub of a test, and nodes that speak to it over MQTT as any agent does.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use fleet_broker::{Broker, Credentials, Directory, Identity, Refusal};
+use fleet_manager::{
+    api,
+    clock::{self, HubClock},
+    consume::{Consumer, FeedItem},
+    hub::{self, Hub, Running},
+    metrics::{self, Exporter},
+    store::disk::{Disk, Folder},
+};
+use fleet_schemas::{
+    DeviceId, Lane, MetricName, NodeId, SessionId, StoreId, StreamId, Topic, VERSION,
+    batch::{Batch, Clock},
+    cbor,
+    event::{Event, Severity},
+    session::{Birth, Heartbeat, OutboxUse, Pending, Versions},
+    telemetry::{Builder, Sample},
+    topic::Up,
+};
+use reqwest::{Method, StatusCode};
+use rumqttc::{AsyncClient, MqttOptions, QoS};
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
+
+/// Longest wait for anything: generous, because the machine may be busy.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Everybody is the node they say they are.
+struct Everybody;
+
+impl Directory for Everybody {
+    fn authenticate(&self, credentials: &Credentials<'_>) -> Result<Identity, Refusal> {
+        NodeId::parse(credentials.client_id).map(Identity::Node).map_err(|_| Refusal::ClientId)
+    }
+}
+
+/// A running hub.
+pub(crate) struct Site {
+    pub(crate) hub: Hub,
+    pub(crate) http: SocketAddr,
+    pub(crate) mqtt: SocketAddr,
+    pub(crate) data: TempDir,
+    broker: Broker,
+    running: Running,
+    stop: oneshot::Sender<()>,
+    serving: JoinHandle<std::io::Result<()>>,
+}
+
+impl Site {
+    pub(crate) async fn start() -> Self {
+        let data = tempfile::tempdir().unwrap();
+        let disk = Arc::new(Folder::new(data.path()));
+        Self::on(disk, data).await
+    }
+
+    pub(crate) async fn on(disk: Arc<dyn Disk>, data: TempDir) -> Self {
+        let config = hub::Config::default();
+        let hub_clock = Arc::new(HubClock::default());
+        let fresh = StoreId(clock::random());
+        let consumer = Consumer::open(disk, config.telemetry.clone(), fresh, hub_clock.now()).unwrap();
+        let listen = fleet_broker::Config { mqtt: ([127, 0, 0, 1], 0).into(), ..Default::default() };
+        let (broker, link) = Broker::start(listen, Arc::new(Everybody)).unwrap();
+        let exporter = Arc::new(Exporter::default());
+        let observer = metrics::observer(&exporter);
+        let (hub, running) =
+            hub::start(consumer, link, broker.stats(), hub_clock, &config, observer).unwrap();
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let (http, mqtt) = (listener.local_addr().unwrap(), broker.mqtt_addr());
+        let (stop, stopped) = oneshot::channel();
+        let until = async { drop(stopped.await) };
+        let serving = tokio::spawn(api::serve(listener, hub.clone(), exporter, until));
+        let addresses = serde_json::json!({ "http": http, "mqtt": mqtt });
+        std::fs::write(data.path().join("addresses.json"), addresses.to_string()).unwrap();
+        Self { hub, http, mqtt, data, broker, running, stop, serving }
+    }
+
+    pub(crate) async fn stop(self) {
+        self.stop.send(()).unwrap();
+        tokio::time::timeout(PATIENCE, self.serving).await.unwrap().unwrap().unwrap();
+        tokio::task::spawn_blocking(|| {
+            self.broker.shutdown();
+            self.running.stop();
+        })
+        .await
+        .unwrap();
+    }
+
+    pub(crate) fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.http)
+    }
+
+    /// One request; the answer's status and JSON.
+    pub(crate) async fn ask(&self, method: Method, path: &str, body: Option<&str>) -> (StatusCode, Value) {
+        let mut request = reqwest::Client::new().request(method, self.url(path));
+        if let Some(body) = body {
+            request = request.header("content-type", "application/json").body(body.to_owned());
+        }
+        let response = request.send().await.unwrap();
+        let status = response.status();
+        let text = response.text().await.unwrap();
+        (status, serde_json::from_str(&text).unwrap_or(Value::String(text)))
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Value {
+        let (status, value) = self.ask(Method::GET, path, None).await;
+        assert_eq!(status, StatusCode::OK, "{path}: {value}");
+        value
+    }
+}
+
+/// A node that was born.
+pub(crate) struct Node {
+    id: NodeId,
+    hub: Hub,
+    mqtt: AsyncClient,
+    polling: JoinHandle<()>,
+    seq: std::collections::BTreeMap<Lane, (u64, u64)>,
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.polling.abort();
+    }
+}
+
+impl Node {
+    pub(crate) async fn born(site: &Site, id: &str) -> Self {
+        let mut options = MqttOptions::new(id, site.mqtt.ip().to_string(), site.mqtt.port());
+        options.set_credentials(id, "secret");
+        let (mqtt, mut events) = AsyncClient::new(options, 64);
+        let polling = tokio::spawn(async move { while events.poll().await.is_ok() {} });
+        let node = Self {
+            id: NodeId::parse(id).unwrap(),
+            hub: site.hub.clone(),
+            mqtt,
+            polling,
+            seq: Default::default(),
+        };
+        let birth = Birth {
+            v: VERSION,
+            session: SessionId([1; 8]),
+            epoch: 1,
+            boot: [1; 8],
+            up_ms: 1_000,
+            clock: Clock::Synced,
+            time_ms: clock::wall_ms(),
+            interval_ms: 60_000,
+            kind: "picclaw".to_owned(),
+            name: Some(format!("{id} by its own word")),
+            capabilities: vec!["sensor".to_owned()],
+            versions: Versions { agent: "0.1.0".to_owned(), ..Versions::default() },
+            machine: Default::default(),
+            lanes: Default::default(),
+            partial: false,
+            pending: Pending::default(),
+        };
+        let mut feed = node.hub.feed();
+        node.say(Up::Birth, cbor::encode(&birth)).await;
+        node.until(&mut feed, |item| matches!(item, FeedItem::Node(id) if *id == node.id)).await;
+        let heartbeat = Heartbeat {
+            v: VERSION,
+            session: SessionId([1; 8]),
+            boot: [1; 8],
+            up_ms: 2_000,
+            clock: Clock::Synced,
+            time_ms: clock::wall_ms(),
+            interval_ms: 60_000,
+            system: [("cpu_percent".to_owned(), 12.5)].into(),
+            lanes: Default::default(),
+            partial: false,
+            pending: Pending::default(),
+            outbox: OutboxUse { bytes: 0, quota_bytes: 1 << 28 },
+        };
+        node.say(Up::Heartbeat, cbor::encode(&heartbeat)).await;
+        node
+    }
+
+    async fn say(&self, up: Up, payload: Vec<u8>) {
+        let topic = Topic::Up(self.id.clone(), up).to_string();
+        self.mqtt.publish(topic, QoS::AtLeastOnce, false, payload).await.unwrap();
+    }
+
+    async fn until(
+        &self,
+        feed: &mut tokio::sync::broadcast::Receiver<Arc<FeedItem>>,
+        done: impl Fn(&FeedItem) -> bool,
+    ) {
+        let seen = async { while !done(&feed.recv().await.unwrap()) {} };
+        tokio::time::timeout(PATIENCE, seen).await.expect("the hub commits in time");
+    }
+
+    fn sealed(&mut self, lane: Lane, count: u64, body: Vec<u8>) -> Vec<u8> {
+        let (seq, first) = self.seq.entry(lane).or_insert((1, 1));
+        let batch = Batch {
+            v: VERSION,
+            stream: StreamId([7; 16]),
+            seq: *seq,
+            seq_to: None,
+            first: *first,
+            count,
+            boot: [1; 8],
+            up_ms: 3_000,
+            clock: Clock::Synced,
+            sealed_ms: clock::wall_ms(),
+            lost: None,
+            body,
+        };
+        *seq += 1;
+        *first += count;
+        cbor::encode(&batch)
+    }
+
+    /// Sends (time, device, metric, value) in one batch; returns when the hub has committed it.
+    pub(crate) async fn measures(&mut self, samples: &[(i64, &str, &str, f64)]) {
+        let mut builder = Builder::default();
+        for (time_ms, device, metric, value) in samples {
+            let (device, metric) = (DeviceId::parse(device).unwrap(), MetricName::parse(metric).unwrap());
+            let unit = Some(MetricName::parse("Cel").unwrap());
+            assert_eq!(builder.push(Sample { time_ms: *time_ms, device, metric, unit, value: *value }), None);
+        }
+        let payload = self.sealed(Lane::Telemetry, samples.len() as u64, builder.build().encode());
+        let mut feed = self.hub.feed();
+        self.say(Up::Lane(Lane::Telemetry), payload).await;
+        self.until(&mut feed, |item| matches!(item, FeedItem::Samples { node, .. } if *node == self.id))
+            .await;
+    }
+
+    /// Sends a heartbeat that is none.
+    pub(crate) async fn garbage(&self) {
+        self.say(Up::Heartbeat, vec![0xff]).await;
+    }
+
+    /// Sends an event without waiting.
+    pub(crate) async fn tells(&mut self, kind: &str, message: &str) {
+        let event = Event {
+            time_ms: clock::wall_ms(),
+            kind: MetricName::parse(kind).unwrap(),
+            severity: Severity::Warning,
+            message: message.to_owned(),
+            data: None,
+            device: None,
+            id: None,
+        };
+        let payload = self.sealed(Lane::Event, 1, cbor::encode(&[event]));
+        self.say(Up::Lane(Lane::Event), payload).await;
+    }
+
+    /// Sends an event; returns when the hub has committed it.
+    pub(crate) async fn told(&mut self, kind: &str, message: &str) {
+        let mut feed = self.hub.feed();
+        self.tells(kind, message).await;
+        self.until(&mut feed, |item| matches!(item, FeedItem::Event(event) if event.node == self.id)).await;
+    }
+}
