@@ -15,7 +15,7 @@ use std::{
 
 use fleet_manager::store::{
     disk::Folder,
-    telemetry::{Config, InboxBatch, MarkKey, Query, TelemetryStore},
+    telemetry::{Config, InboxBatch, MarkKey, Query, SealReport, TelemetryStore},
 };
 use fleet_schemas::{
     DeviceId, Lane, MetricName, StreamId,
@@ -177,12 +177,16 @@ fn append(store: &TelemetryStore, made: &[Made], load: &Load, now: &AtomicU32) -
 
 fn sealer(store: &TelemetryStore, now: &AtomicU32, done: &AtomicBool, load: &Load) {
     let (mut bytes, mut samples, mut blobs, mut longest) = (0, 0, 0, 0.0_f64);
+    let mut slowest = SealReport::default();
     loop {
         let finished = done.load(Ordering::Acquire);
         let later = if finished { 3_600_000 } else { 0 };
         let begun = instant();
         let report = store.seal(clock(load, now.load(Ordering::Acquire)) + later).expect("seals");
-        longest = longest.max(begun.elapsed_s() * 1e3);
+        let took = begun.elapsed_s() * 1e3;
+        if took > longest {
+            (longest, slowest) = (took, report);
+        }
         bytes += report.bytes;
         samples += report.samples;
         blobs += report.blobs;
@@ -194,7 +198,7 @@ fn sealer(store: &TelemetryStore, now: &AtomicU32, done: &AtomicBool, load: &Loa
         }
     }
     println!(
-        "  sealed {:.2} bytes a sample in {blobs} blobs of {:.0} samples; longest step {longest:.0} ms",
+        "  sealed {:.2} bytes a sample in {blobs} blobs of {:.0} samples; longest step {longest:.0} ms: {slowest:?}",
         bytes as f64 / samples as f64,
         samples as f64 / blobs as f64
     );

@@ -105,8 +105,10 @@ impl Memory {
 pub(super) struct Rows {
     table: ReadOnlyTable<u64, &'static [u8]>,
     // The chunk that was read last: its first seq, where its rows end, its bytes.
-    current: Option<(u64, Vec<usize>, AccessGuard<'static, &'static [u8]>)>,
+    current: Option<(u64, Vec<usize>, Chunk)>,
 }
+
+type Chunk = AccessGuard<'static, &'static [u8]>;
 
 /// What a write transaction adds, staged until it commits.
 #[derive(Debug, Default)]
@@ -184,9 +186,9 @@ impl Inbox {
             marks: staged.marks.into_iter().collect(),
             counters: staged.counters.into_iter().collect(),
         };
-        if !note.is_empty() {
+        for part in note.parts() {
             let start = row::begin(&mut arena);
-            note.write(&mut arena);
+            part.write(&mut arena);
             row::end(&mut arena, start);
             ends.push(arena.len());
         }
@@ -448,10 +450,9 @@ fn save_counters(
 fn quarantine(write: &redb::WriteTransaction, rows: &[Vec<u8>], before: u64, cap: u64) -> Result<u64, Error> {
     let mut table = write.open_table(QUARANTINE)?;
     let mut bytes = before;
-    let mut next = table.last()?.map_or(1, |(seq, _)| seq.value() + 1);
-    for row in rows {
-        table.insert(next, &row[..])?;
-        next += 1;
+    let next = table.last()?.map_or(1, |(seq, _)| seq.value() + 1);
+    for (seq, row) in (next..).zip(rows) {
+        table.insert(seq, &row[..])?;
         bytes += row.len() as u64;
     }
     while bytes > cap {
@@ -468,4 +469,39 @@ fn mark_row(key: &MarkKey) -> (u32, u8, [u8; 16]) {
 fn number(bytes: &[u8], what: &str) -> Result<u64, Error> {
     let number = bytes.try_into().map(u64::from_le_bytes);
     number.map_err(|_| Error::Damaged { what: what.to_owned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_packed_whole_into_chunks_that_fill_their_pages() {
+        assert_eq!(chunks(&[]), []);
+        let ends: Vec<usize> = (1..=40).map(|row| row * 2_000).collect();
+        assert_eq!(chunks(&ends), [(0, 0..32_000), (16, 32_000..64_000), (32, 64_000..80_000)]);
+        let large = [10, 40_010, 40_020];
+        assert_eq!(chunks(&large), [(0, 0..10), (1, 10..40_010), (2, 40_010..40_020)]);
+    }
+
+    #[test]
+    fn a_large_note_is_written_as_several_that_say_the_same() {
+        let key = |n: u32| MarkKey { node: n, lane: Lane::Telemetry, stream: StreamId([1; 16]) };
+        let note = Note {
+            marks: (0..100).map(|n| (key(n), Some(Box::from([7; 300])))).collect(),
+            counters: (0..200).map(|n| ((n, Lane::Backfill), Delta::stored(1))).collect(),
+        };
+        let parts = note.parts();
+        assert!(parts.len() > 5);
+        let mut whole = Note::default();
+        for part in parts {
+            let mut bytes = Vec::new();
+            part.write(&mut bytes);
+            assert!(bytes.len() < 9_000, "{}", bytes.len());
+            whole.marks.extend(part.marks);
+            whole.counters.extend(part.counters);
+        }
+        assert_eq!(whole, note);
+        assert_eq!(Note::default().parts(), []);
+    }
 }

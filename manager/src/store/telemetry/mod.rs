@@ -4,6 +4,13 @@
 //! into week files in small steps ([`TelemetryStore::seal`], [`TelemetryStore::retain`]); readers see both
 //! without waiting for either. Every call may come from any thread. Samples are counted per (node, lane) in the
 //! transaction that moves them. Must not know topics, sessions, the registry, or what is in a mark.
+//!
+//! | who | calls |
+//! |---|---|
+//! | consumer | [`TelemetryStore::begin`], then [`InboxWrite`]: `append`, `mark`, `set_mark`, `quarantine`, `book`, `commit` |
+//! | sealer | [`TelemetryStore::seal`], [`TelemetryStore::retain`] |
+//! | readers | [`TelemetryStore::query`], `latest`, `series`, `marks`, `quarantined`, `counters`, `recount`, `stats` |
+//! | whoever watches health | [`TelemetryStore::poisoned`], [`TelemetryStore::reopen`] |
 
 mod aggregate;
 mod blob;
@@ -194,8 +201,10 @@ pub struct TelemetryStore {
     opened: RwLock<Option<Arc<Opened>>>,
     // What reopening replaced, while somebody may still use it.
     retired: Mutex<Weak<Opened>>,
-    // Held by whoever writes to the inbox.
+    // Held by whoever writes to the inbox,
     writer: Mutex<()>,
+    // and, while waiting for it, by whoever is next: a busy consumer would starve the sealer otherwise.
+    next: Mutex<()>,
     poisoned: Mutex<Option<String>>,
 }
 
@@ -222,6 +231,7 @@ impl TelemetryStore {
             opened: RwLock::new(Some(Arc::new(opened))),
             retired: Mutex::default(),
             writer: Mutex::default(),
+            next: Mutex::default(),
             poisoned: Mutex::default(),
         })
     }
@@ -231,7 +241,7 @@ impl TelemetryStore {
     /// # Errors
     /// [`Error::Closed`].
     pub fn begin(&self) -> Result<InboxWrite<'_>, Error> {
-        let writer = lock(&self.writer);
+        let writer = self.turn();
         Ok(InboxWrite::new(self, self.opened()?, writer))
     }
 
@@ -300,6 +310,12 @@ impl TelemetryStore {
         *opened = Some(Arc::new(Opened::open(&*self.disk, &self.config, now_ms)?));
         *lock(&self.poisoned) = None;
         Ok(())
+    }
+
+    /// Waits for the turn to write to the inbox.
+    fn turn(&self) -> MutexGuard<'_, ()> {
+        let _next = lock(&self.next);
+        lock(&self.writer)
     }
 
     fn opened(&self) -> Result<Arc<Opened>, Error> {

@@ -72,7 +72,7 @@ impl TelemetryStore {
             // A file that is still written to stays: what is in it is wanted.
             report.full = large;
         }
-        if !(aged || large) || (newest && !aged) {
+        if !aged && (newest || !large) {
             return Ok(report);
         }
         match self.make_ready(opened, sealer, oldest)? {
@@ -123,7 +123,7 @@ impl TelemetryStore {
         }
         let last = nodes.iter().map(|(_, row)| row.cursor).max().unwrap_or(0);
         if read_lock(&opened.inbox.memory).front <= last {
-            let _writer = lock(&self.writer);
+            let _writer = self.turn();
             opened.inbox.checkpoint(CHECKPOINT_ROWS)?;
         }
         let gone = read_lock(&opened.inbox.memory).front > last;
@@ -144,7 +144,7 @@ impl TelemetryStore {
                 }
             }
         }
-        let mut write = InboxWrite::new(self, Arc::clone(opened), lock(&self.writer));
+        let mut write = InboxWrite::new(self, Arc::clone(opened), self.turn());
         write.doom(&name, &report.expired);
         write.commit()?;
         self.remove_doomed(opened, file.id)?;
@@ -155,7 +155,7 @@ impl TelemetryStore {
     fn remove_doomed(&self, opened: &Opened, id: FileId) -> Result<(), Error> {
         opened.weeks.forget(id);
         self.disk.remove(&id.name())?;
-        let _writer = lock(&self.writer);
+        let _writer = self.turn();
         opened.inbox.unlinked(&id.name())
     }
 }

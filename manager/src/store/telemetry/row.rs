@@ -6,7 +6,7 @@
 //! (1: payload is the plain body; 2: it is the whole batch as it travelled). About 10^6 rows at most, never
 //! changed, removed from the front once sealed.
 //! note: `3, marks u32, {node u32, lane u8, stream 16, len u32 (2^32−1: removed), bytes}…, counters u32,
-//! {node u32, lane u8, mask u8, delta i64 for every bit set}…`. At most one a transaction.
+//! {node u32, lane u8, mask u8, delta i64 for every bit set}…`. A few a transaction.
 
 use fleet_schemas::{Lane, StreamId};
 
@@ -16,6 +16,8 @@ const PLAIN: u8 = 1;
 const WIRE: u8 = 2;
 const NOTE: u8 = 3;
 const REMOVED: u32 = u32::MAX;
+/// About the most bytes of one note.
+const NOTE_BYTES: usize = 4_000;
 
 /// Bytes of a row's length in a chunk.
 pub(super) const LENGTH: usize = 4;
@@ -62,8 +64,25 @@ impl Head {
 }
 
 impl Note {
-    pub(super) fn is_empty(&self) -> bool {
-        self.marks.is_empty() && self.counters.is_empty()
+    /// The same as notes of bounded size: a large value would take twice its pages.
+    pub(super) fn parts(&self) -> Vec<Self> {
+        let (mut parts, mut part, mut bytes) = (Vec::new(), Self::default(), 0);
+        for (key, mark) in &self.marks {
+            bytes += 32 + mark.as_ref().map_or(0, |mark| mark.len());
+            part.marks.push((*key, mark.clone()));
+            if bytes > NOTE_BYTES {
+                parts.push(std::mem::take(&mut part));
+                bytes = 0;
+            }
+        }
+        for counters in self.counters.chunks(NOTE_BYTES / 54) {
+            part.counters = counters.to_vec();
+            parts.push(std::mem::take(&mut part));
+        }
+        if !part.marks.is_empty() {
+            parts.push(part);
+        }
+        parts
     }
 
     pub(super) fn write(&self, into: &mut Vec<u8>) {

@@ -108,7 +108,7 @@ impl TelemetryStore {
         };
         let late = now_ms.abs_diff(sealer.checkpointed_ms) >= CHECKPOINT_MS;
         if removable >= CHECKPOINT_BYTES || (late && (removable > 0 || dirty)) {
-            let _writer = lock(&self.writer);
+            let _writer = self.turn();
             report.truncated = opened.inbox.checkpoint(CHECKPOINT_ROWS)?;
             report.more |= report.truncated == CHECKPOINT_ROWS;
             sealer.checkpointed_ms = now_ms;

@@ -71,9 +71,8 @@ impl TelemetryStore {
                 let Some(row) = view.node(node)? else { continue };
                 let mut bytes = view.bytes()?;
                 for (_, _, entry) in view.blobs(node, &row, i64::MIN, i64::MAX)? {
-                    if entry.lane == lane {
-                        count += blob::decode(bytes.get(entry.place)?, &mut unpacker)?.samples.count();
-                    }
+                    let decoded = blob::decode(bytes.get(entry.place)?, &mut unpacker)?;
+                    count += if decoded.lane == lane { decoded.samples.count() } else { 0 };
                 }
             }
             let wanted = |batch: &super::unsealed::Batch| batch.lane == lane;

@@ -75,12 +75,10 @@ fn tidy_file(
     report: &mut SealReport,
 ) -> Result<Option<u32>, Error> {
     let view = file.view()?;
-    let mut looked = 0;
-    for (node, row) in view.nodes_from(from, STEP_NODES + 1)? {
+    for (looked, (node, row)) in view.nodes_from(from, STEP_NODES + 1)?.into_iter().enumerate() {
         if looked == STEP_NODES || report.merged >= STEP_BLOBS {
             return Ok(Some(node));
         }
-        looked += 1;
         let tools = (&mut sealer.packer, &mut sealer.unpacker);
         if opened.rollups.rolled(file.id, node)? < row.cursor {
             let done = opened.rollups.roll(disk, config, &view, (node, &row), tools)?;

@@ -55,8 +55,9 @@ impl<'a> InboxWrite<'a> {
         }
         let times = batch.samples.times();
         let corrected = |time: Option<&i64>| time.map_or(0, |time| time.saturating_add(batch.shift_ms));
-        // A frame must save a third to be worth its decompression at sealing.
-        let wire = batch.payload.filter(|payload| payload.len() * 3 < batch.body.len() * 2);
+        // Disks are slower than zstd, but a small batch must save a third to be worth its decompression at sealing.
+        let most = if batch.body.len() < 1024 { batch.body.len() * 2 / 3 } else { batch.body.len() * 9 / 10 };
+        let wire = batch.payload.filter(|payload| payload.len() < most);
         let head = row::Head {
             wire: wire.is_some(),
             lane: batch.lane,

@@ -181,7 +181,7 @@ fn readers_see_every_sample_once_while_the_sealer_runs() {
             let mut most = 0;
             while most < 10 * rounds as usize {
                 let found = found(&store, &all(1)).len();
-                assert!(found % 10 == 0 && found >= most, "{found} after {most}");
+                assert!(found.is_multiple_of(10) && found >= most, "{found} after {most}");
                 most = found;
             }
         });
