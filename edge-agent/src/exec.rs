@@ -20,7 +20,7 @@ use tokio::{
 /// Longest line that is kept, in bytes: a line of JSON with 256 values has about 10 kB.
 pub(crate) const LINE_BYTES: usize = 16 * 1024;
 /// How long a program has to end by itself once it was asked to.
-pub(crate) const GRACE: Duration = Duration::from_secs(2);
+pub(crate) const GRACE: Duration = Duration::from_millis(1_500);
 
 /// What to start. No shell is involved.
 #[derive(Debug, Clone, Default)]

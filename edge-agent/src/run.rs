@@ -29,8 +29,13 @@ use crate::{
 
 /// This build's version, as it is told to the hub.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
-/// Time that one kind of task has to end before it is cut: collectors end their programs, the session says goodbye.
-const STEP: Duration = Duration::from_millis(2_500);
+/// Time that what hands records in has to end before it is cut: requests are answered, programs ended. With the two
+/// below it makes the 5 s that a stop may take.
+const SOURCES: Duration = Duration::from_millis(2_000);
+/// Time that the session has to say goodbye.
+const LINK: Duration = Duration::from_millis(1_700);
+/// Time that the outbox has for its last write.
+const OUTBOX: Duration = Duration::from_millis(1_200);
 
 /// The agent cannot start. The text fits after "failed to start: ".
 #[derive(Debug, thiserror::Error)]
@@ -212,9 +217,9 @@ impl Tasks {
         self.0.push((name, tokio::spawn(task.instrument(span))));
     }
 
-    /// Waits until all have ended; those that take longer than `STEP` are cut.
-    async fn join(self) {
-        let cut = time::sleep(STEP);
+    /// Waits until all have ended; those that take longer than `limit` are cut.
+    async fn join(self, limit: Duration) {
+        let cut = time::sleep(limit);
         tokio::pin!(cut);
         for (name, mut task) in self.0 {
             tokio::select! {
@@ -237,14 +242,17 @@ impl Parts {
         let link = self.link(hanging_up);
         stopping.wanted().await;
         info!("stopping");
-        sources.join().await;
+        sources.join(SOURCES).await;
         hang_up.stop();
-        link.join().await;
-        self.outbox.stop().await;
+        link.join(LINK).await;
         let (joined, done) = oneshot::channel();
-        // A thread blocks who joins it, and this one may be in the middle of a write.
-        thread::spawn(move || joined.send(thread.join().is_ok()));
-        match time::timeout(STEP, done).await {
+        let last = async {
+            self.outbox.stop().await;
+            // A thread blocks who joins it, and this one may be in the middle of a write.
+            thread::spawn(move || joined.send(thread.join().is_ok()));
+            done.await
+        };
+        match time::timeout(OUTBOX, last).await {
             Ok(Ok(true)) => info!("stopped"),
             Ok(Ok(false) | Err(_)) => error!("the outbox's thread ended badly"),
             Err(_) => error!("the outbox's thread did not end in time: the disk hangs"),

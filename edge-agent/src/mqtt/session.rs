@@ -28,7 +28,7 @@ const QUEUE: usize = IN_FLIGHT as usize;
 /// Time to reach the hub, and to have its CONNACK and SUBACK.
 const OPEN: Duration = Duration::from_secs(10);
 /// Time to say goodbye: the agent has to stop within 5 s.
-const GOODBYE: Duration = Duration::from_millis(1_500);
+const GOODBYE: Duration = Duration::from_millis(1_400);
 
 /// Why a session did not come about or ended. The text fits after "not connected: ".
 #[derive(Debug, thiserror::Error)]
