@@ -172,7 +172,6 @@ async fn slow_clients_are_cut_off() {
     config.api.read = Duration::from_millis(200);
     let agent = start(config).await;
     // A head that never ends: closed, and so is a connection on which nothing is said.
-    let started = std::time::Duration::from_millis(200);
     raw(agent.api(), b"GET /healthz HTTP/1.1\r\nhost:").await;
     raw(agent.api(), b"").await;
     // A body that never ends is answered.
@@ -180,7 +179,7 @@ async fn slow_clients_are_cut_off() {
         "POST {TELEMETRY} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{{"
     );
     let answer = raw(agent.api(), head.as_bytes()).await;
-    assert!(answer.starts_with("HTTP/1.1 408"), "{answer} ({started:?})");
+    assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
     agent.stop().await;
 }
 
