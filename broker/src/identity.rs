@@ -27,12 +27,13 @@ pub enum Identity {
     Tool(Grants),
 }
 
-/// What a third-party credential may do. Deny by default: two empty lists allow nothing.
+/// What a third-party credential may do. Deny by default: two empty lists open no session.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Grants {
     /// Filters it may subscribe to, or to anything inside them.
     pub read: Vec<String>,
-    /// Filters whose topics it may publish to; empty for a read-only credential.
+    /// Filters whose topics it may publish to; empty for a read-only credential. Refused until the hub takes what
+    /// tools say.
     pub write: Vec<String>,
 }
 

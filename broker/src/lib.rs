@@ -1,7 +1,12 @@
 //! The MQTT plane of Clawland Fleet: a gate in front of a supervised rumqttd router, and the hub's own link.
 //!
-//! Owns sessions, their rules and limits, and the way of messages between nodes and the hub. Stores nothing: who
-//! may connect it asks a [`Directory`], and an acknowledgement from here means "in the gate's memory", no more.
+//! Owns sessions, their rules and limits, and the way of messages between nodes, the hub and third-party tools.
+//! Stores nothing: who may connect it asks a [`Directory`], and an acknowledgement from here means "in the gate's
+//! memory", no more.
+//!
+//! A tool ([`Identity::Tool`]) listens: to filters inside its grants, at QoS 0, in a clean session, without will,
+//! without retained messages. It gets the bytes that nodes and the hub published, in order and without a silent
+//! gap: one that does not keep up is disconnected (MQTT 5: 0x97), and so are all when the router is replaced (0x8B).
 //!
 //! rumqttd opens a tracing span at error level for every message; a program that logs should turn its target off
 //! ([`LOG_FILTER`]).
@@ -16,6 +21,7 @@ use std::{
 
 use fleet_schemas::NodeId;
 
+mod branch;
 mod clock;
 mod gate;
 mod identity;
@@ -31,9 +37,10 @@ pub use link::{Link, LinkClosed, Message, PublishError, Publisher};
 pub use stats::{Counter, Gauge, Reason, Stats};
 
 use gate::{
-    Gate, Running,
+    Crowd, Gate, Running,
     session::Cut,
     sessions::{Caps, Sessions},
+    tools::Tools,
 };
 use router::{Plane, Supervisor};
 
@@ -45,7 +52,7 @@ pub const LOG_FILTER: &str = "rumqttd=off";
 pub struct Config {
     /// Where nodes connect in plain MQTT: a loopback address; port 0 picks one.
     pub mqtt: SocketAddr,
-    /// Most sessions.
+    /// Most sessions of nodes.
     pub max_connections: usize,
     /// Most connections from one address.
     pub max_connections_per_address: usize,
@@ -54,6 +61,13 @@ pub struct Config {
     pub budget_bytes: usize,
     /// Bytes of messages down that wait in the plane, above which more are dropped.
     pub down_budget_bytes: usize,
+    /// Most third-party sessions. Each costs a thread, a link to the router and what the router copies into it.
+    pub max_tools: usize,
+    /// Most filters of one third-party session.
+    pub max_tool_filters: usize,
+    /// Bytes that wait for all tools that read too slowly, in equal shares and at most a quarter each. A tool above
+    /// its share is disconnected.
+    pub tool_budget_bytes: usize,
     /// Threads that serve sessions.
     pub gate_threads: usize,
 }
@@ -97,6 +111,9 @@ impl Default for Config {
             max_connections_per_address: 16_384 + PENDING,
             budget_bytes: 8 * 1024 * 1024,
             down_budget_bytes: 16 * 1024 * 1024,
+            max_tools: 64,
+            max_tool_filters: 16,
+            tool_budget_bytes: 32 * 1024 * 1024,
             // The router has one thread, and the consumer another.
             gate_threads: (cores / 2).clamp(1, 4),
         }
@@ -115,12 +132,24 @@ impl Broker {
         }
         let stats = Arc::new(Stats::new(clock::now()));
         let sessions = Arc::new(Sessions::new(stats.clone()));
+        let tools = Arc::new(Tools::new(config.max_tools, config.tool_budget_bytes, stats.clone()));
+        let (budget, down_budget) = (config.budget_bytes, config.down_budget_bytes);
         let (plane, supervisor) =
-            Plane::start(stats.clone(), sessions.clone(), config.budget_bytes, config.down_budget_bytes)
+            Plane::start(stats.clone(), sessions.clone(), tools.clone(), budget, down_budget)
                 .map_err(|error| Error::Router(error.into()))?;
-        let total = config.max_connections.saturating_add(PENDING);
+        let total = config.max_connections.saturating_add(config.max_tools).saturating_add(PENDING);
         let caps = Arc::new(Caps::new(total, config.max_connections_per_address, stats.clone()));
-        let gate = Arc::new(Gate::new(directory, stats, plane.up.clone(), sessions, config.max_connections));
+        let gate = Arc::new(Gate {
+            directory,
+            stats,
+            up: plane.up.clone(),
+            sessions,
+            max_sessions: config.max_connections,
+            tools,
+            max_tool_filters: config.max_tool_filters,
+            ears: plane.ears.clone(),
+            crowd: Crowd::default(),
+        });
         match gate::start(&gate, config.mqtt, caps, config.gate_threads) {
             Ok(running) => {
                 let addr = running.addr;

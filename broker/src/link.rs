@@ -36,7 +36,7 @@ pub struct Link {
     open: usize,
 }
 
-/// Publishes to nodes from any thread.
+/// Publishes to nodes and to tools from any thread.
 #[derive(Clone)]
 pub struct Publisher {
     plane: Arc<Plane>,
@@ -110,7 +110,7 @@ impl Link {
         self.plane.up.taken(count);
     }
 
-    /// A publisher to nodes.
+    /// A publisher to nodes and tools.
     #[must_use]
     pub fn publisher(&self) -> Publisher {
         Publisher { plane: self.plane.clone() }
@@ -144,10 +144,10 @@ impl Link {
 }
 
 impl Publisher {
-    /// Queues a message for a node, at the QoS its subscription was granted, at most 1. Never waits.
+    /// Queues a message for a node, at the QoS its subscription was granted, at most 1, or one on a topic of the
+    /// hub's own (`fleet/v1/hub/…`) for the tools that hear it, at QoS 0 and not retained. Never waits.
     ///
-    /// A topic of the hub's own (`fleet/v1/hub/…`) is accepted and goes nowhere while there are no third-party
-    /// sessions.
+    /// What no tool wants to hear is accepted and goes nowhere; ask [`Self::hub_wanted`] before encoding it.
     ///
     /// # Errors
     /// [`PublishError`] when the message was not queued.
@@ -157,22 +157,38 @@ impl Publisher {
     )]
     pub fn publish(&self, topic: &Topic, payload: Bytes) -> Result<(), PublishError> {
         let stats = &self.plane.stats;
-        let text = match topic {
-            Topic::Down(..) => topic.to_string(),
+        let (pipe, dropped) = match topic {
+            Topic::Down(..) => (&self.plane.down, &stats.down_dropped),
+            Topic::Hub(_) if self.hub_wanted() => (&self.plane.news, &stats.hub_dropped),
             Topic::Hub(_) => {
                 stats.hub_unheard.add(1);
                 return Ok(());
             }
             Topic::Up(..) => return Err(PublishError::NotDown),
         };
+        let text = topic.to_string();
         if text.len() + payload.len() + HEAD > limits::PACKET_BYTES {
-            stats.down_dropped.add(1);
+            dropped.add(1);
             return Err(PublishError::TooLarge);
         }
-        self.plane.down.try_push(Parcel::new(topic.clone(), &text, &payload)).map_err(|_| {
-            stats.down_dropped.add(1);
+        pipe.try_push(Parcel::new(topic.clone(), &text, &payload)).map_err(|_| {
+            dropped.add(1);
             PublishError::Full
         })
+    }
+
+    /// Whether any tool is subscribed to something of the hub's own topics: one atomic load. While not, nothing for
+    /// them needs to be encoded.
+    #[must_use]
+    pub fn hub_wanted(&self) -> bool {
+        self.plane.tools.hub_wanted()
+    }
+
+    /// Whether any tool is subscribed to this topic. Looks at every filter of every tool: for topics whose payload
+    /// costs more than that.
+    #[must_use]
+    pub fn wanted(&self, topic: &Topic) -> bool {
+        self.plane.tools.wanted(topic)
     }
 
     /// Publishes each, and says how many were queued.

@@ -95,12 +95,12 @@ pub fn judge(identity: &Identity, action: Action<'_>) -> Result<(), Denial> {
             flags(qos, retain)?;
             check_form(topic).map_err(|_| Denial::Form)?;
             let plain = !topic.bytes().any(|byte| matches!(byte, b'+' | b'#'));
-            let granted = grants.write.iter().any(|filter| covers(filter, topic));
+            let granted = grants.write.iter().any(|grant| is_filter(grant) && covers(grant, topic));
             if plain && granted { Ok(()) } else { Err(Denial::NotYours) }
         }
         (Identity::Tool(grants), Action::Subscribe { filter }) => {
             filter_form(filter)?;
-            let granted = grants.read.iter().any(|grant| covers(grant, filter));
+            let granted = grants.read.iter().any(|grant| is_filter(grant) && covers(grant, filter));
             if granted { Ok(()) } else { Err(Denial::NotYours) }
         }
     }
@@ -149,12 +149,26 @@ fn flags(qos: u8, retain: bool) -> Result<(), Denial> {
 
 fn filter_form(filter: &str) -> Result<(), Denial> {
     check_form(filter).map_err(|_| Denial::Form)?;
-    if filter.starts_with("$share/") { Err(Denial::Shared) } else { Ok(()) }
+    if filter.starts_with("$share/") {
+        Err(Denial::Shared)
+    } else if is_filter(filter) {
+        Ok(())
+    } else {
+        Err(Denial::Form)
+    }
+}
+
+/// Whether wildcards stand alone in their levels, and `#` last (MQTT 5 §4.7.1).
+fn is_filter(text: &str) -> bool {
+    let mut levels = text.split('/');
+    let last = levels.next_back();
+    levels.all(|level| level == "+" || !level.contains(['+', '#']))
+        && last.is_some_and(|level| matches!(level, "+" | "#") || !level.contains(['+', '#']))
 }
 
 /// Whether every topic that `inner` matches is matched by `outer` (MQTT 5 §4.7.1); a topic is a filter without
 /// wildcards. `$` topics are the broker's own and are inside nothing.
-fn covers(outer: &str, inner: &str) -> bool {
+pub(crate) fn covers(outer: &str, inner: &str) -> bool {
     if inner.starts_with('$') {
         return false;
     }
@@ -165,6 +179,19 @@ fn covers(outer: &str, inner: &str) -> bool {
             (_, Some("#")) | (None, Some(_)) | (Some(_), None) => return false,
             (Some("+"), Some(_)) => {}
             (Some(a), Some(b)) if a == b && a != "+" => {}
+            (Some(_), Some(_)) => return false,
+        }
+    }
+}
+
+/// Whether there is a topic that both filters match.
+pub(crate) fn meet(one: &str, other: &str) -> bool {
+    let (mut one, mut other) = (one.split('/'), other.split('/'));
+    loop {
+        match (one.next(), other.next()) {
+            (Some("#"), _) | (_, Some("#")) | (None, None) => return true,
+            (None, Some(_)) | (Some(_), None) => return false,
+            (Some(a), Some(b)) if a == b || a == "+" || b == "+" => {}
             (Some(_), Some(_)) => return false,
         }
     }
@@ -219,6 +246,12 @@ mod tests {
         for bad in ["#", "fleet/#", "fleet/v1/+/up/#", "a/#", "a/b/#", "$SYS/x", "+/v1/hub/x"] {
             assert_eq!(subscribe(bad), Err(Denial::NotYours), "{bad}");
         }
+        for bad in ["fleet/v1/hub/#/x", "fleet/v1/hub/a#", "fleet/v1/hub/+x", "a/++/c"] {
+            assert_eq!(subscribe(bad), Err(Denial::Form), "{bad}");
+        }
+        assert_eq!(subscribe("$share/g/fleet/v1/hub/#"), Err(Denial::Shared));
+        let broken = Identity::Tool(Grants { read: vec!["a/#/b".into(), "a#".into()], write: vec![] });
+        assert_eq!(judge(&broken, Action::Subscribe { filter: "a/x" }), Err(Denial::NotYours));
         let publish = Action::Publish { topic: "fleet/v1/hub/node/a", qos: 0, retain: false };
         assert_eq!(judge(&tool, publish), Err(Denial::NotYours));
     }
@@ -277,6 +310,9 @@ mod tests {
             let topic = topic.join("/");
             if covers(&grant, &filter) && covers(&filter, &topic) {
                 prop_assert!(covers(&grant, &topic), "{grant} {filter} {topic}");
+            }
+            if covers(&grant, &topic) && covers(&filter, &topic) {
+                prop_assert!(meet(&grant, &filter) && meet(&filter, &grant), "{grant} {filter} {topic}");
             }
         }
     }

@@ -53,11 +53,11 @@ pub enum Reason {
     Qos,
     /// A retained message.
     Retain,
-    /// A publish outside the node's prefix.
+    /// A publish outside the node's prefix, or any of a tool.
     PublishDenied,
-    /// A subscription outside the node's prefix.
+    /// A subscription outside the node's prefix or the tool's grants.
     SubscribeDenied,
-    /// A will outside the node's prefix, retained or of QoS 2.
+    /// A will outside the node's prefix, retained or of QoS 2, or any of a tool.
     WillDenied,
     /// A topic alias or subscription identifier, which are not offered.
     NotOffered,
@@ -65,12 +65,18 @@ pub enum Reason {
     KeepAlive,
     /// The connection ended without DISCONNECT.
     Lost,
-    /// A newer session of the same node.
+    /// A newer session of the same node or tool.
     TakenOver,
     /// An operator ended the session.
     Kicked,
     /// The hub stops.
     Shutdown,
+    /// A tool that reads more slowly than what it subscribed to comes.
+    ToolSlow,
+    /// A subscription above the most that a tool may have.
+    FilterLimit,
+    /// The router was replaced; tools come back, nodes do not notice.
+    RouterReplaced,
 }
 
 /// Counters and gauges of one broker. Read them at any time from any thread.
@@ -78,10 +84,20 @@ pub enum Reason {
 pub struct Stats {
     /// Open sockets, sessions or not.
     pub connections: Gauge,
-    /// Sessions after CONNACK.
+    /// Sessions of nodes after CONNACK.
     pub sessions: Gauge,
-    /// Sessions opened since the start.
+    /// Sessions of nodes opened since the start.
     pub sessions_opened: Counter,
+    /// Third-party sessions after CONNACK.
+    pub tools: Gauge,
+    /// Third-party sessions opened since the start.
+    pub tools_opened: Counter,
+    /// Messages copied for tools; how many of them were sent the tools know.
+    pub tool_messages: Counter,
+    /// Messages above a tool's own packet limit, which it does not get (MQTT 5 §3.1.2.11.4).
+    pub tool_skipped: Counter,
+    /// Bytes of messages that wait for tools.
+    pub tool_queue_bytes: Gauge,
     /// Messages taken from nodes, wills included.
     pub up_messages: Counter,
     /// Their payloads, in bytes.
@@ -90,8 +106,12 @@ pub struct Stats {
     pub in_flight_bytes: Arc<Gauge>,
     /// Sessions whose reading waits for the consumer.
     pub paused_sessions: Gauge,
-    /// Messages on the hub's own topics that nobody could hear.
+    /// Messages on the hub's own topics that no tool wanted to hear.
     pub hub_unheard: Counter,
+    /// Messages on the hub's own topics that were dropped because the plane was full.
+    pub hub_dropped: Counter,
+    /// Messages on the hub's own topics that wait in the plane, in bytes.
+    pub hub_in_flight_bytes: Arc<Gauge>,
     /// Times that a session's reading was paused.
     pub pauses: Counter,
     /// Messages written to nodes.
@@ -152,7 +172,7 @@ impl Gauge {
 
 impl Reason {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 27] = [
         Self::BadCredentials,
         Self::NotAuthorized,
         Self::Banned,
@@ -177,6 +197,9 @@ impl Reason {
         Self::TakenOver,
         Self::Kicked,
         Self::Shutdown,
+        Self::ToolSlow,
+        Self::FilterLimit,
+        Self::RouterReplaced,
     ];
 
     /// As a label of a metric.
@@ -207,6 +230,9 @@ impl Reason {
             Self::TakenOver => "taken_over",
             Self::Kicked => "kicked",
             Self::Shutdown => "shutdown",
+            Self::ToolSlow => "tool_slow",
+            Self::FilterLimit => "filter_limit",
+            Self::RouterReplaced => "router_replaced",
         }
     }
 }
@@ -217,11 +243,18 @@ impl Stats {
             connections: Gauge::default(),
             sessions: Gauge::default(),
             sessions_opened: Counter::default(),
+            tools: Gauge::default(),
+            tools_opened: Counter::default(),
+            tool_messages: Counter::default(),
+            tool_skipped: Counter::default(),
+            tool_queue_bytes: Gauge::default(),
             up_messages: Counter::default(),
             up_payload_bytes: Counter::default(),
             in_flight_bytes: Arc::default(),
             paused_sessions: Gauge::default(),
             hub_unheard: Counter::default(),
+            hub_dropped: Counter::default(),
+            hub_in_flight_bytes: Arc::default(),
             pauses: Counter::default(),
             down_messages: Counter::default(),
             down_in_flight_bytes: Arc::default(),

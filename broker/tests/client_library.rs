@@ -5,8 +5,11 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use fleet_broker::{Broker, Config, Credentials, Directory, Identity, Link, Refusal};
-use fleet_schemas::{NodeId, Topic, topic::Down};
+use fleet_broker::{Broker, Config, Credentials, Directory, Grants, Identity, Link, Refusal};
+use fleet_schemas::{
+    NodeId, Topic,
+    topic::{ALL_UP, Down},
+};
 
 struct Secret;
 
@@ -14,6 +17,9 @@ impl Directory for Secret {
     fn authenticate(&self, credentials: &Credentials<'_>) -> Result<Identity, Refusal> {
         if credentials.password != Some(b"secret") {
             return Err(Refusal::BadCredentials);
+        }
+        if credentials.user == Some("tool") {
+            return Ok(Identity::Tool(Grants { read: vec![ALL_UP.to_owned()], write: vec![] }));
         }
         NodeId::parse(credentials.user.unwrap_or_default())
             .map(Identity::Node)
@@ -78,4 +84,62 @@ fn mqtt_3_1_1() {
 #[test]
 fn mqtt_5() {
     gets_along!(rumqttc::v5, rumqttc::v5::mqttbytes::QoS::AtLeastOnce, rumqttc::v5::mqttbytes::v5::Packet);
+}
+
+/// A tool and a node of the same library; the node speaks once the tool's subscription was granted.
+macro_rules! hears {
+    ($($module:ident)::+, $qos:path, $packet:path) => {{
+        use $packet as Packet;
+        use $($module)::+::{Client, Event, MqttOptions};
+        const COUNT: u32 = 1_000;
+        let (broker, mut link) = plane();
+        let client = |id: &str, user: &str| {
+            let mut options = MqttOptions::new(id, "127.0.0.1", broker.mqtt_addr().port());
+            options.set_credentials(user, "secret").set_keep_alive(Duration::from_secs(5));
+            Client::new(options, 10)
+        };
+        let (tool, mut hearing) = client("dashboard", "tool");
+        tool.subscribe("fleet/v1/+/up/telemetry", $qos).unwrap();
+        let (mut next, mut node) = (0, None);
+        for event in hearing.iter() {
+            match event.unwrap() {
+                Event::Incoming(Packet::SubAck(_)) => {
+                    let (client, mut connection) = client("edge-1", "edge-1");
+                    node = Some(std::thread::spawn(move || {
+                        let speaking = std::thread::spawn(move || {
+                            for i in 0..COUNT {
+                                let topic = "fleet/v1/edge-1/up/telemetry";
+                                client.publish(topic, $qos, false, i.to_string()).unwrap();
+                            }
+                            client.disconnect().unwrap();
+                        });
+                        connection.iter().take_while(Result::is_ok).for_each(drop);
+                        speaking.join().unwrap();
+                    }));
+                }
+                Event::Incoming(Packet::Publish(publish)) => {
+                    assert_eq!(publish.payload, next.to_string());
+                    next += 1;
+                }
+                _ => {}
+            }
+            if next == COUNT {
+                break;
+            }
+        }
+        node.unwrap().join().unwrap();
+        assert_eq!(receive_one(&mut link), "0");
+        drop((tool, hearing));
+        broker.shutdown();
+    }};
+}
+
+#[test]
+fn a_tool_hears_in_mqtt_3_1_1() {
+    hears!(rumqttc, rumqttc::QoS::AtLeastOnce, rumqttc::Packet);
+}
+
+#[test]
+fn a_tool_hears_in_mqtt_5() {
+    hears!(rumqttc::v5, rumqttc::v5::mqttbytes::QoS::AtLeastOnce, rumqttc::v5::mqttbytes::v5::Packet);
 }

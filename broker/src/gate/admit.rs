@@ -10,22 +10,30 @@ use crate::{
     gate::{
         connect::{self, Connect, ConnectError},
         encode::{self, code},
-        session::Terms,
+        session::{Terms, tool::ToolKey},
         wire::{Unreadable, Version},
     },
-    identity::{Credentials, Directory, Identity, Refusal},
+    identity::{Credentials, Directory, Grants, Identity, Refusal},
     policy::{self, Denial},
     router::pipe::Parcel,
     stats::Reason,
 };
 
-/// A node that may open a session.
+/// Someone who may open a session.
 #[derive(Debug)]
 pub(crate) struct Admitted {
-    pub(crate) node: NodeId,
+    pub(crate) guest: Guest,
     pub(crate) terms: Terms,
     /// Told to an MQTT 5 client that asked for none or for too long a keepalive, in seconds.
     pub(crate) server_keepalive: Option<u16>,
+}
+
+/// Whose session it will be.
+#[derive(Debug)]
+pub(crate) enum Guest {
+    Node(NodeId),
+    /// The client id may be empty: the tool wants one to be given.
+    Tool(ToolKey, Grants),
 }
 
 /// A CONNECT that opens nothing.
@@ -40,12 +48,15 @@ pub(crate) struct Refused {
 /// half of these (a server may, MQTT 3.1.1 §3.1.2.10), or half-open sockets would stay for ever.
 const KEEPALIVE_MAX: u16 = 3_600;
 
-/// Judges the body of a CONNECT; `full` says whether there is no room for a session of this node.
+/// Longest client id of a tool, in bytes: a key that is logged.
+const CLIENT_ID_BYTES: usize = 128;
+
+/// Judges the body of a CONNECT; `full` says whether there is no room for a session of this guest.
 pub(crate) fn admit(
     body: &[u8],
     peer: SocketAddr,
     directory: &dyn Directory,
-    full: impl Fn(&NodeId) -> bool,
+    full: impl Fn(&Guest) -> bool,
 ) -> Result<Admitted, Refused> {
     let connect = connect::decode(body).map_err(unreadable)?;
     let version = connect.version;
@@ -55,24 +66,17 @@ pub(crate) fn admit(
     let credentials =
         Credentials { client_id: connect.client_id, user: connect.user, password: connect.password, peer };
     let identity = directory.authenticate(&credentials).map_err(|refusal| turned_away(version, refusal))?;
-    let node = match identity {
-        Identity::Node(node) => node,
-        // Nothing serves third-party sessions yet.
-        Identity::Tool(_) => return Err(turned_away(version, Refusal::NotAuthorized)),
-    };
-    if connect.client_id != node.as_str() {
-        return Err(turned_away(version, Refusal::ClientId));
-    }
-    if full(&node) {
+    let guest = guest(identity, &connect).map_err(|refusal| turned_away(version, refusal))?;
+    if full(&guest) {
         return Err(turned_away(version, Refusal::Busy));
     }
-    let will = will(&node, &connect)?;
+    let will = will(&guest, &connect)?;
     let asked = connect.keepalive;
     let keepalive = if asked == 0 { KEEPALIVE_MAX } else { asked.min(KEEPALIVE_MAX) };
     // A 3.1.1 client cannot be told another keepalive and keeps to its own.
     let silence = if version == Version::V4 { asked.max(keepalive) } else { keepalive };
     Ok(Admitted {
-        node,
+        guest,
         terms: Terms {
             version,
             keepalive: Duration::from_secs(u64::from(silence)),
@@ -84,8 +88,28 @@ pub(crate) fn admit(
     })
 }
 
-fn will(node: &NodeId, connect: &Connect<'_>) -> Result<Option<Parcel>, Refused> {
+fn guest(identity: Identity, connect: &Connect<'_>) -> Result<Guest, Refusal> {
+    match identity {
+        Identity::Node(node) if connect.client_id == node.as_str() => Ok(Guest::Node(node)),
+        Identity::Node(_) => Err(Refusal::ClientId),
+        Identity::Tool(grants) if grants == Grants::default() => Err(Refusal::NotAuthorized),
+        Identity::Tool(grants) => {
+            let (id, user) = (connect.client_id, connect.user.unwrap_or_default());
+            // MQTT 3.1.1 §3.1.3.1: whoever wants to be remembered has to have a name.
+            let nameless = id.is_empty() && connect.version == Version::V4 && !connect.clean;
+            if nameless || id.len() > CLIENT_ID_BYTES {
+                return Err(Refusal::ClientId);
+            }
+            Ok(Guest::Tool(ToolKey { user: user.to_owned(), client_id: id.to_owned() }, grants))
+        }
+    }
+}
+
+fn will(guest: &Guest, connect: &Connect<'_>) -> Result<Option<Parcel>, Refused> {
     let Some(will) = &connect.will else { return Ok(None) };
+    let Guest::Node(node) = guest else {
+        return Err(refused(connect.version, Reason::WillDenied, 0x05, code::NOT_AUTHORIZED));
+    };
     match policy::node_publish(node, will.topic, will.qos, will.retain) {
         Ok(topic) => Ok(Some(Parcel::new(topic, will.topic, will.payload))),
         Err(denial) => {

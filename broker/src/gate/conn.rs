@@ -5,16 +5,17 @@
 
 use std::{cell::RefCell, future, io, mem, net::SocketAddr, sync::Arc, time::Duration, time::Instant};
 
-use fleet_schemas::{NodeId, limits};
-use tokio::{io::AsyncWriteExt, net::TcpStream, pin, select, time};
+use fleet_schemas::limits;
+use tokio::{io::AsyncWriteExt, net::TcpStream, pin, select, task, time};
 
 use crate::{
     clock,
     gate::{
-        Gate, admit, encode,
-        frame::{Frame, FrameError, FrameReader},
+        Gate,
+        frame::{FrameError, FrameReader},
+        outlet::{self, Outlet},
         session::{Cut, Delivery, Effects, Session},
-        sessions::{Outlet, Slot},
+        sessions::Slot,
     },
     stats::Reason,
 };
@@ -35,7 +36,7 @@ enum Stage {
     Fresh,
     Open {
         session: Box<Session>,
-        outlet: Arc<Outlet>,
+        outlet: Outlet,
     },
     /// The last bytes are on their way; whether the peer is still there to read them.
     Closing {
@@ -106,7 +107,7 @@ pub(crate) async fn drive(stream: std::net::TcpStream, peer: SocketAddr, gate: A
     let timer = time::sleep_until(armed.into());
     pin!(timer);
     loop {
-        conn.serve_outlet(&stream, clock::now());
+        let more = conn.serve_outlet(&stream, clock::now());
         if let Stage::Closing { reachable } = conn.stage {
             if reachable {
                 linger(&mut stream, &conn.out).await;
@@ -118,7 +119,11 @@ pub(crate) async fn drive(stream: std::net::TcpStream, peer: SocketAddr, gate: A
             armed = wanted;
             timer.as_mut().reset(armed.into());
         }
-        match conn.wait(&stream, timer.as_mut()).await {
+        if more {
+            // What else is due here comes to its turn, and then the rest of the queue.
+            task::yield_now().await;
+        }
+        match conn.wait(&stream, timer.as_mut(), more).await {
             Wake::Outlet | Wake::Room => {}
             Wake::Readable => conn.read(&stream, clock::now()),
             Wake::Writable => conn.flush(&stream, clock::now()),
@@ -133,11 +138,11 @@ pub(crate) async fn drive(stream: std::net::TcpStream, peer: SocketAddr, gate: A
 }
 
 impl Conn {
-    async fn wait(&mut self, stream: &TcpStream, timer: std::pin::Pin<&mut time::Sleep>) -> Wake {
+    async fn wait(&mut self, stream: &TcpStream, timer: std::pin::Pin<&mut time::Sleep>, more: bool) -> Wake {
         self.balance(clock::now());
         let outlet = async {
             match &self.stage {
-                Stage::Open { outlet, .. } => outlet.wake.notified().await,
+                Stage::Open { outlet, .. } => outlet.wake().notified().await,
                 Stage::Fresh | Stage::Closing { .. } => future::pending().await,
             }
         };
@@ -149,6 +154,7 @@ impl Conn {
             _ = stream.readable(), if !self.paused && self.out.len() < OUT_READ => Wake::Readable,
             () = self.gate.up.wait_for_room(), if self.paused => Wake::Room,
             () = timer => Wake::Timer,
+            () = future::ready(()), if more => Wake::Outlet,
         }
     }
 
@@ -161,7 +167,7 @@ impl Conn {
 
     /// Pauses or resumes reading as the consumer's backlog wants it.
     fn balance(&mut self, now: Instant) {
-        let Stage::Open { session, .. } = &mut self.stage else { return };
+        let Stage::Open { session, outlet: Outlet::Node(_) } = &mut self.stage else { return };
         let pause = !self.gate.up.has_room();
         if pause != self.paused {
             self.paused = pause;
@@ -177,7 +183,8 @@ impl Conn {
     }
 
     fn read(&mut self, stream: &TcpStream, now: Instant) {
-        if matches!(self.stage, Stage::Open { .. }) && !self.gate.up.has_room() {
+        let speaks = matches!(self.stage, Stage::Open { outlet: Outlet::Node(_), .. });
+        if speaks && !self.gate.up.has_room() {
             return;
         }
         with_scratch(|bytes, effects| {
@@ -201,8 +208,10 @@ impl Conn {
                         _ if first.is_some_and(|first| first >> 4 != 1) => Reason::ConnectFirst,
                         Ok(None) => return,
                         Ok(Some(frame)) => {
-                            *stage = open(gate, *peer, &frame, now, effects);
-                            *busy = matches!(stage, Stage::Open { .. }).then(|| Busy::new(gate));
+                            if let Some((session, outlet)) = outlet::open(gate, *peer, &frame, now, effects) {
+                                *stage = Stage::Open { session: Box::new(session), outlet };
+                                *busy = Some(Busy::new(gate));
+                            }
                             continue;
                         }
                         Err(FrameError::TooLarge) => Reason::TooLarge,
@@ -240,26 +249,23 @@ impl Conn {
         });
     }
 
-    /// Takes what waits in the outlet as far as the session and the socket take it.
-    fn serve_outlet(&mut self, stream: &TcpStream, now: Instant) {
+    /// Takes what waits in the outlet as far as the session and the socket take it; says whether the socket would
+    /// take more.
+    fn serve_outlet(&mut self, stream: &TcpStream, now: Instant) -> bool {
         with_scratch(|_, effects| {
-            let Stage::Open { session, outlet } = &mut self.stage else { return };
+            let Stage::Open { session, outlet } = &mut self.stage else { return false };
+            let mut full = false;
             if let Some(cut) = outlet.cut_due() {
                 session.handle_cut(cut, effects);
                 if let Cut::Kicked(why) = cut {
-                    tracing::info!(node = %session.node(), why, "a session was ended");
+                    tracing::info!(who = %session.party(), why, "a session was ended");
                 }
             } else {
-                while session.can_deliver() && self.out.len() + effects.write.len() < OUT_DELIVER {
-                    let Some(parcel) = outlet.pop() else { break };
-                    match session.handle_delivery(&parcel, effects) {
-                        Delivery::Sent => self.gate.stats.down_messages.add(1),
-                        Delivery::Unwanted => self.gate.stats.down_unwanted.add(1),
-                    }
-                }
+                full = deliver(&self.gate, session, outlet, self.out.len(), effects);
             }
             self.apply(stream, effects, now);
-        });
+            full && self.out.is_empty()
+        })
     }
 
     /// Does what came out of the session, and leaves `effects` empty.
@@ -269,6 +275,12 @@ impl Conn {
             stats.up_messages.add(effects.publish.len());
             stats.up_payload_bytes.add(effects.publish.iter().map(|parcel| parcel.parts().1.len()).sum());
             self.gate.up.push(&mut effects.publish);
+        }
+        if let (Some(filters), Stage::Open { outlet: Outlet::Tool(outlet), .. }) =
+            (effects.listen.take(), &self.stage)
+            && self.gate.tools.listen(outlet, filters)
+        {
+            self.gate.ears.start(outlet.clone());
         }
         for reason in effects.notes.drain(..) {
             stats.note(reason, now, &self.who());
@@ -307,15 +319,14 @@ impl Conn {
 
     fn who(&self) -> String {
         match &self.stage {
-            Stage::Open { session, .. } => format!("{} at {}", session.node(), self.peer),
+            Stage::Open { session, .. } => format!("{} at {}", session.party(), self.peer),
             Stage::Fresh | Stage::Closing { .. } => self.peer.to_string(),
         }
     }
 
     fn close_session(&mut self, next: Stage) {
-        if let Stage::Open { session, outlet, .. } = &self.stage {
-            self.gate.sessions.close(session.node(), outlet);
-            self.gate.stats.sessions.sub(1);
+        if let Stage::Open { session, outlet } = &self.stage {
+            outlet.close(&self.gate, session.party());
             if self.paused {
                 self.gate.stats.paused_sessions.sub(1);
                 self.paused = false;
@@ -333,38 +344,47 @@ impl Drop for Conn {
 
 impl Busy {
     fn new(gate: &Arc<Gate>) -> Self {
-        gate.busy_enter();
+        gate.crowd.enter();
         Self(gate.clone())
     }
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.busy_leave();
+        self.0.crowd.leave();
     }
 }
 
-/// The first packet of a connection: a session, or the refusal.
-fn open(gate: &Arc<Gate>, peer: SocketAddr, frame: &Frame<'_>, now: Instant, effects: &mut Effects) -> Stage {
-    // A node that comes back while its old session still counts takes that one's place.
-    let full = |node: &NodeId| gate.sessions.len() >= gate.max_sessions && !gate.sessions.has(node);
-    let admitted = match admit::admit(frame.body, peer, &*gate.directory, full) {
-        Ok(admitted) => admitted,
-        Err(refused) => {
-            effects.write.extend_from_slice(&refused.answer);
-            effects.end = Some(Some(refused.reason));
-            return Stage::Fresh;
+/// Moves what waits for a session into `effects`, as far as the session takes it and up to a limit; says whether it
+/// stopped at the limit. `unsent` bytes wait for the socket already.
+fn deliver(
+    gate: &Gate,
+    session: &mut Session,
+    outlet: &Outlet,
+    unsent: usize,
+    effects: &mut Effects,
+) -> bool {
+    if let Outlet::Tool(outlet) = outlet {
+        session.handle_linked(outlet.linked(), effects);
+    }
+    while unsent + effects.write.len() < OUT_DELIVER {
+        match outlet {
+            Outlet::Node(outlet) => {
+                let Some(parcel) = session.can_deliver().then(|| outlet.pop()).flatten() else {
+                    return false;
+                };
+                match session.handle_delivery(&parcel, effects) {
+                    Delivery::Sent => gate.stats.down_messages.add(1),
+                    Delivery::Unwanted => gate.stats.down_unwanted.add(1),
+                }
+            }
+            Outlet::Tool(outlet) => match gate.tools.pop(outlet) {
+                Some(packets) => effects.write.extend_from_slice(&packets),
+                None => return false,
+            },
         }
-    };
-    let version = admitted.terms.version;
-    let Some(outlet) = gate.sessions.open(&admitted.node) else {
-        effects.end = Some(Some(Reason::Shutdown));
-        return Stage::Fresh;
-    };
-    encode::welcome(&mut effects.write, version, admitted.server_keepalive);
-    gate.stats.sessions.add(1);
-    gate.stats.sessions_opened.add(1);
-    Stage::Open { session: Box::new(Session::new(admitted.node, admitted.terms, now)), outlet }
+    }
+    true
 }
 
 /// Sends the last bytes, then reads what the peer still sends: closing a socket with unread bytes would reset the

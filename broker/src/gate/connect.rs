@@ -11,6 +11,8 @@ pub(crate) struct Connect<'a> {
     pub(crate) client_id: &'a str,
     pub(crate) user: Option<&'a str>,
     pub(crate) password: Option<&'a [u8]>,
+    /// Whether it wants to start afresh: what it always gets.
+    pub(crate) clean: bool,
     /// In seconds; 0 for none.
     pub(crate) keepalive: u16,
     pub(crate) will: Option<Will<'a>>,
@@ -105,6 +107,7 @@ fn decode_rest(version: Version, mut take: Take<'_>) -> Result<Connect<'_>, Unre
         client_id,
         user,
         password,
+        clean: flags & 2 != 0,
         keepalive,
         will,
         receive_max,

@@ -15,7 +15,11 @@ pub(crate) mod code {
     pub(crate) const BAD_AUTH_METHOD: u8 = 0x8C;
     pub(crate) const KEEP_ALIVE: u8 = 0x8D;
     pub(crate) const TAKEN_OVER: u8 = 0x8E;
+    pub(crate) const SERVER_BUSY: u8 = 0x89;
     pub(crate) const TOPIC_NAME: u8 = 0x90;
+    pub(crate) const QUOTA: u8 = 0x97;
+    /// SUBACK: no filter at all.
+    pub(crate) const FILTER: u8 = 0x8F;
     pub(crate) const ALIAS: u8 = 0x94;
     pub(crate) const TOO_LARGE: u8 = 0x95;
     pub(crate) const ADMINISTRATIVE: u8 = 0x98;
@@ -39,8 +43,14 @@ pub(crate) fn length(out: &mut Vec<u8>, mut n: usize) {
     }
 }
 
-/// CONNACK of an opened session: never a session present, and what is not offered (MQTT 5 §3.2.2.3).
-pub(crate) fn welcome(out: &mut Vec<u8>, version: Version, server_keepalive: Option<u16>) {
+/// CONNACK of an opened session: never a session present, and what is not offered (MQTT 5 §3.2.2.3). `assigned` is
+/// the client id given to a client that brought none.
+pub(crate) fn welcome(
+    out: &mut Vec<u8>,
+    version: Version,
+    server_keepalive: Option<u16>,
+    assigned: Option<&str>,
+) {
     if version == Version::V4 {
         return out.extend_from_slice(&[0x20, 2, 0, 0]);
     }
@@ -58,7 +68,13 @@ pub(crate) fn welcome(out: &mut Vec<u8>, version: Version, server_keepalive: Opt
         properties.push(0x13);
         properties.extend_from_slice(&seconds.to_be_bytes());
     }
+    if let Some(id) = assigned {
+        properties.push(0x12);
+        properties.extend_from_slice(&u16::try_from(id.len()).unwrap_or(0).to_be_bytes());
+        properties.extend_from_slice(id.as_bytes());
+    }
     out.push(0x20);
+    // The properties stay below 128 bytes, so their length is one byte.
     length(out, 3 + properties.len());
     out.extend_from_slice(&[0, 0]);
     length(out, properties.len());

@@ -1,7 +1,7 @@
 //! The door: listener, threads and everything between a socket and a session.
 //!
-//! Owns the sockets and the sessions of nodes. Never names the router: what nodes say goes into a [`Pipe`], what
-//! they are told comes through [`sessions::Sessions`].
+//! Owns the sockets and the sessions. Never names the router: what nodes say goes into a [`Pipe`], what they are
+//! told comes through [`sessions::Sessions`], what tools hear through [`tools::Tools`].
 
 use std::{
     io,
@@ -21,15 +21,22 @@ use tokio::{
     time,
 };
 
-use crate::{clock, identity::Directory, router::pipe::Pipe, stats::Stats};
+use crate::{
+    clock,
+    identity::Directory,
+    router::{ear::Ears, pipe::Pipe},
+    stats::Stats,
+};
 
 pub(crate) mod admit;
 pub(crate) mod conn;
 pub(crate) mod connect;
 pub(crate) mod encode;
 pub(crate) mod frame;
+pub(crate) mod outlet;
 pub(crate) mod session;
 pub(crate) mod sessions;
+pub(crate) mod tools;
 pub(crate) mod wire;
 
 /// What all connections share.
@@ -39,8 +46,17 @@ pub(crate) struct Gate {
     pub(crate) up: Arc<Pipe>,
     pub(crate) sessions: Arc<sessions::Sessions>,
     pub(crate) max_sessions: usize,
-    busy: AtomicUsize,
-    idle: Notify,
+    pub(crate) tools: Arc<tools::Tools>,
+    pub(crate) max_tool_filters: usize,
+    pub(crate) ears: Arc<Ears>,
+    pub(crate) crowd: Crowd,
+}
+
+/// Counts the sessions that are not over yet.
+#[derive(Default)]
+pub(crate) struct Crowd {
+    count: AtomicUsize,
+    empty: Notify,
 }
 
 /// The running threads.
@@ -57,37 +73,26 @@ const BACKLOG: u32 = 4_096;
 /// How long a full process (no file descriptors) waits before it accepts again.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
-impl Gate {
-    pub(crate) fn new(
-        directory: Arc<dyn Directory>,
-        stats: Arc<Stats>,
-        up: Arc<Pipe>,
-        sessions: Arc<sessions::Sessions>,
-        max_sessions: usize,
-    ) -> Self {
-        let (busy, idle) = (AtomicUsize::new(0), Notify::new());
-        Self { directory, stats, up, sessions, max_sessions, busy, idle }
+impl Crowd {
+    pub(crate) fn enter(&self) {
+        self.count.fetch_add(1, Ordering::AcqRel);
     }
 
-    pub(crate) fn busy_enter(&self) {
-        self.busy.fetch_add(1, Ordering::AcqRel);
-    }
-
-    pub(crate) fn busy_leave(&self) {
-        if self.busy.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.idle.notify_waiters();
+    pub(crate) fn leave(&self) {
+        if self.count.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.empty.notify_waiters();
         }
     }
 
-    async fn all_idle(&self) {
+    async fn all_gone(&self) {
         loop {
-            let idle = self.idle.notified();
-            tokio::pin!(idle);
-            idle.as_mut().enable();
-            if self.busy.load(Ordering::Acquire) == 0 {
+            let empty = self.empty.notified();
+            tokio::pin!(empty);
+            empty.as_mut().enable();
+            if self.count.load(Ordering::Acquire) == 0 {
                 return;
             }
-            idle.await;
+            empty.await;
         }
     }
 }
@@ -121,7 +126,7 @@ pub(crate) fn start(
             runtime.block_on(async {
                 // An error means that the other end is gone, which ends it just as well.
                 let _ = stopped.wait_for(|stop| *stop).await;
-                let _ = time::timeout(CLOSE, gate.all_idle()).await;
+                let _ = time::timeout(CLOSE, gate.crowd.all_gone()).await;
             });
             runtime.shutdown_background();
         };
@@ -134,6 +139,7 @@ impl Running {
     /// Stops listening, ends all sessions and joins the threads.
     pub(crate) fn stop(self, gate: &Gate) {
         gate.sessions.close_all();
+        gate.tools.close_all();
         self.stop.send_replace(true);
         for thread in self.threads {
             if thread.join().is_err() {

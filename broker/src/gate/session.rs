@@ -1,13 +1,18 @@
-//! A node's session after CONNACK: a pure state machine of packets, deliveries and time (MQTT 3.1.1 §4, MQTT 5 §4).
+//! A session after CONNACK: a pure state machine of packets, deliveries and time (MQTT 3.1.1 §4, MQTT 5 §4).
 //!
 //! Owns keepalive, will, subscriptions, acknowledgements and the in-flight window. Knows no socket, no runtime and
-//! no clock: every input carries `now`, and what is due comes out as [`Effects`].
+//! no clock: every input carries `now`, and what is due comes out as [`Effects`]. What a third-party session may is
+//! in `tool`; the rest is a node's.
 
-use std::time::{Duration, Instant};
+use std::{
+    fmt,
+    time::{Duration, Instant},
+};
 
 use fleet_schemas::NodeId;
 
 use crate::{
+    branch::Branches,
     gate::{
         encode::{self, code},
         frame::FrameError,
@@ -20,11 +25,14 @@ use crate::{
 
 #[cfg(test)]
 mod tests;
+pub(crate) mod tool;
 
-/// One opened session of a node.
+use tool::{Answer, Tool};
+
+/// One opened session.
 #[derive(Debug)]
 pub(crate) struct Session {
-    node: NodeId,
+    party: Party,
     version: Version,
     keepalive: Duration,
     last_packet: Instant,
@@ -37,6 +45,13 @@ pub(crate) struct Session {
     window: usize,
     packet_max: usize,
     last_id: u16,
+}
+
+/// Whose session it is.
+#[derive(Debug)]
+pub(crate) enum Party {
+    Node(NodeId),
+    Tool(Box<Tool>),
 }
 
 /// What CONNECT agreed on.
@@ -57,6 +72,8 @@ pub(crate) struct Effects {
     pub(crate) write: Vec<u8>,
     /// Messages for the hub, in order.
     pub(crate) publish: Vec<Parcel>,
+    /// The filters that a tool hears from now on; due before anything is written.
+    pub(crate) listen: Option<Vec<String>>,
     /// What went wrong without ending the session.
     pub(crate) notes: Vec<Reason>,
     /// The session ended; `None` for the client's own DISCONNECT.
@@ -75,21 +92,25 @@ pub(crate) enum Delivery {
 /// Why the gate ends a session that did nothing wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Cut {
-    /// The same node connected again (MQTT 5 §3.1.4).
+    /// The same node or tool connected again (MQTT 5 §3.1.4).
     TakenOver,
     /// An operator said so.
     Kicked(&'static str),
     /// The hub stops: the will stays unsaid, nobody is there to hear it.
     Shutdown,
+    /// A tool does not keep up.
+    Slow,
+    /// What a tool listened to is gone.
+    RouterReplaced,
 }
 
 /// Most QoS 1 messages to a node that it has not acknowledged.
 const WINDOW: u16 = 64;
 
 impl Session {
-    pub(crate) fn new(node: NodeId, terms: Terms, now: Instant) -> Self {
+    pub(crate) fn new(party: Party, terms: Terms, now: Instant) -> Self {
         Self {
-            node,
+            party,
             version: terms.version,
             keepalive: terms.keepalive,
             last_packet: now,
@@ -103,8 +124,8 @@ impl Session {
         }
     }
 
-    pub(crate) fn node(&self) -> &NodeId {
-        &self.node
+    pub(crate) fn party(&self) -> &Party {
+        &self.party
     }
 
     /// A whole packet came.
@@ -121,7 +142,7 @@ impl Session {
             Packet::Subscribe { identified: true, .. } => {
                 self.fail(Reason::NotOffered, code::SUBSCRIPTION_ID, out);
             }
-            Packet::Subscribe { id, filters, identified: false } => self.subscribe(id, &filters, out),
+            Packet::Subscribe { id, filters, identified: false } => self.subscribe(id, &filters, now, out),
             Packet::Unsubscribe { id, filters } => self.unsubscribe(id, &filters, out),
             Packet::Ping => encode::pingresp(&mut out.write),
             Packet::Disconnect { reason } => self.disconnect(reason, out),
@@ -147,6 +168,8 @@ impl Session {
         match cut {
             Cut::TakenOver => self.fail(Reason::TakenOver, code::TAKEN_OVER, out),
             Cut::Kicked(_) => self.fail(Reason::Kicked, code::ADMINISTRATIVE, out),
+            Cut::Slow => self.fail(Reason::ToolSlow, code::QUOTA, out),
+            Cut::RouterReplaced => self.fail(Reason::RouterReplaced, code::SHUTDOWN, out),
             Cut::Shutdown => {
                 self.will = None;
                 self.fail(Reason::Shutdown, code::SHUTDOWN, out);
@@ -183,9 +206,24 @@ impl Session {
         }
     }
 
+    /// The router listens to these branches for the session.
+    pub(crate) fn handle_linked(&mut self, branches: Branches, out: &mut Effects) {
+        if let Party::Tool(tool) = &mut self.party {
+            tool.linked(branches, out);
+        }
+    }
+
     /// When [`Self::handle_timeout`] is due.
     pub(crate) fn poll_timeout(&self) -> Instant {
-        self.next_ping.unwrap_or(self.last_packet + self.keepalive * 3 / 2)
+        let alive = self.next_ping.unwrap_or(self.last_packet + self.keepalive * 3 / 2);
+        self.link_by().map_or(alive, |link_by| link_by.min(alive))
+    }
+
+    fn link_by(&self) -> Option<Instant> {
+        match &self.party {
+            Party::Node(_) => None,
+            Party::Tool(tool) => tool.link_by(),
+        }
     }
 
     /// Time has come to `now`.
@@ -193,7 +231,9 @@ impl Session {
         if now < self.poll_timeout() {
             return;
         }
-        if self.next_ping.is_some() {
+        if self.link_by().is_some_and(|link_by| now >= link_by) {
+            self.fail(Reason::Unavailable, code::SERVER_BUSY, out);
+        } else if self.next_ping.is_some() {
             encode::pingresp(&mut out.write);
             self.next_ping = Some(now + self.keepalive / 2);
         } else {
@@ -207,7 +247,19 @@ impl Session {
         if publish.not_offered {
             return self.fail(Reason::NotOffered, code::ALIAS, out);
         }
-        match policy::node_publish(&self.node, publish.topic, publish.qos, publish.retain) {
+        let judged = match &self.party {
+            Party::Node(node) => policy::node_publish(node, publish.topic, publish.qos, publish.retain),
+            Party::Tool(tool) => {
+                return match tool.refuse(self.version, publish) {
+                    Answer::End(reason, code) => self.fail(reason, code, out),
+                    Answer::Refuse(code) => {
+                        out.notes.push(Reason::PublishDenied);
+                        encode::puback(&mut out.write, self.version, publish.id, code);
+                    }
+                };
+            }
+        };
+        match judged {
             Ok(topic) => {
                 out.publish.push(Parcel::new(topic, publish.topic, publish.payload));
                 if publish.qos > 0 {
@@ -230,10 +282,19 @@ impl Session {
         }
     }
 
-    fn subscribe(&mut self, id: u16, filters: &[(&str, u8)], out: &mut Effects) {
+    fn subscribe(&mut self, id: u16, filters: &[(&str, u8)], now: Instant, out: &mut Effects) {
+        let node = match &mut self.party {
+            Party::Node(node) => node,
+            Party::Tool(tool) => {
+                if !tool.subscribe(self.version, id, filters, now, out) {
+                    self.fail(Reason::FilterLimit, code::QUOTA, out);
+                }
+                return;
+            }
+        };
         let mut codes = Vec::with_capacity(filters.len());
         for (filter, qos) in filters {
-            codes.push(match (policy::node_subscribe(&self.node, filter), self.version) {
+            codes.push(match (policy::node_subscribe(node, filter), self.version) {
                 (Ok(down), _) => {
                     let granted = (*qos).min(1);
                     self.granted[down.index()] = Some(granted);
@@ -253,9 +314,13 @@ impl Session {
     }
 
     fn unsubscribe(&mut self, id: u16, filters: &[&str], out: &mut Effects) {
+        let node = match &mut self.party {
+            Party::Node(node) => node,
+            Party::Tool(tool) => return tool.unsubscribe(self.version, id, filters, out),
+        };
         let mut codes = Vec::with_capacity(filters.len());
         for filter in filters {
-            let held = policy::node_subscribe(&self.node, filter)
+            let held = policy::node_subscribe(node, filter)
                 .is_ok_and(|down| self.granted[down.index()].take().is_some());
             codes.push(if held { 0 } else { code::NO_SUBSCRIPTION });
         }
@@ -300,5 +365,14 @@ impl Session {
 
     fn say_will(&mut self, out: &mut Effects) {
         out.publish.extend(self.will.take());
+    }
+}
+
+impl fmt::Display for Party {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Node(node) => write!(f, "{node}"),
+            Self::Tool(tool) => write!(f, "tool {}", tool.key),
+        }
     }
 }

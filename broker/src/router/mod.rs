@@ -1,5 +1,5 @@
-//! The plane behind the gate: a supervised router, the threads that feed and hear it, and the two pipes that
-//! outlive it (DESIGN section 9).
+//! The plane behind the gate: a supervised router, the threads that feed and hear it, and the pipes that outlive
+//! it (DESIGN section 9).
 //!
 //! The rooms `wires` and `tap` are the only ones that name rumqttd. Knows sessions only as a place to deliver to.
 
@@ -14,12 +14,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{clock, gate::sessions::Sessions, stats::Stats};
+use crate::{
+    clock,
+    gate::{sessions::Sessions, tools::Tools},
+    stats::Stats,
+};
 
+pub(crate) mod ear;
 pub(crate) mod pipe;
 pub(crate) mod tap;
 pub(crate) mod wires;
 
+use ear::Ears;
 use pipe::{Parcel, Pipe};
 use tap::Tap;
 use wires::{Feed, Fuse, SpawnError, Wires};
@@ -28,8 +34,12 @@ use wires::{Feed, Fuse, SpawnError, Wires};
 pub(crate) struct Plane {
     pub(crate) up: Arc<Pipe>,
     pub(crate) down: Arc<Pipe>,
+    /// The hub's own topics: missed by whom they do not reach, so nothing of it is said twice.
+    pub(crate) news: Arc<Pipe>,
     pub(crate) stats: Arc<Stats>,
     sessions: Arc<Sessions>,
+    pub(crate) tools: Arc<Tools>,
+    pub(crate) ears: Arc<Ears>,
     budget: usize,
     hub: Mutex<Hub>,
     hub_changed: Condvar,
@@ -83,6 +93,8 @@ const END: Duration = Duration::from_secs(2);
 const END_STEP: Duration = Duration::from_millis(1);
 /// Bytes down in the router at once: it appends a whole batch before any reader runs (GATE-NOTES 4).
 const DOWN_WINDOW: usize = 1024 * 1024;
+/// Bytes of the hub's own topics that wait in the plane, above which more are dropped.
+const NEWS_BUDGET: usize = 8 * 1024 * 1024;
 /// Messages heard at once.
 const HEAR: usize = 4_096;
 
@@ -91,6 +103,7 @@ impl Plane {
     pub(crate) fn start(
         stats: Arc<Stats>,
         sessions: Arc<Sessions>,
+        tools: Arc<Tools>,
         budget: usize,
         down_budget: usize,
     ) -> Result<(Arc<Self>, Supervisor), StartError> {
@@ -98,14 +111,17 @@ impl Plane {
         let plane = Arc::new(Self {
             up: Arc::new(Pipe::new(budget, stats.in_flight_bytes.clone())),
             down: Arc::new(Pipe::new(down_budget, stats.down_in_flight_bytes.clone())),
+            news: Arc::new(Pipe::new(NEWS_BUDGET, stats.hub_in_flight_bytes.clone())),
             stats,
             sessions,
+            ears: Ears::new(tools.clone()),
+            tools,
             budget,
             hub: Mutex::default(),
             hub_changed: Condvar::new(),
             faults: Mutex::new(faults.clone()),
         });
-        let life = plane.enliven(0, wires::spawn(budget)?)?;
+        let life = plane.enliven(0, wires::spawn(budget, 0)?)?;
         let supervised = plane.clone();
         let thread = thread::Builder::new()
             .name("plane-watch".into())
@@ -143,9 +159,11 @@ impl Plane {
 
     /// Gives a new router its threads, its backlog and the hub's ear.
     fn enliven(self: &Arc<Self>, generation: u64, wires: Wires) -> io::Result<Life> {
-        let Wires { up, up_rx, hub_rx, down, down_rx, fuse } = wires;
+        let Wires { up, up_rx, hub_rx, down, down_rx, news, news_rx, linker, fuse } = wires;
         self.up.restart(generation, &self.stats.router_quarantined);
         self.down.restart(generation, &self.stats.router_quarantined);
+        self.news.forget();
+        self.news.restart(generation, &self.stats.router_quarantined);
         let heard = Arc::new(AtomicBool::new(false));
         let thread = |name: &str, run: Box<dyn FnOnce(&Self) + Send>| {
             let plane = self.clone();
@@ -153,9 +171,19 @@ impl Plane {
         };
         let probes = heard.clone();
         let (up_tap, down_tap) = (Tap::new(up_rx, generation), Tap::new(down_rx, generation));
+        let news_tap = Tap::new(news_rx, generation);
         let threads = vec![
             thread("up-watch", Box::new(move |plane| plane.hear_probes(up_tap, &probes)))?,
-            thread("down-hear", Box::new(move |plane| plane.hear_down(down_tap)))?,
+            thread(
+                "down-hear",
+                Box::new(move |plane| plane.hear(&plane.down, down_tap, |it| plane.sessions.deliver(it))),
+            )?,
+            // Tools hear for themselves; this one only says what has left the pipe.
+            thread("news-hear", Box::new(move |plane| plane.hear(&plane.news, news_tap, drop)))?,
+            thread(
+                "news-feed",
+                Box::new(move |plane| plane.feed(&plane.news, DOWN_WINDOW, generation, news)),
+            )?,
             thread("up-feed", Box::new(move |plane| plane.feed(&plane.up, usize::MAX, generation, up)))?,
             thread(
                 "down-feed",
@@ -164,6 +192,7 @@ impl Plane {
         ];
         self.hub().tap = Some(Tap::new(hub_rx, generation));
         self.hub_changed.notify_all();
+        self.ears.offer(linker);
         Ok(Life { generation, fuse, threads, heard, asked: None })
     }
 
@@ -188,6 +217,7 @@ impl Plane {
             }
             self.stats.router_rebuilds.add(1);
             tracing::error!(generation = life.generation, "the router is gone, a new one takes over");
+            self.ears.retract(life.generation);
             life.fuse.retire();
             match self.next_life(life.generation + 1, faults) {
                 Some(next) => life = next,
@@ -196,7 +226,9 @@ impl Plane {
         }
         self.up.close();
         self.down.close();
+        self.news.close();
         life.end();
+        self.ears.close(clock::now() + END);
         let mut hub = self.hub();
         hub.closed = true;
         hub.tap = None;
@@ -207,7 +239,7 @@ impl Plane {
     /// Spawns until there is a router again; `None` when the plane is to stop.
     fn next_life(self: &Arc<Self>, generation: u64, faults: &Receiver<Fault>) -> Option<Life> {
         loop {
-            let life = wires::spawn(self.budget).map_err(StartError::from);
+            let life = wires::spawn(self.budget, generation).map_err(StartError::from);
             match life.and_then(|wires| self.enliven(generation, wires).map_err(StartError::from)) {
                 Ok(life) => return Some(life),
                 Err(error) => tracing::error!(%error, "no new router yet"),
@@ -242,22 +274,20 @@ impl Plane {
         }
     }
 
-    fn hear_down(&self, mut tap: Tap) {
+    fn hear(&self, pipe: &Pipe, mut tap: Tap, deliver: impl Fn(Parcel)) {
         let (mut addresses, mut parcels) = (Vec::new(), Vec::new());
         loop {
             let gone = tap.collect(clock::now() + LOOK, HEAR, &mut addresses).is_err();
-            let Ok(outcome) = self.down.receive(tap.generation(), &addresses, &mut parcels) else { return };
+            let Ok(outcome) = pipe.receive(tap.generation(), &addresses, &mut parcels) else { return };
             addresses.clear();
             self.stats.router_recovered.add(outcome.recovered);
             self.stats.router_foreign.add(outcome.foreign);
-            self.down.taken(parcels.len());
-            for parcel in parcels.drain(..) {
-                self.sessions.deliver(parcel);
-            }
+            pipe.taken(parcels.len());
+            parcels.drain(..).for_each(&deliver);
             if gone {
                 return self.report_gone(tap.generation());
             }
-            if !self.down.is_current(tap.generation()) {
+            if !pipe.is_current(tap.generation()) {
                 return;
             }
         }

@@ -260,6 +260,16 @@ impl Pipe {
         }
     }
 
+    /// Lets go of what was handed over: it is not worth saying twice.
+    pub(crate) fn forget(&self) {
+        let mut state = self.lock();
+        state.received = state.handed;
+        state.in_router = 0;
+        let count = state.handed;
+        drop(state);
+        self.taken(count);
+    }
+
     /// A new router takes over: everything handed over and not received goes to it, but for what was in flight at
     /// [`DEATHS`] deaths, which never sees a router again.
     pub(crate) fn restart(&self, generation: u64, quarantined: &Counter) {

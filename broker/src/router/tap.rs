@@ -1,4 +1,4 @@
-//! The hearing half of a link to the router: gives the addresses of the messages that came out of it.
+//! The hearing half of a link to the router: gives what came out of it, or the addresses of it.
 //!
 //! Owns the manners of a link: spurious wake-ups, and the answer to every pause notice.
 
@@ -9,9 +9,25 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rumqttd::{Notification, local::LinkRx};
+use bytes::Bytes;
+use rumqttd::{Forward, Notification, local::LinkRx};
 
 use crate::{clock, router::wires::Gone};
+
+/// What comes out of a link.
+pub(super) enum Heard {
+    Letter(Letter),
+    /// The router did what the link asked for.
+    Answer,
+}
+
+/// A message as the router has it: these bytes are its own, or the up path's.
+pub(super) struct Letter {
+    pub(super) topic: Bytes,
+    pub(super) payload: Bytes,
+    /// Its place in the log of its filter, counted without gaps.
+    pub(super) offset: Option<u64>,
+}
 
 /// A link's receiver and the generation of its router.
 pub(crate) struct Tap {
@@ -39,17 +55,35 @@ impl Tap {
         max: usize,
         addresses: &mut Vec<usize>,
     ) -> Result<(), Gone> {
+        self.hear(deadline, max, &mut |heard| match heard {
+            Heard::Letter(letter) => addresses.push(letter.topic.as_ptr().addr()),
+            Heard::Answer => {}
+        })
+    }
+
+    /// Like [`Self::collect`], whatever comes.
+    pub(super) fn hear(
+        &mut self,
+        deadline: Instant,
+        max: usize,
+        see: &mut impl FnMut(Heard),
+    ) -> Result<(), Gone> {
         let past = clock::now();
-        let mut until = deadline;
-        while addresses.len() < max {
+        let (mut until, mut count) = (deadline, 0);
+        while count < max {
             match self.link.recv_deadline(until) {
-                Ok(Some(Notification::Forward(forward))) => {
-                    addresses.push(forward.publish.topic.as_ptr().addr());
-                    until = past;
+                Ok(Some(Notification::Forward(Forward { publish, cursor, .. }))) => {
+                    let offset = cursor.map(|(_, offset)| offset);
+                    see(Heard::Letter(Letter { topic: publish.topic, payload: publish.payload, offset }));
+                    (until, count) = (past, count + 1);
+                }
+                Ok(Some(Notification::DeviceAck(_))) => {
+                    see(Heard::Answer);
+                    (until, count) = (past, count + 1);
                 }
                 Ok(Some(Notification::Unschedule)) => self.answer()?,
                 Ok(Some(Notification::Disconnect(..))) => return Err(Gone),
-                // Acknowledgements of our own subscription, and wake-ups without cause.
+                // Wake-ups without cause.
                 Ok(_) => {}
                 Err(_) if clock::now() >= until => break,
                 Err(_) => return Err(Gone),

@@ -1,4 +1,4 @@
-//! One router of rumqttd and the four links to it; with `tap` the only place that names rumqttd.
+//! One router of rumqttd and the plane's links to it; with `tap` the only place that names rumqttd.
 //!
 //! Owns how a router is built, fed, probed and retired. Knows nothing of what it carries.
 
@@ -6,11 +6,13 @@ use std::{
     collections::BTreeSet,
     error,
     panic::{self, PanicHookInfo},
+    pin::pin,
     sync::{
         Mutex, Once, PoisonError,
         atomic::{AtomicUsize, Ordering},
         mpsc,
     },
+    task::{Context, Waker},
     thread,
     time::Duration,
 };
@@ -19,10 +21,13 @@ use fleet_schemas::topic::{ALL_DOWN, ALL_UP};
 use rumqttd::{
     Router, RouterConfig,
     local::{LinkBuilder, LinkRx, LinkTx},
-    protocol::{Packet, Publish},
+    protocol::{Disconnect, DisconnectReasonCode, Packet, Publish},
 };
 
-use crate::router::pipe::Parcel;
+use crate::{
+    branch::Branch,
+    router::{pipe::Parcel, tap::Tap},
+};
 
 /// A spawned router with its links.
 pub(super) struct Wires {
@@ -36,11 +41,27 @@ pub(super) struct Wires {
     pub(super) down: Feed,
     /// Hears all that nodes are told.
     pub(super) down_rx: LinkRx,
+    /// Publishes the hub's own topics.
+    pub(super) news: Feed,
+    /// Hears that they went through.
+    pub(super) news_rx: LinkRx,
+    pub(super) linker: Linker,
     pub(super) fuse: Fuse,
 }
 
 /// The publishing half of a link.
 pub(super) struct Feed(LinkTx);
+
+/// Makes more links to a router, for those that come and go.
+pub(super) struct Linker {
+    link: Box<Build>,
+    generation: u64,
+}
+
+type Build = dyn Fn(&str) -> Result<(LinkTx, LinkRx), SpawnError> + Send + Sync;
+
+/// The asking half of such a link.
+pub(super) struct Ask(LinkTx);
 
 /// Probes a router and retires it.
 pub(super) struct Fuse {
@@ -67,7 +88,7 @@ const PROBE: &str = "gate/probe";
 const RETIRE: &str = "é";
 /// The name of threads that build links: they come and go.
 const LINKER: &str = "router-linker";
-/// Links of nodes do not exist: four for the plane, the rest for third-party sessions.
+/// Links of nodes do not exist: a few for the plane, the rest for third-party sessions.
 const CONNECTIONS: usize = 1_024;
 /// Messages the router reads from its log at once, the size of a link's own buffer.
 const READ_AT_ONCE: u64 = 200;
@@ -78,7 +99,7 @@ const SEGMENT_BYTES_MIN: usize = 1024 * 1024;
 const BUILD: Duration = Duration::from_secs(5);
 
 /// Spawns a router whose logs hold `budget` bytes unread, and links to it.
-pub(super) fn spawn(budget: usize) -> Result<Wires, SpawnError> {
+pub(super) fn spawn(budget: usize, generation: u64) -> Result<Wires, SpawnError> {
     static ROUTERS: AtomicUsize = AtomicUsize::new(0);
     quiet_retirement();
     let config = RouterConfig {
@@ -92,26 +113,33 @@ pub(super) fn spawn(budget: usize) -> Result<Wires, SpawnError> {
     let (built, wires) = mpsc::channel();
     let build = move || {
         // Nobody waits any more if this comes too late.
-        let _ = built.send(link(id, config));
+        let _ = built.send(link(id, config, generation));
     };
     thread::Builder::new().name(LINKER.into()).spawn(build).map_err(|e| SpawnError(e.into()))?;
     wires.recv_timeout(BUILD).map_err(|e| SpawnError(e.into()))?
 }
 
-fn link(id: usize, config: RouterConfig) -> Result<Wires, SpawnError> {
+fn link(id: usize, config: RouterConfig, generation: u64) -> Result<Wires, SpawnError> {
     let events = Router::new(id, config).spawn();
     let build =
         |name| LinkBuilder::new(name, events.clone()).build().map_err(|e| SpawnError(e.to_string().into()));
-    let subscribe = |link: &mut LinkTx, filter| {
+    let subscribe = |link: &mut LinkTx, filter: &str| {
         link.subscribe(filter).map(drop).map_err(|e| SpawnError(e.to_string().into()))
     };
     let (mut hub, hub_rx, _) = build("fleet-hub")?;
     let (mut down, down_rx, _) = build("fleet-down")?;
     let (mut up, up_rx, _) = build("fleet-up")?;
+    let (mut news, news_rx, _) = build("fleet-news")?;
     let (fuse, _, _) = build("fleet-fuse")?;
     subscribe(&mut hub, ALL_UP)?;
     subscribe(&mut down, ALL_DOWN)?;
+    subscribe(&mut news, &Branch::Hub.filter())?;
     subscribe(&mut up, PROBE)?;
+    let linking = events.clone();
+    let link = Box::new(move |name: &str| {
+        let link = LinkBuilder::new(name, linking.clone()).build();
+        link.map(|(tx, rx, _)| (tx, rx)).map_err(|e| SpawnError(e.to_string().into()))
+    });
     let ending = events.clone();
     let retire = Box::new(move || {
         let events = ending.clone();
@@ -127,7 +155,18 @@ fn link(id: usize, config: RouterConfig) -> Result<Wires, SpawnError> {
         }
     });
     let fuse = Fuse { link: fuse, dead: Box::new(move || events.is_disconnected()), retire };
-    Ok(Wires { up: Feed(up), up_rx, hub_rx, down: Feed(down), down_rx, fuse })
+    let linker = Linker { link, generation };
+    Ok(Wires {
+        up: Feed(up),
+        up_rx,
+        hub_rx,
+        down: Feed(down),
+        down_rx,
+        news: Feed(news),
+        news_rx,
+        linker,
+        fuse,
+    })
 }
 
 impl Feed {
@@ -143,6 +182,33 @@ impl Feed {
         drop(buffer);
         // The last one also tells the router to look.
         self.0.publish(last.text(), last.payload()).map(drop).map_err(|_| Gone)
+    }
+}
+
+impl Linker {
+    pub(super) fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// A new link under a name that no other has. Hangs for ever if the router dies meanwhile.
+    pub(super) fn link(&self, name: &str) -> Result<(Ask, Tap), SpawnError> {
+        let (tx, rx) = (self.link)(name)?;
+        Ok((Ask(tx), Tap::new(rx, self.generation)))
+    }
+}
+
+impl Ask {
+    /// Asks for what a filter matches; the answer comes out of the tap.
+    pub(super) fn subscribe(&mut self, filter: String) -> Result<(), Gone> {
+        self.0.subscribe(filter).map(drop).map_err(|_| Gone)
+    }
+
+    /// Gives the link up; its tap has to be gone, for the router panics if it is answered after this.
+    pub(super) fn leave(mut self) {
+        let reason_code = DisconnectReasonCode::NormalDisconnection;
+        let leave = pin!(self.0.send(Packet::Disconnect(Disconnect { reason_code }, None)));
+        // It sends at once, whatever its signature says; a router that is gone needs no word.
+        let _ = leave.poll(&mut Context::from_waker(Waker::noop()));
     }
 }
 

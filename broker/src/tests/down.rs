@@ -118,3 +118,14 @@ fn a_node_that_is_gone_while_much_waits_for_it_is_noticed_at_once() {
     drop(gone);
     until("the session ended", || stats.sessions.get() == 0);
 }
+
+#[test]
+fn a_queue_longer_than_one_write_goes_out_without_another_reason_to_look() {
+    let (broker, link) = plane();
+    let mut client = listening(&broker, V4, "edge-1", 0);
+    let messages = (0..200_u8).map(|i| (ack("edge-1"), Bytes::from(vec![i; 2_000])));
+    assert_eq!(link.publisher().publish_many(messages), 200);
+    for i in 0..200_u8 {
+        assert_eq!(client.read().expect("the session lives").1.last(), Some(&i));
+    }
+}

@@ -22,6 +22,7 @@ mod budget;
 mod down;
 mod protocol;
 mod rebuild;
+mod tools;
 mod up;
 
 pub(crate) use Version::{V4, V5};
@@ -37,6 +38,15 @@ impl Directory for Fleet {
             "tool" => return Ok(Identity::Tool(crate::Grants::default())),
             "later" => return Err(Refusal::Unavailable),
             _ => {}
+        }
+        if credentials.password == Some(b"tool") {
+            let read = |filters: &[&str]| filters.iter().map(ToString::to_string).collect();
+            let (read, write) = match user {
+                "grafana" => (read(&["fleet/v1/+/up/#"]), vec![]),
+                "nodered" => (read(&["fleet/v1/#"]), read(&["fleet/v1/#"])),
+                _ => return Err(Refusal::BadCredentials),
+            };
+            return Ok(Identity::Tool(crate::Grants { read, write }));
         }
         if credentials.password != Some(format!("secret-{user}").as_bytes()) {
             return Err(Refusal::BadCredentials);

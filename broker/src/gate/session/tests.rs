@@ -24,13 +24,13 @@ fn down(payload: &[u8]) -> Parcel {
 fn session(version: Version, now: Instant) -> Session {
     let terms =
         Terms { version, keepalive: second(10), will: Some(up(b"will")), receive_max: 3, packet_max: 100 };
-    Session::new(NodeId::parse("me").unwrap(), terms, now)
+    Session::new(Party::Node(NodeId::parse("me").unwrap()), terms, now)
 }
 
 fn subscribed(version: Version, now: Instant, qos: u8) -> Session {
     let mut session = session(version, now);
     let filters = [("fleet/v1/me/down/#", qos)];
-    session.subscribe(1, &filters, &mut Effects::default());
+    session.subscribe(1, &filters, now, &mut Effects::default());
     session
 }
 

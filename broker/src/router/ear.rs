@@ -1,0 +1,288 @@
+//! The ears of third-party sessions: each hears the router over a link and a thread of its own, copies what its
+//! session subscribed to, and is gone with the session.
+//!
+//! Owns the manners of links that come and go (DESIGN section 9): `build` may hang beside a dying router and then
+//! keeps its thread only; nothing is written to a link after its DISCONNECT; names are used again, because a router
+//! remembers every name it has seen. An ear never waits for its session's socket.
+
+use std::{
+    io,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    branch::Branch,
+    clock,
+    gate::{
+        encode,
+        session::Cut,
+        tools::{Ended, Outlet, Tools},
+    },
+    policy,
+    router::{
+        tap::{Heard, Letter, Tap},
+        wires::{Gone, Linker},
+    },
+};
+
+/// All ears, and the router they hear.
+pub(crate) struct Ears {
+    state: Mutex<State>,
+    changed: Condvar,
+    tools: Arc<Tools>,
+}
+
+#[derive(Default)]
+struct State {
+    linker: Option<Arc<Linker>>,
+    /// Names that are free to be used again, by number.
+    names: Vec<usize>,
+    named: usize,
+    alive: usize,
+    closed: bool,
+}
+
+/// One ear at work.
+struct Ear<'a> {
+    outlet: &'a Outlet,
+    tools: &'a Tools,
+    /// Where each branch's log goes on; a router that laps a slow reader jumps ahead without a word.
+    next: [Option<u64>; Branch::ALL.len()],
+    packets: Vec<u8>,
+}
+
+/// Why an ear stops.
+#[derive(Debug, PartialEq, Eq)]
+enum Deaf {
+    /// Its session is over.
+    Ended,
+    /// The router is gone.
+    Gone,
+    /// The router dropped messages that it had not yet heard.
+    Lapped,
+}
+
+/// An ear looks up at least this often, to see what its session wants now.
+const LOOK: Duration = Duration::from_millis(100);
+/// How long a session waits for a router to link to.
+const LINK: Duration = Duration::from_secs(5);
+/// Messages heard at once: what the router puts into a link at once.
+const HEAR: usize = 256;
+/// Packets are passed on in pieces of about this size.
+const CHUNK: usize = 64 * 1024;
+
+impl Ears {
+    pub(crate) fn new(tools: Arc<Tools>) -> Arc<Self> {
+        Arc::new(Self { state: Mutex::default(), changed: Condvar::new(), tools })
+    }
+
+    /// Starts to hear for a session. Never waits; what goes wrong ends the session.
+    pub(crate) fn start(self: &Arc<Self>, outlet: Arc<Outlet>) {
+        self.state().alive += 1;
+        let (ears, heard) = (self.clone(), outlet.clone());
+        let run = move || {
+            ears.hear_for(&heard);
+            ears.state().alive -= 1;
+            ears.changed.notify_all();
+        };
+        if let Err(error) = thread::Builder::new().name("tool-ear".into()).spawn(run) {
+            self.failed(&error, &outlet);
+        }
+    }
+
+    fn failed(&self, error: &io::Error, outlet: &Outlet) {
+        tracing::error!(%error, "nothing can hear for a tool");
+        self.state().alive -= 1;
+        outlet.cut(Cut::RouterReplaced);
+    }
+
+    /// The router of this generation is gone: sessions that heard it end, and come back to the next one.
+    pub(super) fn retract(&self, generation: u64) {
+        let mut state = self.state();
+        if state.linker.as_ref().is_some_and(|linker| linker.generation() == generation) {
+            state.linker = None;
+        }
+        drop(state);
+        self.tools.cut_hearers(generation);
+    }
+
+    /// There is a router to hear.
+    pub(super) fn offer(&self, linker: Linker) {
+        self.state().linker = Some(Arc::new(linker));
+        self.changed.notify_all();
+    }
+
+    /// Ends all sessions, and waits until `deadline` for their threads.
+    pub(super) fn close(&self, deadline: Instant) {
+        self.tools.close_all();
+        let mut state = self.state();
+        state.linker = None;
+        state.closed = true;
+        self.changed.notify_all();
+        while state.alive > 0 {
+            let left = deadline.saturating_duration_since(clock::now());
+            if left.is_zero() {
+                return tracing::warn!(count = state.alive, "ears of tools did not end");
+            }
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Threads that hear.
+    #[cfg(test)]
+    pub(crate) fn alive(&self) -> usize {
+        self.state().alive
+    }
+
+    /// Names that this router has seen.
+    #[cfg(test)]
+    pub(crate) fn named(&self) -> usize {
+        self.state().named
+    }
+
+    fn hear_for(&self, outlet: &Outlet) {
+        let Some((linker, number)) = self.router(outlet) else { return outlet.cut(Cut::RouterReplaced) };
+        let generation = linker.generation();
+        let Ok((mut ask, mut tap)) = linker.link(&format!("fleet-tool-{number}")) else {
+            return self.retract(generation);
+        };
+        drop(linker);
+        let mut ear = Ear { outlet, tools: &self.tools, next: [None; 3], packets: Vec::new() };
+        match ear.hear(&mut |branch| ask.subscribe(branch.filter()), &mut tap) {
+            Deaf::Ended => {}
+            Deaf::Gone => self.retract(generation),
+            Deaf::Lapped => outlet.cut(Cut::Slow),
+        }
+        // The tap answers pause notices: it has to be gone before the link is.
+        drop(tap);
+        ask.leave();
+        self.state().names.push(number);
+    }
+
+    /// A router to link to, and a name to do it under; waits for a new one, but not for ever.
+    fn router(&self, outlet: &Outlet) -> Option<(Arc<Linker>, usize)> {
+        let deadline = clock::now() + LINK;
+        let mut state = self.state();
+        loop {
+            if let Some(linker) = state.linker.clone() {
+                // Under the lock: whoever retracts the router afterwards has to see it.
+                outlet.set_hears(linker.generation());
+                let number = state.names.pop().unwrap_or(state.named);
+                state.named = state.named.max(number + 1);
+                return Some((linker, number));
+            }
+            let left = deadline.saturating_duration_since(clock::now());
+            if left.is_zero() || state.closed {
+                return None;
+            }
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Ear<'_> {
+    /// Hears until it cannot or need not any more.
+    fn hear(&mut self, ask: &mut dyn FnMut(Branch) -> Result<(), Gone>, tap: &mut Tap) -> Deaf {
+        loop {
+            if let Err(deaf) = self.listen(ask, tap) {
+                return deaf;
+            }
+        }
+    }
+
+    fn listen(&mut self, ask: &mut dyn FnMut(Branch) -> Result<(), Gone>, tap: &mut Tap) -> Result<(), Deaf> {
+        let mut linked = self.outlet.linked();
+        let (wanted, _) = self.outlet.wanted()?;
+        for branch in Branch::ALL.into_iter().filter(|branch| wanted.has(*branch)) {
+            if !linked.has(branch) {
+                ask(branch)?;
+                self.await_answer(tap)?;
+                linked.add(branch);
+            }
+        }
+        if linked != self.outlet.linked() {
+            self.outlet.set_linked(linked);
+        }
+        let mut letters = Vec::new();
+        tap.hear(clock::now() + LOOK, HEAR, &mut |heard| match heard {
+            Heard::Letter(letter) => letters.push(letter),
+            Heard::Answer => {}
+        })?;
+        self.pass_on(&letters)
+    }
+
+    /// Waits until the router has subscribed the link; what is heard meanwhile is passed on.
+    fn await_answer(&mut self, tap: &mut Tap) -> Result<(), Deaf> {
+        let deadline = clock::now() + LINK;
+        let mut answered = false;
+        while !answered {
+            let mut letters = Vec::new();
+            // One at a time, so that it returns with the answer.
+            tap.hear(clock::now() + LOOK, 1, &mut |heard| match heard {
+                Heard::Letter(letter) => letters.push(letter),
+                Heard::Answer => answered = true,
+            })?;
+            self.pass_on(&letters)?;
+            if clock::now() >= deadline {
+                return Err(Deaf::Gone);
+            }
+        }
+        Ok(())
+    }
+
+    fn pass_on(&mut self, letters: &[Letter]) -> Result<(), Deaf> {
+        // Asked after hearing: a filter that was acknowledged to the tool counts for all that came later.
+        let (_, filters) = self.outlet.wanted()?;
+        for letter in letters {
+            let Ok(topic) = str::from_utf8(&letter.topic) else { continue };
+            self.follow(Branch::of(topic), letter.offset)?;
+            if filters.iter().any(|filter| policy::covers(filter, topic)) {
+                self.copy(letter)?;
+            }
+        }
+        self.flush()
+    }
+
+    /// Notices a jump in a branch's log.
+    fn follow(&mut self, branch: Branch, offset: Option<u64>) -> Result<(), Deaf> {
+        let Some(offset) = offset else { return Ok(()) };
+        let next = self.next[branch as usize].replace(offset + 1);
+        if next.is_none_or(|next| next == offset) { Ok(()) } else { Err(Deaf::Lapped) }
+    }
+
+    fn copy(&mut self, letter: &Letter) -> Result<(), Deaf> {
+        let Outlet { version, packet_max, .. } = *self.outlet;
+        if encode::publish_size(version, &letter.topic, &letter.payload, 0) > packet_max {
+            self.tools.skipped();
+            return Ok(());
+        }
+        encode::publish(&mut self.packets, version, &letter.topic, &letter.payload, 0, 0);
+        self.tools.copied();
+        if self.packets.len() < CHUNK { Ok(()) } else { self.flush() }
+    }
+
+    fn flush(&mut self) -> Result<(), Deaf> {
+        if self.packets.is_empty() {
+            return Ok(());
+        }
+        Ok(self.tools.queue(self.outlet, std::mem::take(&mut self.packets))?)
+    }
+}
+
+impl From<Ended> for Deaf {
+    fn from(Ended: Ended) -> Self {
+        Self::Ended
+    }
+}
+
+impl From<Gone> for Deaf {
+    fn from(Gone: Gone) -> Self {
+        Self::Gone
+    }
+}
