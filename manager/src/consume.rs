@@ -9,6 +9,7 @@ mod speak;
 use std::{
     collections::BTreeMap,
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    time::Duration,
 };
 
 use fleet_schemas::{Lane, NodeId, StoreId, Topic, cbor::Unpacker};
@@ -19,8 +20,9 @@ use crate::{
         fleet::{Fleet, Node, NodeNo},
         intake::{self, Effects},
         ledger::Counters,
-        mark::Mark,
+        mark::{self, Mark},
         registry::{self, Intent, RegistryError},
+        time::millis,
     },
     store::{
         disk::Disk,
@@ -33,6 +35,10 @@ pub use speak::{FeedItem, Spoken, StoredEvent};
 
 /// Batches a node may have in flight while the hub keeps up.
 pub const CREDIT: u32 = fleet_schemas::limits::IN_FLIGHT_BATCHES;
+
+/// How long the row of a stream that is over is kept by itself: long enough to know it again when an old card comes
+/// back.
+const FOLD_AFTER: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// The stores failed. The text fits after "failed to ": nothing was acked.
 #[derive(Debug, thiserror::Error)]
@@ -233,6 +239,34 @@ impl Consumer {
         Ok(())
     }
 
+    /// Folds the rows of streams that have been over for long into one row per node and lane.
+    ///
+    /// # Errors
+    /// [`Error`]: as of [`Consumer::consume`].
+    pub fn fold(&mut self, now: Now) -> Result<(), Error> {
+        let before_ms = now.wall_ms.saturating_sub(millis(FOLD_AFTER));
+        let mut effects = Effects::default();
+        let mut commit = Commit::default();
+        let mut forgotten = Vec::new();
+        for node in self.shared.clone().fleet_mut().nodes.values_mut() {
+            for (lane, stream) in node.fold(before_ms) {
+                effects.marks.insert((node.record.id.clone(), lane, mark::FOLDED));
+                match lane {
+                    Lane::Telemetry | Lane::Backfill => {
+                        forgotten.push(MarkKey { node: node.number, lane, stream })
+                    }
+                    Lane::Event | Lane::Command => commit.folded.push((node.number, lane, stream)),
+                }
+            }
+        }
+        if effects.marks.is_empty() {
+            return Ok(());
+        }
+        let marks = self.state_commit(&effects, Vec::new()).marks;
+        self.shared.state().apply(&Commit { marks, ..commit })?;
+        self.commit_telemetry(&effects, &forgotten)
+    }
+
     /// Takes a group of messages and intents; commits; returns what may be said now.
     ///
     /// # Errors
@@ -274,7 +308,7 @@ impl Consumer {
         if let Some(highest) = commit.nodes.iter().map(|(number, _)| *number).max() {
             self.highest_node = self.highest_node.max(highest);
         }
-        self.commit_telemetry(&effects)?;
+        self.commit_telemetry(&effects, &[])?;
         Ok(speak::speak(&self.shared, effects, commit.events, first_event, outcomes, credit, now))
     }
 
@@ -317,7 +351,7 @@ impl Consumer {
         commit
     }
 
-    fn commit_telemetry(&self, effects: &Effects) -> Result<(), Error> {
+    fn commit_telemetry(&self, effects: &Effects, forgotten: &[MarkKey]) -> Result<(), Error> {
         let samples = |lane: &Lane| lane.carries_samples();
         let marks = effects.marks.iter().any(|(_, lane, _)| samples(lane));
         if !marks && !effects.booked.keys().any(|(_, lane)| samples(lane)) {
@@ -357,6 +391,7 @@ impl Consumer {
             }
         }
         drop(fleet);
+        forgotten.iter().for_each(|key| write.remove_mark(*key));
         write.commit()?;
         Ok(())
     }

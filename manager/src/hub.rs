@@ -154,6 +154,7 @@ pub fn start(
         refusals,
         stop: stop.clone(),
         observer,
+        logged: std::collections::BTreeMap::new(),
     };
     let consumer = thread::Builder::new().name("consumer".to_owned()).spawn(move || rounds.run())?;
     let tidier =

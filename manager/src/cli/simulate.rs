@@ -56,7 +56,7 @@ pub(super) fn run(args: &SimulateArgs, out: Out) -> Result<(), Failure> {
             let report = serde_json::json!({
                 "seeds": seeds, "accepted": accepted, "settled_after_ms": longest, "wrong": wrong,
             });
-            out.print(&output::json(&report));
+            out.print(&output::json(&report))?;
         }
         Format::Table => {
             println!(

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     ledger::{self, Account, Counters},
-    mark::Mark,
+    mark::{self, Mark},
     presence::Presence,
     time::Boots,
 };
@@ -141,6 +141,21 @@ impl Node {
         self.marks.values().map(Mark::at_edge).sum::<u64>() + pending
     }
 
+    /// Folds streams that were closed before `before_ms` into one row per lane. Gives the rows that are gone; those
+    /// they went into are of the stream [`mark::FOLDED`].
+    pub fn fold(&mut self, before_ms: i64) -> Vec<(Lane, StreamId)> {
+        let old = |(key, mark): (&(Lane, StreamId), &Mark)| {
+            (mark.is_over() && mark.at_ms < before_ms && key.1 != mark::FOLDED).then_some(*key)
+        };
+        let gone: Vec<_> = self.marks.iter().filter_map(old).collect();
+        for key in &gone {
+            if let Some(mark) = self.marks.remove(key) {
+                self.marks.entry((key.0, mark::FOLDED)).or_default().absorb(&mark, before_ms);
+            }
+        }
+        gone
+    }
+
     /// What the marks of a lane say together.
     #[must_use]
     pub fn sum(&self, lane: Lane) -> ledger::Sum {
@@ -248,5 +263,30 @@ impl Fleet {
             }
         }
         accounts
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folding_keeps_the_account() {
+        let id = NodeId::parse("a").unwrap();
+        let mut node = Node::new(1, Record::new(id, 0));
+        for n in 1..=3_u8 {
+            let mut mark = Mark::default();
+            mark.next_record = 10 * u64::from(n) + 1;
+            if n < 3 {
+                mark.write_off(5);
+            }
+            node.marks.insert((Lane::Event, StreamId([n; 16])), mark);
+        }
+        let before = node.sum(Lane::Event);
+        assert_eq!(node.fold(5), []);
+        assert_eq!(node.fold(6).len(), 2);
+        assert_eq!(node.marks.len(), 2);
+        assert_eq!(node.sum(Lane::Event), before);
+        assert_eq!(node.fold(6), []);
     }
 }

@@ -253,6 +253,22 @@ impl Mark {
         missing
     }
 
+    /// Whether nothing more is owed by this stream.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        match self.life {
+            Life::Open => false,
+            Life::Closed | Life::Forked | Life::RolledBack => true,
+        }
+    }
+
+    /// Takes over the account of a stream that is over; this row stands for many from now on.
+    pub fn absorb(&mut self, other: &Self, now_ms: i64) {
+        self.next_record += other.accounted();
+        self.life = Life::Closed;
+        self.at_ms = now_ms;
+    }
+
     /// Records that the edge announced and we do not have yet.
     #[must_use]
     pub fn at_edge(&self) -> u64 {

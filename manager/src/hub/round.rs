@@ -1,6 +1,7 @@
 //! The consumer's thread: receive, consume, speak, again.
 
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -27,6 +28,9 @@ const WAIT: Duration = Duration::from_millis(20);
 const REOPEN: Duration = Duration::from_secs(1);
 /// How often last-seen times are written although nothing else of a node changed.
 const SNAPSHOT: Duration = Duration::from_secs(300);
+
+/// How often one kind of refusal is logged.
+const LOG_AGAIN: Duration = Duration::from_secs(60);
 
 /// What one round did.
 #[derive(Debug, Clone, Copy, Default)]
@@ -56,6 +60,8 @@ pub(super) struct Rounds {
     pub refusals: Arc<Mutex<Refusals>>,
     pub stop: Arc<AtomicBool>,
     pub observer: Observer,
+    /// Refusals by message and reason: how many were logged, and when.
+    pub logged: BTreeMap<(&'static str, &'static str), (u64, Duration)>,
 }
 
 impl Rounds {
@@ -108,6 +114,7 @@ impl Rounds {
                     }
                 }
                 self.speak(publisher, spoken, answers);
+                self.show_refusals();
             }
             Err(error) => {
                 round.failed = true;
@@ -141,9 +148,24 @@ impl Rounds {
         if self.feed.receiver_count() > 0 {
             spoken.items.into_iter().for_each(|item| drop(self.feed.send(item)));
         }
+    }
+
+    /// Shows the refusals to whoever asks, and logs each kind once a minute at most: a node that sends rubbish must not
+    /// fill the log.
+    fn show_refusals(&mut self) {
         let mut shown = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
-        if *shown != *self.consumer.refusals() {
-            shown.clone_from(self.consumer.refusals());
+        if *shown == *self.consumer.refusals() {
+            return;
+        }
+        shown.clone_from(self.consumer.refusals());
+        let now = clock::mono();
+        for (message, reason, count) in shown.iter() {
+            let (counted, at) = self.logged.get(&(message, reason)).copied().unwrap_or_default();
+            if count > counted && (counted == 0 || now.saturating_sub(at) >= LOG_AGAIN) {
+                let more = count - counted;
+                tracing::warn!(message, reason, more, "payloads of nodes could not be read");
+                self.logged.insert((message, reason), (count, now));
+            }
         }
     }
 
@@ -170,7 +192,7 @@ impl Rounds {
 
     fn snapshot(&mut self) {
         if self.health.store().is_none()
-            && let Err(error) = self.consumer.snapshot()
+            && let Err(error) = self.consumer.snapshot().and_then(|()| self.consumer.fold(self.clock.now()))
         {
             self.health.set_store(Some(error.to_string()));
         }

@@ -19,6 +19,7 @@ pub struct Exporter {
 }
 
 /// One scrape, being filled.
+#[derive(Default)]
 pub struct Scrape(Exporter);
 
 impl Default for Exporter {
@@ -48,7 +49,6 @@ impl Exporter {
     ///
     /// # Panics
     /// When the metric is no counter or the number of values is not the catalogue's: a bug of the caller.
-    #[must_use]
     pub fn counter(&self, metric: &Metric, values: &[&str]) -> Counter {
         assert_eq!(metric.kind, Kind::Counter, "{} is no counter", metric.name);
         self.recorder.register_counter(&key(metric, values), &METADATA)
@@ -58,7 +58,6 @@ impl Exporter {
     ///
     /// # Panics
     /// As [`Exporter::counter`].
-    #[must_use]
     pub fn gauge(&self, metric: &Metric, values: &[&str]) -> Gauge {
         assert_eq!(metric.kind, Kind::Gauge, "{} is no gauge", metric.name);
         self.recorder.register_gauge(&key(metric, values), &METADATA)
@@ -68,7 +67,6 @@ impl Exporter {
     ///
     /// # Panics
     /// When the metric is no histogram.
-    #[must_use]
     pub fn histogram(&self, metric: &Metric) -> Histogram {
         assert_eq!(metric.kind, Kind::Histogram, "{} is no histogram", metric.name);
         self.recorder.register_histogram(&key(metric, &[]), &METADATA)
@@ -79,12 +77,6 @@ impl Exporter {
     pub fn render(&self, scrape: &Scrape) -> String {
         self.handle.run_upkeep();
         self.handle.render() + &scrape.0.handle.render()
-    }
-}
-
-impl Default for Scrape {
-    fn default() -> Self {
-        Self(Exporter::default())
     }
 }
 

@@ -7,6 +7,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener},
     os::unix::fs::OpenOptionsExt as _,
     path::Path,
+    sync::Arc,
     time::Duration,
 };
 
@@ -16,7 +17,10 @@ use fleet_edge_agent::{
     run::Handle as AgentHandle,
 };
 use fleet_schemas::NodeId;
-use tokio::time;
+use tokio::{
+    sync::broadcast::{self, error::RecvError},
+    time,
+};
 
 use super::{RunningHub, StartError};
 use crate::{clock, config::Config, consume::FeedItem, core::presence::State};
@@ -46,6 +50,8 @@ pub async fn demo(
         }
     }
     let running = super::start(&config).await?;
+    // Before the first agent, so that the story begins with it.
+    let feed = running.hub.feed();
     let mut agents = Vec::new();
     for n in 1..=nodes {
         match start_agent(&config.data, n, running.addresses.mqtt).await {
@@ -58,7 +64,7 @@ pub async fn demo(
     }
     introduce(&running, &config.data, &agents);
     tokio::select! {
-        () = narrate(&running) => {}
+        () = narrate(&running, feed) => {}
         () = shutdown => {}
     }
     println!("stopping; the data stay in {}", config.data.display());
@@ -135,8 +141,7 @@ fn introduce(running: &RunningHub, data: &Path, agents: &[AgentHandle]) {
 }
 
 /// Says which nodes come and go, and how many samples arrived, until the hub is gone.
-async fn narrate(running: &RunningHub) {
-    let mut feed = running.hub.feed();
+async fn narrate(running: &RunningHub, mut feed: broadcast::Receiver<Arc<FeedItem>>) {
     let mut online = BTreeSet::new();
     let (mut samples, mut first) = (0_u64, true);
     let mut report = time::interval(REPORT);
@@ -170,8 +175,8 @@ async fn narrate(running: &RunningHub) {
                     }
                 }
                 Ok(FeedItem::Event(event)) => println!("{}  {}: {}", stamp(), event.node, event.event.message),
-                Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {}
-                Err(tokio::sync::broadcast::error::RecvError::Closed) => return,
+                Err(RecvError::Lagged(_)) => {}
+                Err(RecvError::Closed) => return,
             }
         }
     }

@@ -99,6 +99,8 @@ pub struct Commit {
     pub removed: Vec<NodeNo>,
     /// Marks of event and command lanes.
     pub marks: Vec<(NodeNo, Lane, StreamId, Mark)>,
+    /// Marks of event and command lanes to forget.
+    pub folded: Vec<(NodeNo, Lane, StreamId)>,
     /// Differences of counters of event and command lanes, stored and quarantined included.
     pub counters: BTreeMap<(NodeNo, Lane), Counters>,
     /// Events, in order.
@@ -116,6 +118,7 @@ impl Commit {
         self.nodes.is_empty()
             && self.removed.is_empty()
             && self.marks.is_empty()
+            && self.folded.is_empty()
             && self.counters.is_empty()
             && self.events.is_empty()
             && self.quarantined.is_empty()
@@ -415,6 +418,9 @@ fn apply_lanes(write: &redb::WriteTransaction, commit: &Commit) -> Result<(), Er
     for (number, lane, stream, mark) in &commit.marks {
         let key = (*number, *lane as u8, &stream.0);
         marks.insert(key, cbor::encode(mark).as_slice()).map_err(store)?;
+    }
+    for (number, lane, stream) in &commit.folded {
+        marks.remove((*number, *lane as u8, &stream.0)).map_err(store)?;
     }
     let mut counters = write.open_table(COUNTERS).map_err(store)?;
     for ((number, lane), difference) in &commit.counters {
