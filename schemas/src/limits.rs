@@ -60,3 +60,9 @@ pub const DIGEST_WINDOW: usize = 32;
 pub const TOPIC_BYTES: usize = 256;
 /// Most levels of a topic.
 pub const TOPIC_LEVELS: usize = 8;
+/// Longest name, machine description or site, in bytes.
+pub const TEXT_BYTES: usize = 256;
+/// Most skills a node may announce.
+pub const SKILLS_PER_NODE: usize = 256;
+/// Most figures of the machine in one heartbeat.
+pub const FIGURES_PER_NODE: usize = 128;

@@ -1,13 +1,14 @@
 //! Birth, death and heartbeat: a node's session, and where its lanes stand.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de};
 
 use crate::{
     batch::Clock,
     id::{SessionId, StreamId},
     lane::{self, Lane},
+    limits,
 };
 
 /// The first message of a session; repeated until it is answered.
@@ -98,7 +99,7 @@ pub struct Heartbeat {
     /// How often it sends a heartbeat, in milliseconds.
     pub interval_ms: u64,
     /// The machine's figures by metric name (`cpu_percent`, `load1`, `mem_used_bytes`, …).
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, deserialize_with = "numbers", skip_serializing_if = "BTreeMap::is_empty")]
     pub system: BTreeMap<String, f64>,
     /// Where its lanes stand.
     #[serde(deserialize_with = "lane::known")]
@@ -111,6 +112,92 @@ pub struct Heartbeat {
     pub pending: Pending,
     /// The outbox's size and quota.
     pub outbox: OutboxUse,
+}
+
+/// A number as writers in other languages put it: a float or an integer.
+struct Number(f64);
+
+impl<'de> Deserialize<'de> for Number {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Any;
+        impl de::Visitor<'_> for Any {
+            type Value = Number;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a number")
+            }
+            fn visit_f64<E>(self, number: f64) -> Result<Number, E> {
+                Ok(Number(number))
+            }
+            fn visit_i64<E>(self, number: i64) -> Result<Number, E> {
+                Ok(Number(number as f64))
+            }
+            fn visit_u64<E>(self, number: u64) -> Result<Number, E> {
+                Ok(Number(number as f64))
+            }
+        }
+        deserializer.deserialize_any(Any)
+    }
+}
+
+fn numbers<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, f64>, D::Error> {
+    let numbers = BTreeMap::<String, Number>::deserialize(deserializer)?;
+    Ok(numbers.into_iter().map(|(name, Number(number))| (name, number)).collect())
+}
+
+impl Birth {
+    /// Checks the limits on lengths.
+    ///
+    /// # Errors
+    /// A sentence that names the field.
+    pub fn check(&self) -> Result<(), &'static str> {
+        let short = |text: &String| text.len() <= limits::LABEL_BYTES;
+        if !short(&self.kind) || self.name.as_ref().is_some_and(|name| name.len() > limits::TEXT_BYTES) {
+            return Err("kind or name is too long");
+        }
+        if self.capabilities.len() > limits::LABELS_PER_NODE || !self.capabilities.iter().all(short) {
+            return Err("too many capabilities, or one is too long");
+        }
+        if self.machine.len() > limits::LABELS_PER_NODE
+            || !self.machine.iter().all(|(key, value)| short(key) && value.len() <= limits::TEXT_BYTES)
+        {
+            return Err("too many entries in machine, or one is too long");
+        }
+        let Versions { agent, firmware, skills } = &self.versions;
+        let versions = [agent].into_iter().chain(firmware).chain(skills.keys()).chain(skills.values());
+        if skills.len() > limits::SKILLS_PER_NODE || !versions.into_iter().all(short) {
+            return Err("too many skills, or a version is too long");
+        }
+        check_lanes(&self.lanes)
+    }
+}
+
+impl Heartbeat {
+    /// Checks the limits on lengths.
+    ///
+    /// # Errors
+    /// A sentence that names the field.
+    pub fn check(&self) -> Result<(), &'static str> {
+        let fits = |(name, number): (&String, &f64)| name.len() <= limits::LABEL_BYTES && number.is_finite();
+        if self.system.len() > limits::FIGURES_PER_NODE || !self.system.iter().all(fits) {
+            return Err("too many system figures, or one is too long or not finite");
+        }
+        check_lanes(&self.lanes)
+    }
+}
+
+fn check_lanes(lanes: &BTreeMap<Lane, Vec<StreamState>>) -> Result<(), &'static str> {
+    let sane = |state: &StreamState| {
+        state.floor_seq >= 1
+            && state.floor_record >= 1
+            && state.floor_seq <= state.next_seq
+            && state.floor_record <= state.next_record
+            && state.next_seq <= u64::MAX / 2
+            && state.next_record <= u64::MAX / 2
+    };
+    match lanes.values().all(|states| states.len() <= limits::STREAMS_PER_LANE && states.iter().all(sane)) {
+        true => Ok(()),
+        false => Err("a lane lists too many streams, or numbers that contradict each other"),
+    }
 }
 
 /// Where one (lane, stream) stands at the edge. `floor` is the oldest batch still held; when none is held,

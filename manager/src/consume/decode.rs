@@ -9,6 +9,7 @@ use fleet_schemas::{
     batch::{self, Batch, Envelope},
     cbor::{self, DecodeError, Unpacker},
     event,
+    session::{Birth, Heartbeat},
     telemetry::Samples,
     topic::Up,
 };
@@ -38,9 +39,14 @@ pub(super) fn input(
     payload: &Bytes,
 ) -> Option<Input> {
     let (what, read) = match up {
-        Up::Birth => ("birth", plain(unpacker, payload).map(|birth| Input::Birth(Box::new(birth)))),
+        Up::Birth => {
+            ("birth", checked(unpacker, payload, Birth::check).map(|birth| Input::Birth(Box::new(birth))))
+        }
         Up::Death => ("death", plain(unpacker, payload).map(Input::Death)),
-        Up::Heartbeat => ("heartbeat", plain(unpacker, payload).map(|beat| Input::Heartbeat(Box::new(beat)))),
+        Up::Heartbeat => {
+            let beat = checked(unpacker, payload, Heartbeat::check);
+            ("heartbeat", beat.map(|beat| Input::Heartbeat(Box::new(beat))))
+        }
         Up::Lane(lane) => (lane.as_str(), batch(unpacker, refusals, lane, payload)),
     };
     match read {
@@ -54,6 +60,16 @@ pub(super) fn input(
 
 fn plain<T: serde::de::DeserializeOwned>(unpacker: &mut Unpacker, payload: &[u8]) -> Result<T, DecodeError> {
     cbor::decode(unpacker.unpack(payload)?)
+}
+
+fn checked<T: serde::de::DeserializeOwned>(
+    unpacker: &mut Unpacker,
+    payload: &[u8],
+    check: impl Fn(&T) -> Result<(), &'static str>,
+) -> Result<T, DecodeError> {
+    let value = plain(unpacker, payload)?;
+    check(&value).map_err(|what| DecodeError::Shape(what.to_owned()))?;
+    Ok(value)
 }
 
 fn batch(
