@@ -8,7 +8,10 @@ use std::{collections::BTreeMap, fmt};
 use fleet_schemas::{Lane, StreamId, telemetry::Sample};
 use redb::{Database, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition};
 
-use super::rows::{self, Held};
+use super::{
+    fresh::Fresh,
+    rows::{self, Held},
+};
 use crate::core::lanes::{Lanes, Stream, StreamNo};
 
 /// Format of the file; a newer one is refused by name.
@@ -156,7 +159,7 @@ impl Outbox {
     /// # Errors
     /// [`Error`].
     pub fn open(backend: impl StorageBackend) -> Result<(Self, Found), Error> {
-        let db = Database::builder().set_cache_size(CACHE_BYTES).create_with_backend(backend)?;
+        let db = Database::builder().set_cache_size(CACHE_BYTES).create_with_backend(Fresh::new(backend))?;
         let write = db.begin_write()?;
         let found = {
             let mut meta = write.open_table(META)?;

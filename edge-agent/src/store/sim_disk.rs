@@ -21,6 +21,8 @@ struct State {
     syncs: u64,
     written: u64,
     freeze_at: Option<u64>,
+    // Whether the sync at which it freezes still reaches the disk.
+    reaches: bool,
     capacity: Option<usize>,
     // Handles made before a crash stay dead, as a killed process does.
     life: u64,
@@ -71,7 +73,16 @@ impl SimFile {
 
     /// From sync number `k` (counted from the file's making) on nothing becomes durable and every call fails.
     pub fn freeze_at(&self, k: u64) {
-        self.state().freeze_at = Some(k);
+        let mut state = self.state();
+        state.freeze_at = Some(k);
+        state.reaches = false;
+    }
+
+    /// Sync number `k` reaches the disk, but nobody is told: it fails as everything after it does.
+    pub fn freeze_after(&self, k: u64) {
+        let mut state = self.state();
+        state.freeze_at = Some(k);
+        state.reaches = true;
     }
 
     /// How many syncs there were.
@@ -163,6 +174,9 @@ impl StorageBackend for SimBackend {
         let mut state = self.live()?;
         state.syncs += 1;
         if state.freeze_at.is_some_and(|k| state.syncs >= k) {
+            if state.reaches {
+                state.undo.clear();
+            }
             return Err(io::Error::other("the disk is frozen"));
         }
         state.undo.clear();
