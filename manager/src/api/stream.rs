@@ -1,7 +1,8 @@
 //! `stream`: what was committed, as server-sent events.
 //!
 //! `node` (presence, summary or figures changed), `event`, `samples` (every sample) and `latest` (newest values, at
-//! most once a second and node). A reader who falls behind the feed is told by a last message `cut` and reads again.
+//! most once a second and node). A reader who falls behind the feed is told by a last message `cut` and reads again; one who does not read at all
+//! loses the stream.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -33,10 +34,13 @@ use crate::consume::FeedItem;
 
 /// Streams at once: each has a task and a place in the feed.
 pub(super) const STREAMS: usize = 128;
-/// Messages between the feed and the socket; more waits in the feed.
-const WAITING: usize = 64;
+/// Messages between the feed and the socket; more waits in the feed, which all streams share. A message may be a
+/// megabyte: a batch of 10,000 samples.
+const WAITING: usize = 1;
 /// How often an idle stream shows that it lives.
 const ALIVE: Duration = Duration::from_secs(15);
+/// A reader who takes nothing for so long gives its place to another.
+const STALLED: Duration = Duration::from_secs(10);
 /// How often newest values are told.
 const LATEST: Duration = Duration::from_secs(1);
 const KINDS: [&str; 4] = ["node", "event", "samples", "latest"];
@@ -94,7 +98,13 @@ async fn follow(
     loop {
         for message in out.drain(..) {
             let sent = tokio::select! {
-                sent = messages.send(Ok(message)) => sent.is_ok(),
+                sent = tokio::time::timeout(STALLED, messages.send(Ok(message))) => match sent {
+                    Ok(sent) => sent.is_ok(),
+                    Err(_) => {
+                        api.streams_cut.increment(1);
+                        false
+                    }
+                },
                 () = stop(&mut stopping) => false,
             };
             if !sent {

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::{
     Context, Failure,
-    output::{Cell, Format, Table, clean, number, time},
+    output::{Cell, Format, Table, bytes, clean, number, time},
     period, spark, sse,
 };
 use crate::api::shapes::{Series, Telemetry};
@@ -57,6 +57,10 @@ enum Agg {
     Avg,
     /// The newest.
     Last,
+    /// Their sum.
+    Sum,
+    /// How many.
+    Count,
 }
 
 /// Characters of a sparkline.
@@ -69,6 +73,8 @@ impl Agg {
             Self::Max => "max",
             Self::Avg => "avg",
             Self::Last => "last",
+            Self::Sum => "sum",
+            Self::Count => "count",
         }
     }
 }
@@ -99,21 +105,19 @@ pub(super) async fn run(args: TelemetryArgs, context: &Context) -> Result<(), Fa
         Format::Table => {
             // One step per character; never finer than a second.
             let step = args.step.unwrap_or((args.since / SPARK as u32).max(Duration::from_secs(1)));
-            let avg = fetch(&args, context, range, Some(step), Agg::Avg).await?;
-            let min = fetch(&args, context, range, Some(step), Agg::Min).await?;
-            let max = fetch(&args, context, range, Some(step), Agg::Max).await?;
-            let last = fetch(&args, context, range, Some(step), Agg::Last).await?;
-            let shown = if args.agg == Agg::Avg { None } else { Some(args.agg) };
-            let drawn = match shown {
-                None | Some(Agg::Avg) => &avg,
-                Some(Agg::Min) => &min,
-                Some(Agg::Max) => &max,
-                Some(Agg::Last) => &last,
+            let of = async |agg| fetch(&args, context, range, Some(step), agg).await;
+            let drawn = of(args.agg).await?;
+            let found = Figures {
+                last: of(Agg::Last).await?,
+                min: of(Agg::Min).await?,
+                max: of(Agg::Max).await?,
+                sum: of(Agg::Sum).await?,
+                count: of(Agg::Count).await?,
             };
             if drawn.series.is_empty() {
                 return out.print("no samples in this range; try a longer --since\n");
             }
-            out.print(&table(&summaries(drawn, &avg, &min, &max, &last), range).text(out.color))
+            out.print(&table(&drawn, &found, range).text(out.color))
         }
         Format::Json | Format::Yaml => {
             let query = query(&args, range, args.step, args.agg);
@@ -162,54 +166,46 @@ async fn fetch(
     context.client.get(&path(args), &borrowed(&query)).await
 }
 
-/// One line of the table.
+/// What the columns beside the trend are made of, one value per step.
 #[derive(Debug)]
-struct Summary<'a> {
-    drawn: &'a Series,
-    last: Option<f64>,
-    min: Option<f64>,
-    avg: Option<f64>,
-    max: Option<f64>,
+struct Figures {
+    last: Telemetry,
+    min: Telemetry,
+    max: Telemetry,
+    sum: Telemetry,
+    count: Telemetry,
 }
 
-fn summaries<'a>(
-    drawn: &'a Telemetry,
-    avg: &Telemetry,
-    min: &Telemetry,
-    max: &Telemetry,
-    last: &Telemetry,
-) -> Vec<Summary<'a>> {
-    let of = |telemetry: &Telemetry, like: &Series| -> Vec<f64> {
-        let same = |series: &&Series| series.device == like.device && series.metric == like.metric;
-        let found = telemetry.series.iter().find(same);
-        found.map_or_else(Vec::new, |series| series.points.iter().map(|(_, value)| *value).collect())
+/// The values of the series that is like this one.
+fn values(telemetry: &Telemetry, like: &Series) -> Vec<f64> {
+    let same = |series: &&Series| {
+        series.device == like.device && series.metric == like.metric && series.unit == like.unit
     };
-    let summary = |series: &'a Series| {
-        let means = of(avg, series);
-        Summary {
-            drawn: series,
-            last: of(last, series).last().copied(),
-            min: of(min, series).into_iter().reduce(f64::min),
-            avg: (!means.is_empty()).then(|| means.iter().sum::<f64>() / means.len() as f64),
-            max: of(max, series).into_iter().reduce(f64::max),
-        }
-    };
-    drawn.series.iter().map(summary).collect()
+    let found = telemetry.series.iter().find(same);
+    found.map_or_else(Vec::new, |series| series.points.iter().map(|(_, value)| *value).collect())
 }
 
-fn table(summaries: &[Summary<'_>], range: Range) -> Table {
+fn table(drawn: &Telemetry, found: &Figures, range: Range) -> Table {
     let mut table = Table::new(&["device", "metric", "unit", "last", "min", "avg", "max", "trend"]);
-    let figure = |value: Option<f64>| Cell::right(value.map_or_else(|| "-".to_owned(), number));
-    for summary in summaries {
-        let series = summary.drawn;
+    for series in &drawn.series {
+        let figure = |value: Option<f64>| {
+            let text = match (value, series.unit.as_deref()) {
+                (None, _) => "-".to_owned(),
+                (Some(value), Some("By")) => bytes(value),
+                (Some(value), _) => number(value),
+            };
+            Cell::right(text)
+        };
+        let sum: f64 = values(&found.sum, series).into_iter().sum();
+        let count: f64 = values(&found.count, series).into_iter().sum();
         table.row(vec![
             Cell::left(if series.device.is_empty() { "-" } else { &series.device }),
             Cell::left(&series.metric),
             Cell::left(series.unit.as_deref().unwrap_or("-")),
-            figure(summary.last),
-            figure(summary.min),
-            figure(summary.avg),
-            figure(summary.max),
+            figure(values(&found.last, series).last().copied()),
+            figure(values(&found.min, series).into_iter().reduce(f64::min)),
+            figure((count > 0.0).then(|| sum / count)),
+            figure(values(&found.max, series).into_iter().reduce(f64::max)),
             Cell::left(spark::line(&series.points, range.from_ms, range.to_ms, SPARK)),
         ]);
     }
@@ -294,10 +290,15 @@ mod tests {
     fn a_series_is_one_line_with_its_trend() {
         let ramp: Vec<_> = (0..32).map(|i| (i64::from(i) * 1_000, f64::from(i % 16))).collect();
         let avg = series("probe", &ramp);
-        let (min, max) = (series("probe", &[(0, -1.0), (1, 0.0)]), series("probe", &[(0, 16.25)]));
-        let last = series("probe", &[(0, 3.0), (31_000, 15.0)]);
+        let found = Figures {
+            last: series("probe", &[(0, 3.0), (31_000, 15.0)]),
+            min: series("probe", &[(0, -1.0), (1, 0.0)]),
+            max: series("probe", &[(0, 16.25)]),
+            sum: series("probe", &[(0, 30.0), (1, 0.0)]),
+            count: series("probe", &[(0, 3.0), (1, 1.0)]),
+        };
         let range = Range { from_ms: 0, to_ms: 32_000 };
-        insta::assert_snapshot!(table(&summaries(&avg, &avg, &min, &max, &last), range).text(false), @r"
+        insta::assert_snapshot!(table(&avg, &found, range).text(false), @r"
         DEVICE  METRIC       UNIT  LAST  MIN  AVG    MAX  TREND
         probe   temperature  Cel     15   -1  7.5  16.25  ▁▁▂▂▃▃▄▄▅▅▆▆▇▇██▁▁▂▂▃▃▄▄▅▅▆▆▇▇██
         ");

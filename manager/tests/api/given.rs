@@ -16,6 +16,7 @@ use fleet_schemas::{
     batch::{Batch, Clock},
     cbor,
     event::{Event, Severity},
+    limits,
     session::{Birth, Heartbeat, OutboxUse, Pending, Versions},
     telemetry::{Builder, Sample},
     topic::Up,
@@ -131,6 +132,7 @@ impl Node {
     pub(crate) async fn born(site: &Site, id: &str) -> Self {
         let mut options = MqttOptions::new(id, site.mqtt.ip().to_string(), site.mqtt.port());
         options.set_credentials(id, "secret");
+        options.set_max_packet_size(limits::PACKET_BYTES, limits::PACKET_BYTES);
         let (mqtt, mut events) = AsyncClient::new(options, 64);
         let polling = tokio::spawn(async move { while events.poll().await.is_ok() {} });
         let node = Self {

@@ -1,4 +1,5 @@
 //! The HTTP API and the command line against a real hub: gate, router, stores on disk, sockets.
+#![expect(clippy::unwrap_used, reason = "functions of a test may fail it")]
 
 mod cli;
 mod given;

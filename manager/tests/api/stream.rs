@@ -105,3 +105,34 @@ async fn unknown_kinds_are_refused_and_a_stop_ends_streams() {
     let ended = async { while let Some(Ok(_)) = stream.response.next().await {} };
     tokio::time::timeout(PATIENCE, ended).await.expect("the stream ends with the hub");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_who_does_not_read_is_cut_and_told() {
+    let site = Site::start().await;
+    let mut node = Node::born(&site, "edge-1").await;
+    let mut stream = Stream::open(&site, "?kind=samples,event").await;
+    // More than the sockets hold, then more than the feed remembers.
+    let t = fleet_manager::clock::wall_ms();
+    let batch: Vec<_> = (0..8_000).map(|i| (t + i, "", "temperature", 0.5)).collect();
+    for _ in 0..20 {
+        node.measures(&batch).await;
+    }
+    for _ in 0..9_000 {
+        node.tells("tick", "").await;
+    }
+    node.told("last", "").await;
+    let ends = async {
+        loop {
+            let (kind, value) = stream.next().await;
+            if kind == "cut" {
+                return value["missed"].as_u64();
+            }
+        }
+    };
+    assert!(ends.await.is_some_and(|missed| missed > 0));
+    assert!(
+        stream.response.next().await.is_none_or(|chunk| chunk.is_ok_and(|chunk| chunk.is_empty())),
+        "it ended"
+    );
+    site.stop().await;
+}

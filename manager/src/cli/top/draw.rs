@@ -104,7 +104,7 @@ fn header(view: &View, frame: &mut Frame<'_>, area: Rect) {
         (broken, _) => (format!("{broken} BROKEN"), Tone::Bad),
     };
     let points: Vec<(i64, f64)> = (0..).zip(view.rates.iter().copied()).collect();
-    let rate = view.rates.back().map_or_else(|| "-".to_owned(), |rate| count(rate.round() as u64));
+    let rate = view.rates.back().map_or_else(|| "-".to_owned(), |rate| count(rate.round() as u64) + "/s");
     let span = points.len() as i64;
     let third = Line::from(vec![
         Span::styled("ledger ", bold),
@@ -116,7 +116,7 @@ fn header(view: &View, frame: &mut Frame<'_>, area: Rect) {
             record("lost")
         )),
         Span::styled("in ", bold),
-        Span::raw(format!("{rate}/s ")),
+        Span::raw(format!("{rate} ")),
         toned(spark::line(&points, 0, span.max(1), points.len().min(12)), Tone::Good),
     ]);
     frame.render_widget(Paragraph::new(vec![first, Line::from(second), third]), area);
@@ -234,8 +234,16 @@ fn facts(node: &Node) -> Vec<Line<'_>> {
         ("outbox", outbox),
     ]
     .into_iter()
-    .map(|(key, value)| Line::raw(format!("{key:<8} {value}")))
+    .map(|(key, value)| Line::raw(shortened(&format!("{key:<8} {value}"), usize::from(FACTS) - 2)))
     .collect()
+}
+
+/// The text in at most `width` characters.
+fn shortened(text: &str, width: usize) -> String {
+    if text.chars().count() <= width {
+        return text.to_owned();
+    }
+    text.chars().take(width.saturating_sub(1)).chain(['…']).collect()
 }
 
 /// What is best known first, then devices in order.
@@ -254,7 +262,7 @@ fn trend(series: &Series, to_ms: i64, width: usize) -> String {
         "" => series.metric.clone(),
         device => format!("{device}/{}", series.metric),
     };
-    let name: String = clean(&name).chars().take(20).collect();
+    let name = shortened(&clean(&name), 20);
     let figure = match (series.points.last(), series.unit.as_deref()) {
         (None, _) => "-".to_owned(),
         (Some((_, last)), Some("By")) => bytes(*last),
