@@ -3,6 +3,7 @@
 //! Owns parsing, the verbs and what they print. Operator verbs know the hub by HTTP only; `hub`, `demo` and
 //! `simulate` hand over to [`crate::run`] and [`crate::simulate`].
 
+mod bench;
 mod client;
 mod decode;
 mod exit;
@@ -89,6 +90,9 @@ enum Verb {
     Status(status::StatusArgs),
     /// Run the real cores and stores against seeded faults; exits 1 when a rule did not hold
     Simulate(simulate::SimulateArgs),
+    /// Measure a hub or an agent under load
+    #[command(subcommand)]
+    Bench(Box<bench::BenchVerb>),
     /// Show payloads of topics as JSON
     Decode(decode::DecodeArgs),
 }
@@ -136,6 +140,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Ledger(args) => ledger::run(args, &context()?).await,
         Verb::Status(args) => status::run(args, &context()?).await,
         Verb::Simulate(args) => simulate::run(&args, out),
+        Verb::Bench(verb) => bench::run(*verb, &common, out).await,
         Verb::Decode(args) => decode::run(args, |value| match out.format {
             Format::Yaml => out.print(&yaml::text(value)),
             Format::Table | Format::Json | Format::Csv => out.print(&output::json(value)),
