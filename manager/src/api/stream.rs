@@ -1,8 +1,8 @@
 //! `stream`: what was committed, as server-sent events.
 //!
 //! `node` (presence, summary or figures changed), `event`, `samples` (every sample) and `latest` (newest values, at
-//! most once a second and node). A reader who falls behind the feed is told by a last message `cut` and reads again; one who does not read at all
-//! loses the stream.
+//! most once a second and node). A reader who falls behind the feed is told by a last message `cut` and reads again;
+//! one who does not read at all loses the stream.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

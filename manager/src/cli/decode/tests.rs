@@ -117,3 +117,37 @@ fn lines_with_topics_are_told_from_payloads() {
     assert!(line_json("fleet/v1/edge-1/up/death zz").is_err());
     assert!(line_json("elsewhere a0").is_err());
 }
+
+/// The golden bytes of the wire, by the topic they travel on.
+#[test]
+fn golden_files_are_decoded() {
+    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/../schemas/golden/");
+    let decoded = |file: &str, topic: &Topic| {
+        let payload = std::fs::read(format!("{golden}{file}")).unwrap();
+        payload_json(Some(topic), &payload).unwrap_or_else(|error| panic!("{file}: {error}"))
+    };
+    let telemetry = topic(Up::Lane(Lane::Telemetry));
+    let ack = Topic::Down(NodeId::parse("edge-1").unwrap(), Down::Ack);
+    for (file, topic, member) in [
+        ("birth.bin", topic(Up::Birth), "kind"),
+        ("death.bin", topic(Up::Death), "session"),
+        ("heartbeat.bin", topic(Up::Heartbeat), "system"),
+        ("event.bin", topic(Up::Lane(Lane::Event)), "body"),
+        ("telemetry.bin", telemetry.clone(), "body"),
+        ("telemetry-foreign.bin", telemetry.clone(), "body"),
+        ("tombstone.bin", telemetry.clone(), "lost"),
+        ("ack.bin", ack, "credit"),
+    ] {
+        let value = decoded(file, &topic);
+        assert!(!value[member].is_null(), "{file} shows no {member}: {value}");
+    }
+    let payload = std::fs::read(format!("{golden}telemetry.bin")).unwrap();
+    let mut unpacker = Unpacker::default();
+    let Ok(Envelope::Known(batch)) = Batch::decode(unpacker.unpack(&payload).unwrap()) else {
+        panic!("known")
+    };
+    let shown = decoded("telemetry.bin", &telemetry);
+    let points = |series: &Value| series["points"].as_array().unwrap().len() as u64;
+    let count: u64 = shown["body"]["series"].as_array().unwrap().iter().map(points).sum();
+    assert_eq!(count, batch.count, "every sample is shown");
+}
