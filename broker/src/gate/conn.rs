@@ -280,7 +280,7 @@ impl Conn {
             (effects.listen.take(), &self.stage)
             && self.gate.tools.listen(outlet, filters)
         {
-            self.gate.ears.start(outlet.clone());
+            self.gate.ears.start(outlet);
         }
         for reason in effects.notes.drain(..) {
             stats.note(reason, now, &self.who());

@@ -79,7 +79,7 @@ impl Ears {
     }
 
     /// Starts to hear for a session. Never waits; what goes wrong ends the session.
-    pub(crate) fn start(self: &Arc<Self>, outlet: Arc<Outlet>) {
+    pub(crate) fn start(self: &Arc<Self>, outlet: &Arc<Outlet>) {
         self.state().alive += 1;
         let (ears, heard) = (self.clone(), outlet.clone());
         let run = move || {
@@ -88,7 +88,7 @@ impl Ears {
             ears.changed.notify_all();
         };
         if let Err(error) = thread::Builder::new().name("tool-ear".into()).spawn(run) {
-            self.failed(&error, &outlet);
+            self.failed(&error, outlet);
         }
     }
 
@@ -284,5 +284,51 @@ impl From<Ended> for Deaf {
 impl From<Gone> for Deaf {
     fn from(Gone: Gone) -> Self {
         Self::Gone
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::{
+        gate::{session::tool::ToolKey, wire::Version},
+        stats::Stats,
+    };
+
+    fn letter(topic: &'static str, payload: &'static [u8], offset: u64) -> Letter {
+        Letter {
+            topic: Bytes::from_static(topic.as_bytes()),
+            payload: Bytes::from_static(payload),
+            offset: Some(offset),
+        }
+    }
+
+    #[test]
+    fn an_ear_copies_what_matches_counts_what_does_not_fit_and_notices_a_jump_in_any_log() {
+        let stats = Arc::new(Stats::new(clock::now()));
+        let tools = Tools::new(4, 1_000_000, stats.clone());
+        let key = ToolKey { user: "grafana".into(), client_id: "g".into() };
+        let outlet = tools.open(key, Version::V4, 60).unwrap();
+        tools.listen(&outlet, vec!["fleet/v1/+/up/event".into(), "fleet/v1/hub/#".into()]);
+        let mut ear = Ear { outlet: &outlet, tools: &tools, next: [None; 3], packets: Vec::new() };
+        let (event, news) = ("fleet/v1/a/up/event", "fleet/v1/hub/rollout/r");
+        let said = [
+            letter(event, b"1", 700),
+            letter("fleet/v1/a/up/birth", b"2", 701),
+            letter(news, b"3", 5),
+            letter(event, &[0; 60], 702),
+        ];
+        assert_eq!(ear.pass_on(&said), Ok(()));
+        let mut packets = Vec::new();
+        encode::publish(&mut packets, Version::V4, event.as_bytes(), b"1", 0, 0);
+        encode::publish(&mut packets, Version::V4, news.as_bytes(), b"3", 0, 0);
+        assert_eq!((tools.pop(&outlet), tools.pop(&outlet)), (Some(packets), None));
+        assert_eq!((stats.tool_messages.get(), stats.tool_skipped.get()), (2, 1));
+        assert_eq!(ear.pass_on(&[letter(news, b"", 6), letter(event, b"", 703)]), Ok(()));
+        assert_eq!(ear.pass_on(&[letter(event, b"", 705)]), Err(Deaf::Lapped));
+        outlet.cut(Cut::Slow);
+        assert_eq!(ear.pass_on(&[]), Err(Deaf::Ended));
     }
 }

@@ -1,4 +1,4 @@
-//! A directory that lets anyone in, and raw clients, for the tests that measure.
+//! A directory that lets anyone in, as a tool who gives a user name, and raw clients, for the tests that measure.
 
 #![expect(clippy::unwrap_used, reason = "the helpers of tests are tests")]
 
@@ -8,13 +8,16 @@ use std::{
     net::{SocketAddr, TcpStream},
 };
 
-use fleet_broker::{Config, Credentials, Directory, Identity, Refusal};
-use fleet_schemas::NodeId;
+use fleet_broker::{Config, Credentials, Directory, Grants, Identity, Refusal};
+use fleet_schemas::{NodeId, topic::ALL_UP};
 
 pub(crate) struct Anyone;
 
 impl Directory for Anyone {
     fn authenticate(&self, credentials: &Credentials<'_>) -> Result<Identity, Refusal> {
+        if credentials.user.is_some() {
+            return Ok(Identity::Tool(Grants { read: vec![ALL_UP.to_owned()], write: vec![] }));
+        }
         NodeId::parse(credentials.client_id).map(Identity::Node).map_err(|_| Refusal::NotAuthorized)
     }
 }
@@ -24,10 +27,15 @@ pub(crate) fn config() -> Config {
 }
 
 pub(crate) fn connect(addr: SocketAddr, id: &str) -> TcpStream {
-    let mut socket = TcpStream::connect(addr).unwrap();
     let mut body = b"\0\x04MQTT\x04\x02\x0E\x10".to_vec();
     body.extend(u16::try_from(id.len()).unwrap().to_be_bytes());
     body.extend(id.as_bytes());
+    hello(addr, &body)
+}
+
+/// Opens a session with the body of a CONNECT.
+pub(crate) fn hello(addr: SocketAddr, body: &[u8]) -> TcpStream {
+    let mut socket = TcpStream::connect(addr).unwrap();
     let mut packet = vec![0x10, u8::try_from(body.len()).unwrap()];
     packet.extend(body);
     socket.write_all(&packet).unwrap();

@@ -130,6 +130,50 @@ fn a_repeated_unsubscribe_says_there_is_no_such_subscription() {
     assert_eq!(out.write, [0xB0, 6, 0, 7, 0, 0, 0x11, 0x11]);
 }
 
+fn tool(version: Version, now: Instant) -> Session {
+    let grants = crate::Grants { read: vec!["fleet/v1/#".into()], write: vec![] };
+    let key = tool::ToolKey { user: "grafana".into(), client_id: "g".into() };
+    let terms = Terms { version, keepalive: second(60), will: None, receive_max: 3, packet_max: 100 };
+    Session::new(Party::Tool(Box::new(Tool::new(key, grants, 4))), terms, now)
+}
+
+fn branches(filter: &str) -> Branches {
+    Branches::of([&filter.to_owned()])
+}
+
+#[test]
+fn a_tool_s_suback_waits_until_the_router_listens_to_all_it_asked_for() {
+    let now = crate::clock::now();
+    let mut session = tool(Version::V5, now);
+    let (up, hub) = ("fleet/v1/+/up/#", "fleet/v1/hub/#");
+    let asked = effects(|out| session.subscribe(1, &[(up, 1), ("#", 0)], now, out));
+    assert_eq!((asked.write, asked.listen), (vec![], Some(vec![up.to_owned()])));
+    assert_eq!(asked.notes, [Reason::SubscribeDenied]);
+    let linked = effects(|out| session.handle_linked(branches(up), out));
+    assert_eq!(linked.write, [0x90, 5, 0, 1, 0, 0, 0x87]);
+    let again = effects(|out| session.subscribe(2, &[(up, 1)], now, out));
+    assert_eq!((again.write, again.listen), (vec![0x90, 4, 0, 2, 0, 0], None), "it listens already");
+    let more = effects(|out| session.subscribe(3, &[(hub, 0)], now, out));
+    assert_eq!((more.write.len(), session.poll_timeout()), (0, now + second(5)));
+    let dropped = effects(|out| session.unsubscribe(4, &[hub], out));
+    assert_eq!(dropped.listen, Some(vec![up.to_owned()]));
+    assert_eq!(dropped.write, [0xB0, 4, 0, 4, 0, 0, 0x90, 4, 0, 3, 0, 0], "nothing is left to wait for");
+    assert_eq!(session.poll_timeout(), now + second(90));
+}
+
+#[test]
+fn a_tool_that_waits_too_long_for_the_router_or_asks_too_much_meanwhile_ends() {
+    let now = crate::clock::now();
+    let mut session = tool(Version::V5, now);
+    let filters = [("fleet/v1/+/up/#", 0)];
+    effects(|out| session.subscribe(1, &filters, now, out));
+    let late = effects(|out| session.handle_timeout(now + second(5), out));
+    assert_eq!((late.write, late.end), (vec![0xE0, 1, 0x89], Some(Some(Reason::Unavailable))));
+    let mut session = tool(Version::V4, now);
+    let ended = (0..2_000).find(|_| effects(|out| session.subscribe(1, &filters, now, out)).end.is_some());
+    assert!(ended.is_some_and(|count| count > 100), "{ended:?}");
+}
+
 proptest! {
     #[test]
     fn no_packets_make_a_session_speak_for_another_or_hold_more_than_its_window(
@@ -157,5 +201,25 @@ proptest! {
             prop_assert!(parcel.parts().0.starts_with(b"fleet/v1/me/up/"));
             prop_assert!(matches!(&parcel.topic, Topic::Up(node, _) if node.as_str() == "me"));
         }
+    }
+
+    #[test]
+    fn no_packets_make_a_tool_speak(
+        five: bool,
+        packets in proptest::collection::vec((any::<u8>(), proptest::collection::vec(any::<u8>(), 0..60)), 0..40),
+        flags in 0_u8..16,
+    ) {
+        let now = crate::clock::now();
+        let mut session = tool(if five { Version::V5 } else { Version::V4 }, now);
+        let mut out = Effects::default();
+        for (first, body) in &packets {
+            session.handle_packet(*first, body, now, &mut out);
+            let mut publish = vec![0, 20];
+            publish.extend(b"fleet/v1/me/up/event");
+            publish.extend(body);
+            session.handle_packet(0x30 | flags, &publish, now, &mut out);
+        }
+        session.handle_lost(&mut out);
+        prop_assert!(out.publish.is_empty());
     }
 }
