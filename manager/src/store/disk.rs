@@ -3,18 +3,19 @@
 //! Owns creating, listing, setting aside and unlinking files, and the `meta` check every redb file passes when
 //! it is opened. Must not know what is in a file.
 
+mod held;
 mod memory;
 
 use std::{
     fs, io,
-    ops::Bound,
     path::{Path, PathBuf},
 };
 
 use redb::{
-    BackendError, Builder, Database, DatabaseError, ReadableDatabase as _, StorageBackend, TableDefinition,
-    TableError,
+    Builder, Database, DatabaseError, ReadableDatabase as _, StorageBackend, TableDefinition, TableError,
 };
+
+use held::Held;
 
 pub use memory::{Memory, When};
 
@@ -238,7 +239,7 @@ pub struct Open {
 /// [`DiskError`]; [`DiskError::is_corrupt`] tells whether setting the file aside helps.
 pub fn open(disk: &dyn Disk, name: &str, how: Open) -> Result<Database, DiskError> {
     let database = (Builder::new().set_cache_size(how.cache_bytes))
-        .create_with_backend(Held(disk.open(name)?))
+        .create_with_backend(Held::for_writing(disk.open(name)?))
         .map_err(|error| classify(name, error))?;
     let wrong = |error: redb::Error| failed(name, error);
     let read = database.begin_read().map_err(|error| wrong(error.into()))?;
@@ -256,7 +257,7 @@ pub fn open(disk: &dyn Disk, name: &str, how: Open) -> Result<Database, DiskErro
 /// [`DiskError`]; a file that needs repair is refused: open it with [`open`].
 pub fn open_read_only(disk: &dyn Disk, name: &str, how: Open) -> Result<redb::ReadOnlyDatabase, DiskError> {
     let database = (Builder::new().set_cache_size(how.cache_bytes))
-        .open_read_only_with_backend(Held(disk.open(name)?))
+        .open_read_only_with_backend(Held::for_reading(disk.open(name)?))
         .map_err(|error| classify(name, error))?;
     let wrong = |error: redb::Error| failed(name, error);
     let read = database.begin_read().map_err(|error| wrong(error.into()))?;
@@ -318,49 +319,6 @@ fn failed(name: &str, error: redb::Error) -> DiskError {
     }
 }
 
-/// redb takes a sized backend; a disk gives a boxed one.
-#[derive(Debug)]
-struct Held(Box<dyn StorageBackend>);
-
-impl StorageBackend for Held {
-    fn len(&self) -> Result<u64, io::Error> {
-        self.0.len()
-    }
-    fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), io::Error> {
-        self.0.read(offset, out)
-    }
-    fn set_len(&self, len: u64) -> Result<(), io::Error> {
-        self.0.set_len(len)
-    }
-    fn sync_data(&self) -> Result<(), io::Error> {
-        self.0.sync_data()
-    }
-    fn write(&self, offset: u64, data: &[u8]) -> Result<(), io::Error> {
-        self.0.write(offset, data)
-    }
-    fn close(&self) -> Result<(), io::Error> {
-        self.0.close()
-    }
-    fn try_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
-        self.0.try_lock_range(start, end)
-    }
-    fn try_lock_shared_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
-        self.0.try_lock_shared_range(start, end)
-    }
-    fn lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
-        self.0.lock_range(start, end)
-    }
-    fn lock_shared_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
-        self.0.lock_shared_range(start, end)
-    }
-    fn unlock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
-        self.0.unlock_range(start, end)
-    }
-    fn query_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
-        self.0.query_lock_range(start, end)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -389,6 +347,28 @@ mod tests {
         assert!(error.is_corrupt(), "{error:?}");
         let aside = disk.set_aside("a.redb").unwrap();
         assert_eq!((disk.size("a.redb"), disk.size(&aside)), (0, 5_000));
+    }
+
+    #[test]
+    fn a_file_whose_making_was_interrupted_is_made_again() {
+        let whole = Memory::default();
+        drop(open(&whole, "a.redb", HOW).unwrap());
+        for sync in 1..=whole.syncs() {
+            for when in [When::Before, When::After] {
+                let disk = Memory::default();
+                disk.freeze_at(sync, when);
+                assert!(open(&disk, "a.redb", HOW).is_err() || sync == whole.syncs());
+                disk.crash();
+                drop(open(&disk, "a.redb", HOW).unwrap_or_else(|e| panic!("sync {sync} {when:?}: {e}")));
+            }
+        }
+        // One byte of data makes it a damaged file, which is nobody's to throw away.
+        let disk = Memory::default();
+        let file = disk.open("a.redb").unwrap();
+        file.set_len(1 << 20).unwrap();
+        file.write(700_000, &[1]).unwrap();
+        assert!(open(&disk, "a.redb", HOW).unwrap_err().is_corrupt());
+        assert_eq!(disk.size("a.redb"), 1 << 20);
     }
 
     #[test]
