@@ -313,14 +313,35 @@ fn make_folder(path: &Path) -> Result<(), StartError> {
     made.map_err(|source| StartError::Folder { path: path.to_owned(), source })
 }
 
+/// The node's secret. The default file is made at the first start: a hub on this machine takes the first secret that it
+/// sees of a node.
 fn read_secret(config: &Config) -> Result<Secret, StartError> {
     if let Some(secret) = &config.hub.secret {
         return Ok(secret.clone());
     }
-    let path = config.hub.secret_file.clone().unwrap_or_else(|| config.data.join("identity").join("secret"));
+    let own = config.data.join("identity").join("secret");
+    let path = config.hub.secret_file.clone().unwrap_or_else(|| own.clone());
     match fs::read_to_string(&path) {
         Ok(text) if !text.trim().is_empty() => Ok(Secret(text.trim().to_owned())),
         Ok(_) => Err(StartError::Secret { path, source: io::Error::other("it is empty") }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && path == own => {
+            make_secret(&path).map_err(|source| StartError::Secret { path, source })
+        }
         Err(source) => Err(StartError::Secret { path, source }),
     }
+}
+
+fn make_secret(path: &Path) -> io::Result<Secret> {
+    use std::{io::Write as _, os::unix::fs::OpenOptionsExt as _};
+    let secret: String = clock::random::<16>().iter().map(|byte| format!("{byte:02x}")).collect();
+    if let Some(folder) = path.parent() {
+        make_folder(folder).map_err(io::Error::other)?;
+    }
+    // Under another name first: a power cut must not leave half a secret.
+    let new = path.with_extension("new");
+    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+    writeln!(file, "{secret}")?;
+    file.sync_all()?;
+    fs::rename(new, path)?;
+    Ok(Secret(secret))
 }

@@ -84,7 +84,9 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             quota_bytes: 256 * 1024 * 1024,
-            upload: Duration::from_secs(60),
+            // Each upload costs the flash about 36 kB: at 90 s that is 35 MB a day. Heartbeats tell the latest
+            // figures more often, and cost it nothing.
+            upload: Duration::from_secs(90),
             batch_samples: 5_000,
             keep: Duration::from_secs(48 * 3600),
         }

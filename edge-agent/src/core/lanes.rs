@@ -158,7 +158,8 @@ impl LaneState {
     ///
     /// Only the answer to a birth may move a mark back; then what is still held from there on is sent again.
     pub fn acked(&mut self, ack: &StreamAck, birth: bool) -> bool {
-        let Some((number, stream)) = self.streams.iter_mut().find(|(_, stream)| stream.id == ack.stream) else {
+        let Some((number, stream)) = self.streams.iter_mut().find(|(_, stream)| stream.id == ack.stream)
+        else {
             return false;
         };
         let number = *number;
@@ -258,7 +259,8 @@ mod tests {
 
     fn lane(next_seq: u64, mark: u64) -> LaneState {
         let mut lane = LaneState::default();
-        lane.streams.insert(1, Stream { next_seq, next_record: next_seq, mark, cursor: mark + 1, ..Stream::new(S) });
+        lane.streams
+            .insert(1, Stream { next_seq, next_record: next_seq, mark, cursor: mark + 1, ..Stream::new(S) });
         lane
     }
 

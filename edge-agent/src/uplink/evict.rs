@@ -99,7 +99,8 @@ impl Uplink {
     fn forget_streams(&mut self, lane: Lane) {
         let empty = |stream: &Stream| stream.is_drained() && stream.floor_seq == stream.next_seq;
         let streams = self.lanes.get(lane).streams.iter();
-        let mut numbers: Vec<_> = streams.filter(|(_, stream)| empty(stream)).map(|(number, _)| *number).collect();
+        let mut numbers: Vec<_> =
+            streams.filter(|(_, stream)| empty(stream)).map(|(number, _)| *number).collect();
         numbers.retain(|number| Some(*number) != self.number);
         numbers.truncate(numbers.len().saturating_sub(STREAMS_REMEMBERED));
         for number in numbers {

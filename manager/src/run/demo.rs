@@ -2,20 +2,13 @@
 
 use std::{
     collections::BTreeSet,
-    fs,
-    io::Write as _,
     net::{Ipv4Addr, SocketAddr, TcpListener},
-    os::unix::fs::OpenOptionsExt as _,
     path::Path,
     sync::Arc,
     time::Duration,
 };
 
-use fleet_edge_agent::{
-    config::Config as AgentConfig,
-    mqtt::{HubUrl, Secret},
-    run::Handle as AgentHandle,
-};
+use fleet_edge_agent::{config::Config as AgentConfig, mqtt::HubUrl, run::Handle as AgentHandle};
 use fleet_schemas::NodeId;
 use tokio::{
     sync::broadcast::{self, error::RecvError},
@@ -86,32 +79,17 @@ async fn stop(agents: Vec<AgentHandle>, running: RunningHub) {
 async fn start_agent(data: &Path, n: u16, mqtt: SocketAddr) -> Result<AgentHandle, StartError> {
     let id = NodeId::parse(&format!("demo-{n}")).expect("a number makes a node id");
     let folder = data.join("nodes").join(id.as_str());
-    let secret = secret(&folder).map_err(|source| StartError::Folder { path: folder.clone(), source })?;
     let mut config = AgentConfig { data: folder, ..AgentConfig::default() };
     config.node.id = Some(id.clone());
     config.node.name = Some(format!("Demo node {n}"));
     config.node.heartbeat = HEARTBEAT;
     let url: HubUrl = format!("mqtt://{mqtt}").parse().expect("a bound address makes a URL");
     config.hub.url = Some(url);
-    config.hub.secret = Some(Secret(secret));
     config.api.listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     config.system.interval = MEASURE;
     config.outbox.upload = UPLOAD;
     let started = fleet_edge_agent::run::start(config).await;
     started.map_err(|source| StartError::Agent { node: id.to_string(), source: Box::new(source) })
-}
-
-/// The node's secret, made at the first start.
-fn secret(folder: &Path) -> std::io::Result<String> {
-    let path = folder.join("identity").join("secret");
-    if let Ok(known) = fs::read_to_string(&path) {
-        return Ok(known.trim().to_owned());
-    }
-    let secret: String = clock::random::<16>().iter().map(|byte| format!("{byte:02x}")).collect();
-    fs::create_dir_all(folder.join("identity"))?;
-    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
-    writeln!(file, "{secret}")?;
-    Ok(secret)
 }
 
 fn introduce(running: &RunningHub, data: &Path, agents: &[AgentHandle]) {
