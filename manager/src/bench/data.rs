@@ -23,16 +23,16 @@ pub(super) const BORN_UP_MS: u64 = 1_000;
 type Walk = (&'static str, &'static str, f64, f64, i32);
 
 const WALKS: [Walk; METRICS] = [
-    ("temperature", "Cel", 21.5, 0.1, 1),
-    ("humidity", "%", 48.0, 0.2, 1),
-    ("pressure", "hPa", 1_013.2, 0.1, 1),
-    ("co2", "[ppm]", 620.0, 4.0, 0),
-    ("voltage", "V", 12.6, 0.02, 2),
-    ("current", "A", 0.84, 0.01, 3),
-    ("power", "W", 10.6, 0.3, 1),
-    ("cpu_percent", "%", 17.0, 2.5, 1),
-    ("mem_used_bytes", "By", 180_000_000.0, 90_000.0, 0),
-    ("rssi", "dBm", -71.0, 1.0, 0),
+    ("temperature", "Cel", 21.5, 0.15, 2),
+    ("humidity", "%", 48.0, 0.6, 2),
+    ("pressure", "hPa", 1_013.2, 0.3, 2),
+    ("co2", "[ppm]", 620.0, 9.0, 0),
+    ("voltage", "V", 12.6, 0.04, 3),
+    ("current", "A", 0.84, 0.03, 3),
+    ("power", "W", 10.6, 0.5, 2),
+    ("cpu_percent", "%", 17.0, 6.0, 1),
+    ("mem_used_bytes", "By", 180_000_000.0, 900_000.0, 0),
+    ("rssi", "dBm", -71.0, 2.0, 0),
 ];
 
 /// The batches of one stream, ready to be sent.

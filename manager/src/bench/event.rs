@@ -33,6 +33,8 @@ pub struct Config {
 
 /// Instants of a POST of the backlog: its body stays below the edge API's 256 KiB.
 const INSTANTS: u32 = 200;
+/// The agent's default for `batch_samples`: fewer wait for its schedule.
+const UNSEALED: u64 = 5_000;
 /// Between two events at rest.
 const PAUSE: Duration = Duration::from_millis(20);
 /// Longest wait for anything.
@@ -136,7 +138,7 @@ pub(super) async fn post(http: &reqwest::Client, url: &str, body: &Value) -> Res
     Ok(())
 }
 
-/// Whether the hub has acked all that the agent has.
+/// Whether the hub has acked all that the agent has sealed; less than a batch waits for the next upload.
 async fn is_drained(http: &reqwest::Client, api: &str) -> Result<bool, Error> {
     let status: Value = http.get(format!("{api}/api/v1/status")).send().await?.json().await?;
     let count = |pointer: &str| {
@@ -144,7 +146,7 @@ async fn is_drained(http: &reqwest::Client, api: &str) -> Result<bool, Error> {
         status.pointer(pointer).and_then(Value::as_u64).ok_or_else(told)
     };
     let lane = |lane: &str| count(&format!("/outbox/lanes/{lane}/unacked_batches")).or(Ok::<_, Error>(0));
-    Ok(lane("telemetry")? + lane("backfill")? == 0 && count("/outbox/pending_samples")? < METRICS as u64 * 10)
+    Ok(lane("telemetry")? + lane("backfill")? == 0 && count("/outbox/pending_samples")? < UNSEALED)
 }
 
 /// Reads the hub's stream in a task of its own.

@@ -1,0 +1,71 @@
+//! The load generator tells the truth: what it believes to be durable is what the hub's ledger has.
+
+use std::{
+    fs,
+    path::Path,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use fleet_manager::{api::shapes::Ledger, run::Addresses};
+use serde_json::Value;
+
+const FLEET: &str = env!("CARGO_BIN_EXE_fleet");
+
+/// A hub in a process of its own.
+struct Hub(Child, Addresses);
+
+impl Drop for Hub {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "a deadline of the test itself")]
+fn hub(data: &Path) -> Hub {
+    let mut command = Command::new(FLEET);
+    command.args(["hub", "--http", "127.0.0.1:0", "--mqtt", "127.0.0.1:0", "--data"]).arg(data);
+    let mut child = command.stdout(Stdio::null()).spawn().unwrap();
+    let began = Instant::now();
+    loop {
+        let text = fs::read_to_string(data.join("addresses.json")).unwrap_or_default();
+        if let Ok(addresses) = serde_json::from_str(&text) {
+            return Hub(child, addresses);
+        }
+        assert_eq!(child.try_wait().unwrap(), None, "the hub ended");
+        assert!(began.elapsed() < Duration::from_secs(30), "the hub does not come up");
+        std::thread::yield_now();
+    }
+}
+
+#[tokio::test]
+async fn what_the_bench_believes_is_what_the_ledger_has() {
+    let folder = tempfile::tempdir().unwrap();
+    let hub = hub(&folder.path().join("data"));
+    let (http, mqtt) = (format!("http://{}", hub.1.http), hub.1.mqtt.to_string());
+    let mut acked = 0;
+    for batch in ["10", "500"] {
+        let args = ["bench", "ingest", "--nodes", "5", "--seconds", "1", "--most", "300", "--batch", batch];
+        let output = Command::new(FLEET)
+            .args(args)
+            .args(["--hub", &http, "--mqtt", &mqtt, "-o", "json"])
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let figure = |name: &str| {
+            let figures = report["figures"].as_array().unwrap();
+            figures.iter().find(|figure| figure["name"] == name).unwrap()["value"].as_f64().unwrap()
+        };
+        assert!(figure("durable samples") > 0.0);
+        assert_eq!(figure("samples acked"), figure("batches acked") * batch.parse::<f64>().unwrap());
+        acked += figure("samples acked") as u64;
+    }
+    let ledger: Ledger =
+        reqwest::get(format!("{http}/api/v1/ledger?verify=true")).await.unwrap().json().await.unwrap();
+    assert_eq!(ledger.accounts.iter().map(|account| account.stored).sum::<u64>(), acked);
+    assert_eq!(ledger.accounts.iter().filter(|account| account.lane == "telemetry").count(), 10);
+    assert!(ledger.accounts.iter().all(|account| account.state == "balanced"), "{ledger:?}");
+    assert!(ledger.findings.unwrap().is_empty());
+}
