@@ -1,0 +1,14 @@
+//! The hub and agents as processes of their own, on real sockets and real disks: killed, starved, set back, lied to.
+//!
+//! What is compared in the end are records: each that was accepted against each that is stored.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod bad_input;
+mod compare;
+mod full_disk;
+mod full_outbox;
+mod generator;
+mod given;
+mod kill;
+mod restore;
