@@ -253,7 +253,7 @@ impl Consumer {
                 effects.marks.insert((node.record.id.clone(), lane, mark::FOLDED));
                 match lane {
                     Lane::Telemetry | Lane::Backfill => {
-                        forgotten.push(MarkKey { node: node.number, lane, stream })
+                        forgotten.push(MarkKey { node: node.number, lane, stream });
                     }
                     Lane::Event | Lane::Command => commit.folded.push((node.number, lane, stream)),
                 }
@@ -281,15 +281,19 @@ impl Consumer {
         let mut effects = Effects::default();
         let mut groups = Vec::new();
         let mut outcomes: Vec<Result<(), RegistryError>> = Vec::with_capacity(intents.len());
+        // Before the lock: decoding a full group takes tens of milliseconds, and whoever asks for a node waits for it.
+        let inputs: Vec<_> = (messages.into_iter())
+            .filter_map(|(topic, payload)| {
+                let Topic::Up(node, up) = topic else { return None };
+                let input = decode::input(&mut self.unpacker, &mut self.refusals, *up, payload)?;
+                Some((node, input))
+            })
+            .collect();
         {
-            // Decoding happens under the lock, but readers wait for microseconds per message only.
             let shared = self.shared.clone();
             let mut fleet = shared.fleet_mut();
-            for (topic, payload) in messages {
-                let Topic::Up(node, up) = topic else { continue };
-                if let Some(input) = decode::input(&mut self.unpacker, &mut self.refusals, *up, payload) {
-                    intake::take(&mut fleet, &mut effects, node, input, self.highest_node, now);
-                }
+            for (node, input) in inputs {
+                intake::take(&mut fleet, &mut effects, node, input, self.highest_node, now);
             }
             for intent in intents {
                 let group = match &intent {

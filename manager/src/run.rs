@@ -109,7 +109,7 @@ pub async fn start(config: &Config) -> Result<RunningHub, StartError> {
     let disk = Arc::new(Folder::new(&config.data));
     let store = config.store();
     let fresh = StoreId(clock::random());
-    let consumer = Consumer::open(disk, store.telemetry.clone(), fresh, clock.now())?;
+    let consumer = Consumer::open(disk, store.telemetry, fresh, clock.now())?;
     let http = config.listen.http;
     let listener =
         TcpListener::bind(http).await.map_err(|source| StartError::Http { address: http, source })?;

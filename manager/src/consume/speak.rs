@@ -96,7 +96,7 @@ pub(super) fn speak(
             lanes: std::collections::BTreeMap::new(),
         };
         for (lane, stream) in stream_acks(node, reply) {
-            ack.lanes.entry(lane).or_insert_with(Vec::new).push(stream);
+            ack.lanes.entry(lane).or_default().push(stream);
         }
         spoken.downs.push((Topic::Down(id.clone(), Down::Ack), cbor::encode(&ack)));
     }

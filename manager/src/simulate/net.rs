@@ -91,8 +91,7 @@ impl Net {
         weather: Weather,
         (now, after): (u64, u64),
         way: Way,
-        topic: Topic,
-        payload: Bytes,
+        (topic, payload): (&Topic, &Bytes),
     ) {
         if rng.random_range(0..1000) < weather.lose {
             return;

@@ -148,7 +148,7 @@ impl World {
                     ));
                     let (weather, at) = (self.weather, (self.now, 0));
                     let payload = Bytes::from(payload);
-                    self.nets[index].send(&mut self.rng, weather, at, Way::Down(connection), topic, payload);
+                    self.nets[index].send(&mut self.rng, weather, at, Way::Down(connection), (&topic, &payload));
                 }
             }
             None => self.kill_hub(index, 1_000),
@@ -208,7 +208,7 @@ impl World {
             self.log(format_args!("agent {index} says {} {}", message.topic, short(&message.payload)));
             let (weather, at) = (self.weather, (now, 0));
             let payload = Bytes::from(message.payload);
-            self.nets[hub].send(&mut self.rng, weather, at, Way::Up(connection), message.topic, payload);
+            self.nets[hub].send(&mut self.rng, weather, at, Way::Up(connection), (&message.topic, &payload));
         }
     }
 
@@ -219,11 +219,10 @@ impl World {
         self.log(format_args!("agent {index} connects as {session}"));
         if let Some(other) = taken_over.filter(|other| *other != index)
             && let Some(other) = self.edges.get_mut(other)
+            && let (Some(uplink), Some((_, session))) = (&mut other.uplink, other.connection.take())
         {
-            if let (Some(uplink), Some((_, session))) = (&mut other.uplink, other.connection.take()) {
-                uplink.disconnected();
-                self.will(index, hub, session);
-            }
+            uplink.disconnected();
+            self.will(index, hub, session);
         }
         let now = self.edges[index].now(self.now, START_MS);
         self.edges[index].connection = Some((connection, session));
@@ -256,7 +255,7 @@ impl World {
         let (topic, payload) = uplink.will(session);
         let after = self.rng.random_range(0..45_000);
         let at = (self.now, after);
-        self.nets[hub].send(&mut self.rng, Weather::CALM, at, Way::Gate, topic, Bytes::from(payload));
+        self.nets[hub].send(&mut self.rng, Weather::CALM, at, Way::Gate, (&topic, &Bytes::from(payload)));
     }
 
     fn deliver(&mut self) {

@@ -62,7 +62,7 @@ impl Site {
         let config = hub::Config::default();
         let hub_clock = Arc::new(HubClock::default());
         let fresh = StoreId(clock::random());
-        let consumer = Consumer::open(disk, config.telemetry.clone(), fresh, hub_clock.now()).unwrap();
+        let consumer = Consumer::open(disk, config.telemetry, fresh, hub_clock.now()).unwrap();
         let listen = fleet_broker::Config { mqtt: ([127, 0, 0, 1], 0).into(), ..Default::default() };
         let (broker, link) = Broker::start(listen, Arc::new(Everybody)).unwrap();
         let exporter = Arc::new(Exporter::default());

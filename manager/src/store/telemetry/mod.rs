@@ -54,7 +54,7 @@ pub use stats::Stats;
 pub use write::{InboxBatch, InboxWrite};
 
 /// How the store behaves; the defaults are those of DESIGN.md.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 pub struct Config {
     /// Identity of the store; a file of another one is refused.
     pub store_id: Option<[u8; 16]>,

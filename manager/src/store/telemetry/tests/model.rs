@@ -131,7 +131,7 @@ proptest! {
         let disk = Memory::default();
         let part_bytes = if small_parts { 1 } else { u64::MAX };
         let config = Config { part_bytes, ..config() };
-        let mut store = open(&disk, config.clone()).unwrap();
+        let mut store = open(&disk, config).unwrap();
         let mut now = NOW;
         let mut facts = Vec::new();
         for act in acts {
@@ -150,7 +150,7 @@ proptest! {
                 }
                 Act::Reopen => {
                     drop(store);
-                    store = open(&disk, config.clone()).unwrap();
+                    store = open(&disk, config).unwrap();
                 }
             }
         }

@@ -46,7 +46,7 @@ fn a_dropped_transaction_leaves_nothing() {
 fn marks_accounts_and_quarantine_survive_checkpoints_and_reopening() {
     let disk = Memory::default();
     let config = Config { quarantine_bytes: 100, ..config() };
-    let store = open(&disk, config.clone()).unwrap();
+    let store = open(&disk, config).unwrap();
     let key = |stream: u8| MarkKey { node: 9, lane: Lane::Backfill, stream: StreamId([stream; 16]) };
     let mut write = store.begin().unwrap();
     write.set_mark(key(1), b"one");
@@ -75,7 +75,7 @@ fn marks_accounts_and_quarantine_survive_checkpoints_and_reopening() {
     let both = [(key(1), b"one".to_vec()), (key(2), b"two".to_vec())];
     check(&store, &both);
     drop(store);
-    let store = open(&disk, config.clone()).unwrap();
+    let store = open(&disk, config).unwrap();
     check(&store, &both);
     // A checkpoint after a minute, then a removal in a note on top of it.
     seal_all(&store, NOW + 2 * MINUTE).unwrap();
@@ -85,7 +85,7 @@ fn marks_accounts_and_quarantine_survive_checkpoints_and_reopening() {
     write.commit().unwrap();
     check(&store, &both[1..]);
     drop(store);
-    let store = open(&disk, config.clone()).unwrap();
+    let store = open(&disk, config).unwrap();
     check(&store, &both[1..]);
     seal_all(&store, NOW + 2 * MINUTE).unwrap();
     drop(store);
