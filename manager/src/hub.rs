@@ -26,7 +26,7 @@ pub use readiness::Readiness;
 pub use round::Round;
 
 use crate::{
-    clock::HubClock,
+    clock::{self, HubClock},
     consume::{self, Consumer, FeedItem, Shared, StoredEvent},
     core::{
         fleet::Fleet,
@@ -272,7 +272,7 @@ impl Hub {
     #[must_use]
     pub fn readiness(&self) -> Readiness {
         let (_, jumped) = self.0.clock.read();
-        self.0.health.readiness(self.telemetry().poisoned(), jumped)
+        self.0.health.readiness(clock::mono(), self.telemetry().poisoned(), jumped)
     }
 
     /// Figures.

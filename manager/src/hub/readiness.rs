@@ -1,6 +1,13 @@
 //! What keeps the hub from its work, in sentences for `/readyz`.
 
-use std::sync::{Mutex, PoisonError};
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+/// How long a store that was opened again is doubted while nobody has anything to store: longer than any node waits
+/// before it sends again.
+const DOUBT: Duration = Duration::from_secs(600);
 
 /// The answer of `/readyz`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,24 +20,47 @@ pub struct Readiness {
 
 /// What the threads report.
 #[derive(Debug, Default)]
-pub(super) struct Health {
-    store: Mutex<Option<String>>,
+pub(super) struct Health(Mutex<Store>);
+
+#[derive(Debug, Default)]
+struct Store {
+    failed: Option<String>,
+    // Open again, not yet proved by a commit; and since when.
+    doubted: Option<(String, Duration)>,
 }
 
 impl Health {
-    /// The store failed, or works again.
-    pub(super) fn set_store(&self, error: Option<String>) {
-        *self.store.lock().unwrap_or_else(PoisonError::into_inner) = error;
+    fn lock(&self) -> MutexGuard<'_, Store> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn store(&self) -> Option<String> {
-        self.store.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// The store failed: nothing is taken until it was opened again.
+    pub(super) fn failed(&self, why: String) {
+        self.lock().failed = Some(why);
     }
 
-    pub(super) fn readiness(&self, poisoned: Option<String>, clock_jumped: bool) -> Readiness {
-        let store = self.store().or(poisoned);
-        let ready = store.is_none();
-        let mut reasons: Vec<_> = store.into_iter().map(|why| format!("nothing is acked: {why}")).collect();
+    /// The store is open again. On a full disk it can always be opened, so this proves nothing yet.
+    pub(super) fn reopened(&self, up: Duration) {
+        let mut store = self.lock();
+        store.doubted = store.failed.take().map(|why| (why, up));
+    }
+
+    /// Records were stored.
+    pub(super) fn stored(&self) {
+        self.lock().doubted = None;
+    }
+
+    /// Why the store has to be opened again, if it has.
+    pub(super) fn failure(&self) -> Option<String> {
+        self.lock().failed.clone()
+    }
+
+    pub(super) fn readiness(&self, up: Duration, poisoned: Option<String>, clock_jumped: bool) -> Readiness {
+        let store = self.lock();
+        let doubted = store.doubted.as_ref().filter(|(_, since)| up < *since + DOUBT);
+        let why = store.failed.clone().or(poisoned).or_else(|| doubted.map(|(why, _)| why.clone()));
+        let mut reasons: Vec<_> = why.into_iter().map(|why| format!("nothing is acked: {why}")).collect();
+        let ready = reasons.is_empty();
         if clock_jumped {
             // Not a reason to turn traffic away: data is still stored, with the time reckoned from the start.
             reasons.push(
@@ -38,5 +68,43 @@ impl Health {
             );
         }
         Readiness { ready, reasons }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ready(health: &Health, up_s: u64) -> bool {
+        health.readiness(Duration::from_secs(up_s), None, false).ready
+    }
+
+    #[test]
+    fn a_store_that_was_opened_again_is_ready_when_it_has_stored_something() {
+        let health = Health::default();
+        assert!(ready(&health, 0));
+        health.failed("no space".to_owned());
+        assert!(!ready(&health, 1) && health.failure().is_some());
+        health.reopened(Duration::from_secs(2));
+        assert!(!ready(&health, 3) && health.failure().is_none());
+        health.stored();
+        assert!(ready(&health, 4));
+    }
+
+    #[test]
+    fn a_fleet_with_nothing_to_say_does_not_leave_the_hub_in_doubt_for_ever() {
+        let health = Health::default();
+        health.failed("no space".to_owned());
+        health.reopened(Duration::from_secs(10));
+        assert!(!ready(&health, 609));
+        assert!(ready(&health, 610));
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_in_sentences() {
+        let health = Health::default();
+        let told = health.readiness(Duration::ZERO, Some("the disk is gone".to_owned()), true);
+        assert!(!told.ready && told.reasons[0] == "nothing is acked: the disk is gone", "{told:?}");
+        assert!(told.reasons[1].contains("clock") && health.readiness(Duration::ZERO, None, true).ready);
     }
 }

@@ -89,7 +89,7 @@ impl Rounds {
 
     fn round(&mut self, publisher: &Publisher, messages: &[Message], pending: Vec<Pending>) {
         let began = clock::mono();
-        if let Some(why) = self.health.store() {
+        if let Some(why) = self.trouble() {
             // Nothing is acked; what the nodes send they send again. Sessions stay open.
             refuse(pending, &why);
             self.try_reopen();
@@ -113,6 +113,9 @@ impl Rounds {
                         FeedItem::Node(_) => {}
                     }
                 }
+                if round.samples + round.events > 0 {
+                    self.health.stored();
+                }
                 self.speak(publisher, spoken, answers);
                 self.show_refusals();
             }
@@ -120,7 +123,7 @@ impl Rounds {
                 round.failed = true;
                 let why = error.to_string();
                 tracing::error!(%error, "failed to store a group of messages; nothing of it was acked");
-                self.health.set_store(Some(why.clone()));
+                self.health.failed(why.clone());
                 answers
                     .into_iter()
                     .for_each(|answer| drop(answer.send(Err(IntentError::Unavailable(why.clone())))));
@@ -179,22 +182,30 @@ impl Rounds {
         }
     }
 
+    /// Why the stores must be opened again. A query may have been the first to see that the disk fails.
+    fn trouble(&self) -> Option<String> {
+        let poisoned = || self.consumer.shared().telemetry.poisoned();
+        let why = self.health.failure().or_else(poisoned)?;
+        self.health.failed(why.clone());
+        Some(why)
+    }
+
     fn try_reopen(&mut self) {
         std::thread::sleep(REOPEN);
         match self.consumer.reopen(self.clock.now()) {
             Ok(()) => {
                 tracing::warn!("the stores are open again");
-                self.health.set_store(None);
+                self.health.reopened(clock::mono());
             }
-            Err(error) => self.health.set_store(Some(error.to_string())),
+            Err(error) => self.health.failed(error.to_string()),
         }
     }
 
     fn snapshot(&mut self) {
-        if self.health.store().is_none()
+        if self.health.failure().is_none()
             && let Err(error) = self.consumer.snapshot().and_then(|()| self.consumer.fold(self.clock.now()))
         {
-            self.health.set_store(Some(error.to_string()));
+            self.health.failed(error.to_string());
         }
     }
 }

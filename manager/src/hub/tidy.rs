@@ -35,8 +35,8 @@ impl Tidier {
     pub(super) fn run(self) {
         let mut retain_due = Duration::ZERO;
         while !self.stop.load(Ordering::Acquire) {
-            let more = self.health.store().is_none() && self.seal();
-            if clock::mono() >= retain_due && self.health.store().is_none() {
+            let more = self.health.failure().is_none() && self.seal();
+            if clock::mono() >= retain_due && self.health.failure().is_none() {
                 retain_due = clock::mono() + RETAIN;
                 self.retain();
             }
@@ -51,7 +51,7 @@ impl Tidier {
             Ok(report) => report.more,
             Err(error) => {
                 tracing::error!(%error, "failed to seal samples");
-                self.health.set_store(Some(error.to_string()));
+                self.health.failed(error.to_string());
                 false
             }
         }
@@ -65,7 +65,7 @@ impl Tidier {
         }
         if let Err(error) = self.shared.telemetry.retain(now.wall_ms) {
             tracing::error!(%error, "failed to remove old samples");
-            self.health.set_store(Some(error.to_string()));
+            self.health.failed(error.to_string());
         }
         let before_ms = now.wall_ms.saturating_sub(millis(self.retain_events));
         loop {
@@ -74,7 +74,7 @@ impl Tidier {
                 Ok(_) => break,
                 Err(error) => {
                     tracing::error!(%error, "failed to remove old events");
-                    self.health.set_store(Some(error.to_string()));
+                    self.health.failed(error.to_string());
                     break;
                 }
             }
