@@ -16,7 +16,10 @@ use super::{
     data::{INSTANT_MS, METRICS, Walker},
     latencies, note_latency, quantile_ms,
 };
-use crate::clock;
+use crate::{
+    api::shapes::{Account, Ledger},
+    clock,
+};
 
 /// What is to be run.
 #[derive(Debug, Clone)]
@@ -78,8 +81,15 @@ pub async fn run(config: &Config) -> Result<Report, Error> {
                 drained = Some(clock::mono().saturating_sub(began));
             }
         }
+        let stored = stored(&http, &format!("http://{}", hub.addresses.http)).await?;
+        if stored + UNSEALED < u64::from(config.backlog) {
+            let why =
+                format!("the agent calls its backlog drained, the hub has {stored} of {}", config.backlog);
+            return Err(Error::Answer(why));
+        }
         let found = drain.found(&mut told).await?;
         report.add("backlog", f64::from(config.backlog), "samples");
+        report.add("stored when drained", stored as f64, "samples");
         report.add("backlog handed in", filled.as_secs_f64(), "s");
         let drained = drained.ok_or(Error::Late("draining the backlog"))?;
         report.add("backlog drained", drained.as_secs_f64(), "s");
@@ -147,6 +157,14 @@ async fn is_drained(http: &reqwest::Client, api: &str) -> Result<bool, Error> {
     };
     let lane = |lane: &str| count(&format!("/outbox/lanes/{lane}/unacked_batches")).or(Ok::<_, Error>(0));
     Ok(lane("telemetry")? + lane("backfill")? == 0 && count("/outbox/pending_samples")? < UNSEALED)
+}
+
+/// Samples that the hub has of the node.
+async fn stored(http: &reqwest::Client, hub: &str) -> Result<u64, Error> {
+    let answer = http.get(format!("{hub}/api/v1/ledger?node={NODE}")).send().await?;
+    let ledger: Ledger = answer.error_for_status()?.json().await?;
+    let carries = |account: &&Account| account.lane == "telemetry" || account.lane == "backfill";
+    Ok(ledger.accounts.iter().filter(carries).map(|account| account.stored).sum())
 }
 
 /// Reads the hub's stream in a task of its own.

@@ -49,7 +49,7 @@ pub struct Config {
 }
 
 /// Samples and batches a second that the stock is made for.
-const MOST_SAMPLES: usize = 25_000_000;
+const MOST_SAMPLES: usize = 50_000_000;
 const MOST_BATCHES: usize = 120_000;
 /// Different streams: nodes share them, since sealing a stock for each would take longer than the run.
 const STREAMS: usize = 4;
@@ -111,9 +111,9 @@ pub async fn run(config: &Config) -> Result<Report, Error> {
         if let Some(started) = own {
             started.process.stop().await?;
         }
-        store(&mut report, &hub, &Stored { sealed, samples, wire, written })?;
-        let all = end.cpu.since(&before.cpu).of(is_manager).as_secs_f64();
         let judged = config.batch >= 1_000;
+        store(&mut report, &hub, &Stored { sealed, samples, wire, written }, judged)?;
+        let all = end.cpu.since(&before.cpu).of(is_manager).as_secs_f64();
         let name = "manager CPU with all sealing";
         if judged {
             report.judge(name, all * 1e6 / samples, "µs/sample", AtMost(0.2));
@@ -406,7 +406,7 @@ struct Stored {
     written: f64,
 }
 
-fn store(report: &mut Report, hub: &Hub, it: &Stored) -> Result<(), Error> {
+fn store(report: &mut Report, hub: &Hub, it: &Stored, judged: bool) -> Result<(), Error> {
     let Some((_, data)) = &hub.own else { return Ok(()) };
     let weeks = week_bytes(&data.join("telemetry"))?;
     report.add("sealed", it.sealed / it.samples * 100.0, "%");
@@ -414,9 +414,15 @@ fn store(report: &mut Report, hub: &Hub, it: &Stored) -> Result<(), Error> {
     if it.sealed > 0.0 {
         let each = weeks / it.sealed;
         report.judge("stored after sealing", each, "bytes/sample", AtMost(2.5));
-        report.judge("written by stored", it.written / (each * it.samples), "times", AtMost(3.0));
+        let times = it.written / (each * it.samples);
+        if judged {
+            report.judge("written by stored", times, "times", AtMost(3.0));
+        } else {
+            // The envelope of a small batch is many times its samples, and is written once before they are sealed.
+            report.add("written by stored", times, "times");
+        }
     }
-    report.add("written by payload", it.written / it.wire, "times");
+    report.judge("written by payload", it.written / it.wire, "times", AtMost(3.0));
     Ok(())
 }
 

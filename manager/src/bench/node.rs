@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    io,
     net::SocketAddr,
     sync::{
         Arc,
@@ -34,6 +35,8 @@ use crate::clock;
 const RESEND: Duration = Duration::from_secs(5);
 /// How long the birth and the last ack may take.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Before a session that was refused for want of room is tried again.
+const AGAIN: Duration = Duration::from_millis(250);
 /// How often a node looks whether it is over.
 const LOOK: Duration = Duration::from_millis(250);
 /// What a node promises about its heartbeats: longer than any run, so that none is missed.
@@ -130,8 +133,7 @@ impl Node {
 
     /// Moves bytes once and takes what was said.
     async fn step(&mut self, deadline: Duration) -> Result<(), Error> {
-        let lost =
-            |error: std::io::Error| Error::Session { node: self.id.to_string(), why: error.to_string() };
+        let lost = |error: io::Error| Error::Session { node: self.id.to_string(), why: error.to_string() };
         if let Ok(stepped) = time::timeout(LOOK, self.socket.step()).await {
             stepped.map_err(lost)?;
         }
@@ -249,12 +251,20 @@ pub(super) async fn connect(
 ) -> Result<Socket, Error> {
     let (topic, payload) = death(id, session);
     let who = Connect { id: id.as_str(), password, keep_alive: 600, will: Some((&topic, &payload)) };
-    let opened =
-        time::timeout(PATIENCE, Socket::session(address, &who, Some((&topic::down_filter(id), 1)))).await;
-    let session = |why: String| Error::Session { node: id.to_string(), why };
-    opened
-        .map_err(|_| session("no answer to CONNECT".to_owned()))?
-        .map_err(|error| session(error.to_string()))
+    let filter = topic::down_filter(id);
+    let deadline = clock::mono() + PATIENCE;
+    let lost = |why: String| Error::Session { node: id.to_string(), why };
+    loop {
+        let opened = time::timeout(PATIENCE, Socket::session(address, &who, Some((&filter, 1)))).await;
+        match opened.map_err(|_| lost("no answer to CONNECT".to_owned()))? {
+            Ok(socket) => return Ok(socket),
+            // As when many new nodes come at once: the hub writes each one's secret down.
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy && clock::mono() < deadline => {
+                time::sleep(AGAIN).await;
+            }
+            Err(error) => return Err(lost(error.to_string())),
+        }
+    }
 }
 
 /// A birth, to be sent.

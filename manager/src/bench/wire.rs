@@ -183,6 +183,10 @@ impl Socket {
                 match packet {
                     Packet::ConnAck(0) if filter.is_none() => return Ok(socket),
                     Packet::ConnAck(0) | Packet::PubAck | Packet::Publish { .. } | Packet::Other => {}
+                    Packet::ConnAck(3) => {
+                        let why = "the broker has no room for the session now";
+                        return Err(io::Error::new(io::ErrorKind::ResourceBusy, why));
+                    }
                     Packet::ConnAck(code) => {
                         return Err(io::Error::other(format!(
                             "the broker refuses the session with code {code}"
