@@ -85,17 +85,8 @@ impl Shared {
     /// [`Error`].
     pub fn counters(&self) -> Result<impl Fn(NodeNo, Lane) -> Counters + use<>, Error> {
         let mut all = self.state().counters()?;
-        for (node, lane, c) in self.telemetry.counters_all()? {
-            let counters = Counters {
-                stored: c.stored,
-                expired: c.expired,
-                quarantined: c.quarantined,
-                lost: c.lost,
-                written_off: c.written_off,
-                duplicates: c.duplicates,
-            };
-            all.insert((node, lane), counters);
-        }
+        let sampled = self.telemetry.counters_all()?;
+        all.extend(sampled.into_iter().map(|(node, lane, counters)| ((node, lane), counters)));
         Ok(move |node, lane| all.get(&(node, lane)).copied().unwrap_or_default())
     }
 }
