@@ -15,12 +15,15 @@ use redb::{
 };
 
 use super::{
-    Config, Counters, Error, MarkKey, Quarantined,
-    counters::Delta,
+    Config, Error, MarkKey, Quarantined,
+    counters::{self, Delta},
     row::{self, HEAD_BYTES, Note, Row},
     unsealed::{Batch, Unsealed},
 };
-use crate::store::disk::{self, Disk, META};
+use crate::{
+    core::ledger::Counters,
+    store::disk::{self, Disk, META},
+};
 
 pub(super) const NAME: &str = "telemetry/inbox.redb";
 const FORMAT: u32 = 1;
@@ -97,7 +100,7 @@ impl Memory {
 
     pub(super) fn count(&mut self, key: (u32, Lane), delta: &Delta) {
         self.dirty_counters.insert(key);
-        self.counters.entry(key).or_default().apply(delta);
+        counters::apply(self.counters.entry(key).or_default(), delta);
     }
 }
 
@@ -145,7 +148,7 @@ impl Inbox {
             let (node, lane) = key.value();
             let damaged = || Error::Damaged { what: format!("counters of node {node}") };
             let lane = row::lane_of(lane).ok_or_else(damaged)?;
-            let counters = Counters::from_bytes(value.value()).ok_or_else(damaged)?;
+            let counters = counters::from_bytes(value.value()).ok_or_else(damaged)?;
             memory.counters.insert((node, lane), counters);
         }
         for entry in read.open_table(QUARANTINE)?.iter()? {
@@ -441,7 +444,7 @@ fn save_counters(
     counters.sort_unstable_by_key(|(key, _)| *key);
     let mut table = write.open_table(COUNTERS)?;
     for ((node, lane), counters) in counters {
-        table.insert((node, row::lane_code(lane)), &counters.to_bytes()[..])?;
+        table.insert((node, row::lane_code(lane)), &counters::to_bytes(counters)[..])?;
     }
     Ok(())
 }

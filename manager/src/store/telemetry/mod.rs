@@ -39,13 +39,14 @@ use std::{
 use fleet_schemas::{Lane, StreamId, cbor::DecodeError};
 
 use super::disk::{Disk, DiskError};
+use crate::core::ledger::Counters;
 use inbox::Inbox;
 use rollup::Rollups;
 use seal::Sealer;
 use weeks::Weeks;
 
 pub use aggregate::Aggregate;
-pub use counters::{Booking, Counters};
+pub use counters::Booking;
 pub use latest::{Latest, SeriesName};
 pub use query::{Query, SeriesPoints, Step};
 pub use retain::RetainReport;
