@@ -36,8 +36,6 @@ pub struct Config {
 
 /// Instants of a POST of the backlog: its body stays below the edge API's 256 KiB.
 const INSTANTS: u32 = 200;
-/// The agent's default for `batch_samples`: fewer wait for its schedule.
-const UNSEALED: u64 = 5_000;
 /// Between two events at rest.
 const PAUSE: Duration = Duration::from_millis(20);
 /// Longest wait for anything.
@@ -82,7 +80,7 @@ pub async fn run(config: &Config) -> Result<Report, Error> {
             }
         }
         let stored = stored(&http, &format!("http://{}", hub.addresses.http)).await?;
-        if stored + UNSEALED < u64::from(config.backlog) {
+        if stored + unsealed() < u64::from(config.backlog) {
             let why =
                 format!("the agent calls its backlog drained, the hub has {stored} of {}", config.backlog);
             return Err(Error::Answer(why));
@@ -117,6 +115,11 @@ fn add(report: &mut Report, when: &str, found: &Histogram<u64>) {
     report.add(format!("202 to stream {when} p50"), quantile_ms(found, 0.5), "ms");
     report.judge(format!("202 to stream {when} p99"), quantile_ms(found, 0.99), "ms", AtMost(250.0));
     report.add(format!("202 to stream {when} max"), quantile_ms(found, 1.0), "ms");
+}
+
+/// Fewer samples than make a batch by the agent's default: they wait for its schedule.
+fn unsealed() -> u64 {
+    fleet_edge_agent::outbox::Config::default().batch_samples as u64
 }
 
 async fn fill(http: &reqwest::Client, api: &str, backlog: u32) -> Result<(), Error> {
@@ -156,7 +159,7 @@ async fn is_drained(http: &reqwest::Client, api: &str) -> Result<bool, Error> {
         status.pointer(pointer).and_then(Value::as_u64).ok_or_else(told)
     };
     let lane = |lane: &str| count(&format!("/outbox/lanes/{lane}/unacked_batches")).or(Ok::<_, Error>(0));
-    Ok(lane("telemetry")? + lane("backfill")? == 0 && count("/outbox/pending_samples")? < UNSEALED)
+    Ok(lane("telemetry")? + lane("backfill")? == 0 && count("/outbox/pending_samples")? < unsealed())
 }
 
 /// Samples that the hub has of the node.

@@ -85,7 +85,7 @@ pub(super) enum BenchVerb {
         /// How long samples are handed in
         #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=120))]
         seconds: u16,
-        /// Upload intervals over which flash writes are counted, a minute each at default settings; 0 leaves it out
+        /// Upload intervals over which flash writes are counted, 90 s each at default settings; 0 leaves it out
         #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(0..=60))]
         intervals: u16,
         #[command(flatten)]
