@@ -148,7 +148,13 @@ impl World {
                     ));
                     let (weather, at) = (self.weather, (self.now, 0));
                     let payload = Bytes::from(payload);
-                    self.nets[index].send(&mut self.rng, weather, at, Way::Down(connection), (&topic, &payload));
+                    self.nets[index].send(
+                        &mut self.rng,
+                        weather,
+                        at,
+                        Way::Down(connection),
+                        (&topic, &payload),
+                    );
                 }
             }
             None => self.kill_hub(index, 1_000),
