@@ -26,14 +26,14 @@ impl Drop for Hub {
 fn hub(data: &Path) -> Hub {
     let mut command = Command::new(FLEET);
     command.args(["hub", "--http", "127.0.0.1:0", "--mqtt", "127.0.0.1:0", "--data"]).arg(data);
-    let mut child = command.stdout(Stdio::null()).spawn().unwrap();
+    let mut child = command.stdout(Stdio::null()).spawn().expect("the hub starts");
     let began = Instant::now();
     loop {
         let text = fs::read_to_string(data.join("addresses.json")).unwrap_or_default();
         if let Ok(addresses) = serde_json::from_str(&text) {
             return Hub(child, addresses);
         }
-        assert_eq!(child.try_wait().unwrap(), None, "the hub ended");
+        assert_eq!(child.try_wait().expect("the hub can be waited for"), None, "the hub ended");
         assert!(began.elapsed() < Duration::from_secs(30), "the hub does not come up");
         std::thread::yield_now();
     }
