@@ -72,8 +72,11 @@ pub struct Profile {
 pub struct Config {
     /// Bytes it may hold.
     pub quota_bytes: u64,
-    /// How often samples are sealed and sent.
+    /// How often the agent's own samples are sealed and sent.
     pub upload: Duration,
+    /// How soon samples are sealed and sent that somebody submitted: they cost a flash write anyway, and somebody
+    /// waits for them. At most `upload`.
+    pub prompt: Duration,
     /// Samples that make a batch at once, at most [`limits::BATCH_RECORDS`].
     pub batch_samples: usize,
     /// How long acked batches are kept for a hub that is restored from a backup.
@@ -87,6 +90,7 @@ impl Default for Config {
             // Each upload costs the flash about 36 kB: at 90 s that is 35 MB a day. Heartbeats tell the latest
             // figures more often, and cost it nothing.
             upload: Duration::from_secs(90),
+            prompt: Duration::from_secs(5),
             batch_samples: 5_000,
             keep: Duration::from_secs(48 * 3600),
         }

@@ -275,6 +275,7 @@ impl World {
             quota_bytes: QUOTA_BYTES,
             upload: Duration::from_secs(5),
             batch_samples: 25,
+            prompt: Duration::from_secs(60),
             keep: Duration::from_secs(20),
         };
         let stream = StreamId([self.boots; 16]);

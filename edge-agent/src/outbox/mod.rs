@@ -30,9 +30,12 @@ const REQUESTS: usize = 64;
 pub struct Config {
     /// Bytes it may hold.
     pub quota_bytes: u64,
-    /// How often samples are sealed and sent, in seconds.
+    /// How often the agent's own samples are sealed and sent, in seconds.
     #[serde(rename = "upload_s", with = "seconds")]
     pub upload: Duration,
+    /// How soon samples are sealed and sent that somebody submitted, in seconds.
+    #[serde(rename = "prompt_s", with = "seconds")]
+    pub prompt: Duration,
     /// Samples that make a batch at once, at most 10,000.
     pub batch_samples: usize,
     /// How long acked batches are kept for a hub that is restored from a backup, in seconds.
@@ -55,15 +58,15 @@ pub enum Storage {
 
 impl Default for Config {
     fn default() -> Self {
-        let uplink::Config { quota_bytes, upload, batch_samples, keep } = uplink::Config::default();
-        Self { quota_bytes, upload, batch_samples, keep, storage: Storage::default() }
+        let uplink::Config { quota_bytes, upload, prompt, batch_samples, keep } = uplink::Config::default();
+        Self { quota_bytes, upload, prompt, batch_samples, keep, storage: Storage::default() }
     }
 }
 
 impl Config {
     pub(crate) fn uplink(&self) -> uplink::Config {
-        let Self { quota_bytes, upload, batch_samples, keep, storage: _ } = *self;
-        uplink::Config { quota_bytes, upload, batch_samples, keep }
+        let Self { quota_bytes, upload, prompt, batch_samples, keep, storage: _ } = *self;
+        uplink::Config { quota_bytes, upload, prompt, batch_samples, keep }
     }
 }
 

@@ -81,6 +81,7 @@ impl Uplink {
         }
         if !samples.is_empty() {
             self.stage_rows(samples);
+            self.seal_due = self.seal_due.min(now.up + self.config.prompt);
         }
         if !events.is_empty() {
             self.seal_events(&events, now);

@@ -88,6 +88,7 @@ async fn start_agent(data: &Path, n: u16, mqtt: SocketAddr) -> Result<AgentHandl
     config.api.listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     config.system.interval = MEASURE;
     config.outbox.upload = UPLOAD;
+    config.outbox.prompt = UPLOAD;
     let started = fleet_edge_agent::run::start(config).await;
     started.map_err(|source| StartError::Agent { node: id.to_string(), source: Box::new(source) })
 }

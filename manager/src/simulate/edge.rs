@@ -128,6 +128,7 @@ impl Edge {
             quota_bytes: self.quota_bytes,
             upload: Duration::from_secs(5),
             batch_samples: 40,
+            prompt: Duration::from_secs(2),
             keep: Duration::from_secs(600),
         };
         let stream = StreamId(net::bytes(rng));
