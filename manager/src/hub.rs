@@ -9,6 +9,7 @@ mod tidy;
 
 use std::{
     io,
+    panic::{self, AssertUnwindSafe},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -154,13 +155,36 @@ pub fn start(
         refusals,
         stop: stop.clone(),
         observer,
+        told: Vec::new(),
         logged: std::collections::BTreeMap::new(),
     };
-    let consumer = thread::Builder::new().name("consumer".to_owned()).spawn(move || rounds.run())?;
-    let tidier =
-        tidy::Tidier { shared, health, clock, stop: stop.clone(), retain_events: config.retain_events };
-    let tidier = thread::Builder::new().name("tidier".to_owned()).spawn(move || tidier.run())?;
+    let (feels, mut rounds) = (health.clone(), rounds);
+    let consumer = thread::Builder::new()
+        .name("consumer".to_owned())
+        .spawn(move || outlive(&feels, "consumer", || rounds.run()))?;
+    let tidier = tidy::Tidier {
+        shared,
+        health: health.clone(),
+        clock,
+        stop: stop.clone(),
+        retain_events: config.retain_events,
+    };
+    let tidier = thread::Builder::new()
+        .name("tidier".to_owned())
+        .spawn(move || outlive(&health, "tidier", || tidier.run()))?;
     Ok((Hub(Arc::new(inner)), Running { stop, consumer, tidier }))
+}
+
+/// Runs a thread's work to its end. After a panic what was in memory is not trusted: the stores are opened again, the
+/// registry is read from them, and the work goes on. (The panic's own message is on the standard error.)
+fn outlive(health: &Health, name: &str, mut work: impl FnMut()) {
+    while panic::catch_unwind(AssertUnwindSafe(&mut work)).is_err() {
+        if health.failure().is_none() {
+            health.failed(format!(
+                "the {name} panicked; the stores are opened again. Please report its message"
+            ));
+        }
+    }
 }
 
 impl Running {

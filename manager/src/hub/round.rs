@@ -60,13 +60,16 @@ pub(super) struct Rounds {
     pub refusals: Arc<Mutex<Refusals>>,
     pub stop: Arc<AtomicBool>,
     pub observer: Observer,
+    /// What the round before told followers. Kept until they have let go of it, so that this thread frees what it
+    /// allocated: a follower that does makes both wait for the allocator's lock.
+    pub told: Vec<Arc<FeedItem>>,
     /// Refusals by message and reason: how many were logged, and when.
     pub logged: BTreeMap<(&'static str, &'static str), (u64, Duration)>,
 }
 
 impl Rounds {
     /// Runs until the broker is shut down and everything received was consumed.
-    pub(super) fn run(mut self) {
+    pub(super) fn run(&mut self) {
         let publisher = self.link.publisher();
         let mut messages = Vec::new();
         let mut snapshot_due = clock::mono() + SNAPSHOT;
@@ -122,8 +125,9 @@ impl Rounds {
             Err(error) => {
                 round.failed = true;
                 let why = error.to_string();
-                tracing::error!(%error, "failed to store a group of messages; nothing of it was acked");
+                // Known before it is logged: the log may lie on the same full disk.
                 self.health.failed(why.clone());
+                tracing::error!(%error, "failed to store a group of messages; nothing of it was acked");
                 answers
                     .into_iter()
                     .for_each(|answer| drop(answer.send(Err(IntentError::Unavailable(why.clone())))));
@@ -133,7 +137,7 @@ impl Rounds {
     }
 
     fn speak(
-        &self,
+        &mut self,
         publisher: &Publisher,
         spoken: Spoken,
         answers: Vec<tokio::sync::oneshot::Sender<Result<(), IntentError>>>,
@@ -148,8 +152,10 @@ impl Rounds {
             // Whoever asked may be gone.
             drop(answer.send(outcome.map_err(IntentError::Registry)));
         }
+        self.told.clear();
         if self.feed.receiver_count() > 0 {
-            spoken.items.into_iter().for_each(|item| drop(self.feed.send(item)));
+            spoken.items.iter().for_each(|item| drop(self.feed.send(item.clone())));
+            self.told = spoken.items;
         }
     }
 
@@ -194,8 +200,8 @@ impl Rounds {
         std::thread::sleep(REOPEN);
         match self.consumer.reopen(self.clock.now()) {
             Ok(()) => {
-                tracing::warn!("the stores are open again");
                 self.health.reopened(clock::mono());
+                tracing::warn!("the stores are open again");
             }
             Err(error) => self.health.failed(error.to_string()),
         }
