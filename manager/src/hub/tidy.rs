@@ -32,7 +32,7 @@ pub(super) struct Tidier {
 }
 
 impl Tidier {
-    pub(super) fn run(self) {
+    pub(super) fn run(&self) {
         let mut retain_due = Duration::ZERO;
         while !self.stop.load(Ordering::Acquire) {
             let more = self.health.failure().is_none() && self.seal();
@@ -50,8 +50,8 @@ impl Tidier {
         match self.shared.telemetry.seal(self.clock.now().wall_ms) {
             Ok(report) => report.more,
             Err(error) => {
-                tracing::error!(%error, "failed to seal samples");
                 self.health.failed(error.to_string());
+                tracing::error!(%error, "failed to seal samples");
                 false
             }
         }
@@ -64,8 +64,8 @@ impl Tidier {
             return;
         }
         if let Err(error) = self.shared.telemetry.retain(now.wall_ms) {
-            tracing::error!(%error, "failed to remove old samples");
             self.health.failed(error.to_string());
+            tracing::error!(%error, "failed to remove old samples");
         }
         let before_ms = now.wall_ms.saturating_sub(millis(self.retain_events));
         loop {
@@ -73,8 +73,8 @@ impl Tidier {
                 Ok(EVENTS_AT_ONCE..) if !self.stop.load(Ordering::Acquire) => {}
                 Ok(_) => break,
                 Err(error) => {
-                    tracing::error!(%error, "failed to remove old events");
                     self.health.failed(error.to_string());
+                    tracing::error!(%error, "failed to remove old events");
                     break;
                 }
             }

@@ -24,7 +24,8 @@ impl Stored {
     pub(crate) async fn of(hub: &Hub, node: &str, last_number: u64) -> Self {
         let mut stored = Self::default();
         for metric in 0..=last_number / PER_METRIC {
-            let path = format!("/api/v1/nodes/{node}/telemetry?metric=m{metric}&from_ms=0&to_ms=4000000000000");
+            let path =
+                format!("/api/v1/nodes/{node}/telemetry?metric=m{metric}&from_ms=0&to_ms=4000000000000");
             let answer = hub.get(&path).await;
             for series in answer["series"].as_array().unwrap() {
                 for point in series["points"].as_array().unwrap() {

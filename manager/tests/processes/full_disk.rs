@@ -44,7 +44,6 @@ async fn run_full(hub: &Hub, folder: &Path, reason: &str, make_room: impl FnOnce
     let outbox = async || agent.get("/api/v1/outbox").await["unacked_batches"].as_u64().unwrap();
     assert!(generator.samples(2_000).await);
     until("batches wait for an ack", outbox, |unacked| *unacked > 0).await;
-    assert!(hub.metric("fleet_store_commit_failures_total").await >= 1.0);
     let nodes = hub.get("/api/v1/nodes").await;
     assert_eq!(nodes["items"].as_array().map(Vec::len), Some(2));
     // It stays full however often the stores are opened again.
@@ -93,12 +92,15 @@ impl Drop for Small {
 async fn a_full_filesystem_stops_acks_until_there_is_room() {
     let folder = tempfile::tempdir().unwrap();
     let Some(small) = Small::mount(&folder.path().join("small")) else {
-        println!("skipped: a_full_filesystem_stops_acks_until_there_is_room needs the right to mount a tmpfs");
+        println!(
+            "skipped: a_full_filesystem_stops_acks_until_there_is_room needs the right to mount a tmpfs"
+        );
         return;
     };
     // Something else takes most of the space, and goes.
     let ballast = small.0.join("ballast");
     fs::write(&ballast, vec![1; 6 << 20]).unwrap();
+    // Its log lies on the same filesystem: not even that it can write.
     let hub = Hub::start(&small.0.join("hub")).await;
     run_full(&hub, folder.path(), "No space left on device", || {
         fs::remove_file(&ballast).unwrap();

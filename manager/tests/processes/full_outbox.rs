@@ -44,8 +44,13 @@ async fn what_does_not_fit_is_declared_lost_to_the_record() {
     let missing = truth.samples.iter().filter(|number| !stored.samples.contains_key(number));
     let first_kept = stored.samples.keys().find(|number| **number > before).unwrap();
     assert!(missing.clone().all(|number| *number > before && number < first_kept));
-    let reports = stored.by_hub.iter().filter(|(kind, text)| kind == "records_lost" && text.contains("outbox_full"));
+    let reports =
+        stored.by_hub.iter().filter(|(kind, text)| kind == "records_lost" && text.contains("outbox_full"));
     assert!(reports.count() > 0, "{:?}", stored.by_hub);
-    until("nothing is broken", async || hub.metric("fleet_ledger_accounts{state=\"broken\"}").await, |n| *n == 0.0)
-        .await;
+    until(
+        "nothing is broken",
+        async || hub.metric("fleet_ledger_accounts{state=\"broken\"}").await,
+        |n| *n == 0.0,
+    )
+    .await;
 }

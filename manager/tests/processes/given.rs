@@ -182,7 +182,16 @@ fn agent_binary() -> PathBuf {
     if !path.exists() {
         let profile = if cfg!(debug_assertions) { "dev" } else { "release" };
         let made = Command::new(env!("CARGO"))
-            .args(["build", "--quiet", "-p", "fleet-edge-agent", "--bin", "fleet-agent", "--profile", profile])
+            .args([
+                "build",
+                "--quiet",
+                "-p",
+                "fleet-edge-agent",
+                "--bin",
+                "fleet-agent",
+                "--profile",
+                profile,
+            ])
             .status()
             .unwrap();
         assert!(made.success() && path.exists(), "build the agent first: cargo build -p fleet-edge-agent");

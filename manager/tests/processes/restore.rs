@@ -43,7 +43,8 @@ async fn a_hub_set_back_gets_again_what_is_kept_and_books_the_rest() {
     let mut loser = Agent::new(folder.path(), "loser", hub.mqtt, &slow).started().await;
     // A node that the backup has never heard of.
     let newcomer = Agent::new(folder.path(), "newcomer", hub.mqtt, &slow);
-    let (mut kept, mut lost) = (Generator::new(1, keeper.door.clone()), Generator::new(2, loser.door.clone()));
+    let (mut kept, mut lost) =
+        (Generator::new(1, keeper.door.clone()), Generator::new(2, loser.door.clone()));
     let mut new = Generator::new(3, newcomer.door.clone());
     deliver(&keeper, &mut kept, 3).await;
     deliver(&loser, &mut lost, 3).await;
@@ -60,9 +61,11 @@ async fn a_hub_set_back_gets_again_what_is_kept_and_books_the_rest() {
     loser.end().await;
     loser.set("OUTBOX_KEEP_S", "0.001");
     loser.up().await;
-    until("nothing is kept", async || loser.get("/api/v1/outbox").await["held_records"].as_u64(), |held| {
-        *held == Some(0)
-    })
+    until(
+        "nothing is kept",
+        async || loser.get("/api/v1/outbox").await["held_records"].as_u64(),
+        |held| *held == Some(0),
+    )
     .await;
     fs::remove_dir_all(&data).unwrap();
     fs::rename(&backup, &data).unwrap();
@@ -87,7 +90,8 @@ async fn a_hub_set_back_gets_again_what_is_kept_and_books_the_rest() {
     stored.check_foreign("loser", &lost.truth);
     compare::check_ledger(&ledger, "loser", &stored);
     assert_eq!((stored.samples.len() as u64, stored.events.len() as u64), backed_up);
-    let missing = (lost.truth.samples.len() as u64 - backed_up.0, lost.truth.events.len() as u64 - backed_up.1);
+    let missing =
+        (lost.truth.samples.len() as u64 - backed_up.0, lost.truth.events.len() as u64 - backed_up.1);
     let booked =
         (compare::term(&ledger, "loser", SAMPLES, "lost"), compare::term(&ledger, "loser", EVENTS, "lost"));
     assert_eq!(booked, missing);
