@@ -26,6 +26,8 @@ pub(super) struct Truth {
     pub accepted: BTreeSet<u64>,
     /// Under way when the disk failed: may be stored or not.
     pub maybe: BTreeSet<u64>,
+    /// Accepted since its card was last tampered with, by the machine that stays.
+    pub since: BTreeSet<u64>,
     /// Whether its card was set back, copied or wiped: then records may be stored twice, or be gone unseen.
     pub tampered: bool,
 }
@@ -44,6 +46,7 @@ pub(super) struct Edge {
     pub hub: usize,
     /// Image of the card and the numbers accepted by then.
     pub image: Option<SimFile>,
+    is_twin: bool,
     booted_at: u64,
     boot: [u8; 8],
     clock: (i64, Clock),
@@ -62,6 +65,7 @@ impl Edge {
             card_full_until: 0,
             hub: 0,
             image: None,
+            is_twin: false,
             booted_at: 0,
             boot: net::bytes(rng),
             clock: (0, Clock::Synced),
@@ -73,6 +77,7 @@ impl Edge {
     pub(super) fn clone_of(&self, rng: &mut StdRng, now: u64) -> Self {
         let mut twin = Self::new(self.node.clone(), rng, self.quota_bytes);
         twin.card = self.card.image();
+        twin.is_twin = true;
         twin.booted_at = now;
         twin.hub = self.hub;
         twin
@@ -187,7 +192,11 @@ impl Edge {
         match uplink.submit(submissions, edge_now) {
             Ok(results) => {
                 let taken = results.iter().zip(numbers).filter(|(result, _)| result.is_ok());
-                truth.accepted.extend(taken.flat_map(|(_, numbers)| numbers));
+                let taken: Vec<u64> = taken.flat_map(|(_, numbers)| numbers).collect();
+                if !self.is_twin {
+                    truth.since.extend(&taken);
+                }
+                truth.accepted.extend(taken);
             }
             Err(_) => {
                 truth.maybe.extend(numbers.into_iter().flatten());

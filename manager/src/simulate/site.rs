@@ -1,10 +1,14 @@
 //! A simulated hub: the real consumer on a disk in memory, which may be killed between any two of its steps, run full,
 //! be set back to a backup, and have its clock set wrong.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
-use fleet_schemas::{StoreId, Topic};
+use fleet_schemas::{Lane, NodeId, StoreId, StreamId, Topic, ack::Ack, cbor};
 use rand::{RngExt as _, rngs::StdRng};
 
 use super::net;
@@ -35,8 +39,12 @@ pub(super) struct Site {
     pub queue: Vec<(Topic, Bytes)>,
     pub wait_until: u64,
     pub full_until: u64,
+    /// The highest mark that was acked, by node, lane and stream: what a later life of the hub must still have.
+    pub acked: BTreeMap<(NodeId, Lane, StreamId), u64>,
+    /// Promises that were found broken while it ran.
+    pub wrong: Vec<String>,
     /// Kinds of the events that hubs noticed themselves, by node.
-    pub reports: std::collections::BTreeMap<fleet_schemas::NodeId, std::collections::BTreeSet<String>>,
+    pub reports: BTreeMap<NodeId, BTreeSet<String>>,
     steady: Option<Steady>,
     wall_offset_ms: i64,
     booted_at: u64,
@@ -52,7 +60,9 @@ impl Site {
             queue: Vec::new(),
             wait_until: 0,
             full_until: 0,
-            reports: std::collections::BTreeMap::new(),
+            acked: BTreeMap::new(),
+            wrong: Vec::new(),
+            reports: BTreeMap::new(),
             steady: None,
             wall_offset_ms: 0,
             booted_at: 0,
@@ -83,7 +93,10 @@ impl Site {
         };
         let fresh = StoreId(net::bytes(rng));
         match Consumer::open(Arc::new(self.disk.clone()), config, fresh, at) {
-            Ok(consumer) => self.consumer = Some(consumer),
+            Ok(consumer) => {
+                self.consumer = Some(consumer);
+                self.check_acked();
+            }
             Err(_) => self.kill(now, 1_000),
         }
     }
@@ -111,20 +124,20 @@ impl Site {
         if self.doomed == Some(Kill::Idle) {
             return None;
         }
-        let consumer = self.consumer.as_mut()?;
         if self.broken {
             if self.doomed.is_some() {
                 return None;
             }
-            if rng.random_bool(0.1) && consumer.reopen(at).is_ok() {
+            if rng.random_bool(0.1) && self.consumer.as_mut()?.reopen(at).is_ok() {
                 self.broken = false;
+                self.check_acked();
             } else {
                 return Some(Spoken::default());
             }
         }
         let group: Vec<_> = self.queue.drain(..).collect();
         let group = group.iter().map(|(topic, payload)| (topic, payload));
-        match consumer.consume(group, Vec::new(), CREDIT, at) {
+        match self.consumer.as_mut()?.consume(group, Vec::new(), CREDIT, at) {
             Ok(spoken) => {
                 if self.doomed == Some(Kill::AfterCommit) {
                     return None;
@@ -144,6 +157,19 @@ impl Site {
         }
     }
 
+    /// Commit, then speak: whatever was acked is in the stores, whenever they are opened.
+    fn check_acked(&mut self) {
+        let Some(consumer) = &self.consumer else { return };
+        let fleet = consumer.shared().fleet();
+        for ((node, lane, stream), acked) in &self.acked {
+            let mark = fleet.nodes.get(node).and_then(|known| known.marks.get(&(*lane, *stream)));
+            let stored = mark.map_or(0, |mark| mark.seq);
+            if stored < *acked {
+                self.wrong.push(format!("{node}: {lane}: {acked} was acked, {stored} is stored"));
+            }
+        }
+    }
+
     fn tidy(&mut self, rng: &mut StdRng, at: Now) {
         let Some(consumer) = &self.consumer else { return };
         if rng.random_bool(0.05) && consumer.shared().telemetry.seal(at.wall_ms).is_err() {
@@ -152,6 +178,16 @@ impl Site {
     }
 
     fn note(&mut self, spoken: &Spoken) {
+        for (topic, payload) in &spoken.downs {
+            let Topic::Down(node, _) = topic else { continue };
+            let ack: Ack = cbor::decode(payload).expect("our own acks can be read");
+            for (lane, streams) in ack.lanes {
+                for told in streams {
+                    let acked = self.acked.entry((node.clone(), lane, told.stream)).or_default();
+                    *acked = told.seq.max(*acked);
+                }
+            }
+        }
         for item in &spoken.items {
             if let FeedItem::Event(event) = &**item
                 && event.by_hub

@@ -13,7 +13,7 @@ use crate::{
 
 /// Checks everything; gives what is wrong.
 pub(super) fn check(world: &World) -> Vec<String> {
-    let mut wrong = Vec::new();
+    let mut wrong: Vec<_> = world.sites.iter().flat_map(|site| site.wrong.iter().cloned()).collect();
     for (node, truth) in &world.truth {
         let homes: Vec<_> =
             world.edges.iter().filter(|edge| edge.node == *node).map(|edge| edge.hub).collect();
@@ -42,7 +42,13 @@ pub(super) fn check(world: &World) -> Vec<String> {
         if foreign {
             wrong.push(format!("{node} has records that nobody submitted"));
         }
+        unexplained(world, hub, known, truth.tampered, &mut wrong);
         if truth.tampered {
+            let gone = truth.since.iter().filter(|n| !stored.contains_key(n) && !elsewhere.contains_key(n));
+            let gone = gone.count() as u64;
+            if gone > lost {
+                wrong.push(format!("{node}: {gone} records of after its card was changed are missing, {lost} are booked as lost"));
+            }
             let reports = world.sites.iter().filter_map(|site| site.reports.get(node));
             let reported = reports
                 .flatten()
@@ -63,6 +69,27 @@ pub(super) fn check(world: &World) -> Vec<String> {
         }
     }
     wrong
+}
+
+/// Losses that no fault explains: a hub that was never set back has no hole to book.
+fn unexplained(world: &World, hub: usize, node: &Node, tampered: bool, wrong: &mut Vec<String>) {
+    let Some(consumer) = &world.sites[hub].consumer else { return };
+    let filter = EventFilter { node: Some(node.number), limit: 1_000_000, ..EventFilter::default() };
+    let Ok(events) = consumer.shared().state().events(filter) else { return };
+    let set_back = hub == 0 && world.hub_restored;
+    for (_, row) in events.iter().filter(|(_, row)| row.by_hub && row.event.kind.as_str() == "records_lost") {
+        let message = &row.event.message;
+        let reason = message.rsplit(' ').next().unwrap_or_default();
+        let explained = match reason {
+            "outbox_full" => true,
+            "hub_rollback" | "moved" => set_back || hub == 1 || tampered,
+            "edge_state_lost" => tampered,
+            _ => false,
+        };
+        if !explained {
+            wrong.push(format!("{}: nothing explains: {message}", node.record.id));
+        }
+    }
 }
 
 fn elsewhere(world: &World, home: usize, node: &NodeId, wrong: &mut Vec<String>) -> BTreeMap<u64, u64> {

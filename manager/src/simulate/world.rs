@@ -340,6 +340,7 @@ impl World {
                 if let Some(backup) = self.backup.take() {
                     self.kill_hub(0, 2_000);
                     self.sites[0].disk = backup;
+                    self.sites[0].acked.clear();
                     self.hub_restored = true;
                 }
             }
@@ -355,7 +356,9 @@ impl World {
         let now = self.now;
         let tamper = |world: &mut Self| {
             let node = world.edges[edge].node.clone();
-            world.truth.get_mut(&node).expect("every node has its truth").tampered = true;
+            let truth = world.truth.get_mut(&node).expect("every node has its truth");
+            truth.tampered = true;
+            truth.since.clear();
         };
         match fault {
             Fault::TakeImage { .. } => self.edges[edge].image = Some(self.edges[edge].card.image()),
