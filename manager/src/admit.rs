@@ -24,7 +24,7 @@ const TOOL: &str = "local";
 /// Where its user name and password are kept, in the data folder: two lines, mode 0600.
 pub const TOOL_FILE: &str = "access/local";
 /// Secrets that may wait to be written.
-const WAITING: usize = 1_024;
+const WAITING: usize = 16_384;
 
 type Hash = [u8; 32];
 
@@ -46,10 +46,12 @@ impl Plain {
         let tool = tool_password(&data.join(TOOL_FILE))?;
         let (learned, writes) = mpsc::sync_channel::<(NodeId, Hash)>(WAITING);
         thread::Builder::new().name("secrets".to_owned()).spawn(move || {
-            for (node, hash) in writes {
-                if let Err(error) = shared.state().put_secret(&node, &hash) {
-                    // Held in memory; after a restart the node is trusted on first use again.
-                    tracing::error!(%node, %error, "failed to keep a node's secret");
+            while let Ok(first) = writes.recv() {
+                // All that wait in one transaction: a whole fleet may come at once.
+                let secrets: Vec<_> = std::iter::once(first).chain(writes.try_iter().take(WAITING)).collect();
+                if let Err(error) = shared.state().put_secrets(&secrets) {
+                    // Held in memory; after a restart the nodes are trusted on first use again.
+                    tracing::error!(nodes = secrets.len(), %error, "failed to keep the secrets of nodes");
                 }
             }
         })?;

@@ -220,7 +220,8 @@ impl Consumer {
     pub fn snapshot(&mut self) -> Result<(), Error> {
         let seen: Vec<_> = {
             let fleet = self.shared.fleet();
-            let news = |node: &&Node| self.written_ms.get(&node.number) != Some(&node.record.last_seen_ms);
+            let news =
+                |node: &&Box<Node>| self.written_ms.get(&node.number) != Some(&node.record.last_seen_ms);
             fleet.nodes.values().filter(news).map(|node| (node.number, node.record.clone())).collect()
         };
         if !seen.is_empty() {

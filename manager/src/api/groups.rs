@@ -29,7 +29,7 @@ struct Wanted {
 fn count(fleet: &Fleet, name: &str, saved: &str) -> Group {
     // What is saved was parsed before; a selector that a newer hub saved selects nothing here.
     let nodes_count = Selector::parse(saved)
-        .map_or(0, |selector| fleet.nodes.values().filter(|node| selector.matches(*node)).count());
+        .map_or(0, |selector| fleet.nodes.values().filter(|node| selector.matches(&***node)).count());
     Group { name: name.to_owned(), selector: saved.to_owned(), nodes_count }
 }
 

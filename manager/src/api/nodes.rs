@@ -38,7 +38,7 @@ pub(super) async fn list(State(api): State<Arc<Api>>, params: Params) -> Result<
     let (found, more) = api.hub.with_fleet(|fleet| {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let wanted = |node: &&Node| selector.matches(*node) && group.matches(*node);
-        let mut nodes = fleet.nodes.range((from, Bound::Unbounded)).map(|(_, node)| node).filter(wanted);
+        let mut nodes = fleet.nodes.range((from, Bound::Unbounded)).map(|(_, node)| &**node).filter(wanted);
         let found: Vec<Node> = nodes.by_ref().take(limit).cloned().collect();
         (found, nodes.next().is_some())
     });
@@ -64,7 +64,9 @@ async fn shown(api: &Arc<Api>, nodes: Vec<Node>) -> Result<Vec<shapes::Node>, Re
 }
 
 fn found(api: &Api, id: &NodeId) -> Result<Node, Refusal> {
-    api.hub.with_fleet(|fleet| fleet.nodes.get(id).cloned()).ok_or_else(|| no_node(id.as_str()))
+    api.hub
+        .with_fleet(|fleet| fleet.nodes.get(id).map(|node| Node::clone(node)))
+        .ok_or_else(|| no_node(id.as_str()))
 }
 
 /// The number of a node.
@@ -199,7 +201,7 @@ fn judge(fleet: &Fleet, lines: Vec<Line>, dry_run: bool, now: Now) -> (shapes::I
             let known = fleet.nodes.get(&node);
             let mut copy = Fleet::default();
             if let Some(known) = known {
-                copy.insert(known.clone());
+                copy.insert(Node::clone(known));
             }
             let intent = Intent::ImportNodes(vec![(node.clone(), change.clone())]);
             registry::take(&mut copy, &mut Effects::default(), intent, 0, now)

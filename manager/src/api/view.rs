@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use super::{selector::Subject, shapes};
 use crate::core::{
-    fleet::{Location, Node},
+    fleet::{Location, Node, Vital},
     ledger::Account,
     presence::State,
 };
@@ -51,7 +51,7 @@ pub(super) fn node(node: &Node, devices_count: usize) -> shapes::Node {
         first_seen_ms: heard.then_some(record.first_seen_ms),
         last_seen_ms: heard.then_some(record.last_seen_ms),
         session_epoch: record.session_epoch,
-        system: vital.map(|vital| vital.system.clone()).unwrap_or_default(),
+        system: vital.map(Vital::system).unwrap_or_default(),
         machine: record.machine.clone(),
         outbox: vital.map(|vital| shapes::Outbox {
             records: node.at_edge(),

@@ -7,8 +7,8 @@ use std::{
 };
 
 use fleet_schemas::{
-    Lane, NodeId, SessionId, StreamId,
-    session::{OutboxUse, Versions},
+    Lane, NodeId, SessionId, StreamId, cbor,
+    session::{Heartbeat, OutboxUse, Versions},
 };
 use serde::{Deserialize, Serialize};
 
@@ -100,16 +100,35 @@ impl Record {
 }
 
 /// The last heartbeat; in memory only.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Vital {
-    /// The machine's figures by metric name.
-    pub system: BTreeMap<String, f64>,
+    // CBOR, a quarter of the map's size: it is there for every node, and looked at for a few.
+    system: Box<[u8]>,
     /// Size and quota of the outbox.
     pub outbox: OutboxUse,
     /// Samples not yet sealed.
     pub pending_samples: u64,
     /// When it arrived, hub time, Unix milliseconds.
     pub at_ms: i64,
+}
+
+impl Vital {
+    /// What a heartbeat said.
+    #[must_use]
+    pub fn new(heartbeat: &Heartbeat, at_ms: i64) -> Self {
+        Self {
+            system: cbor::encode(&heartbeat.system).into(),
+            outbox: heartbeat.outbox,
+            pending_samples: heartbeat.pending.samples,
+            at_ms,
+        }
+    }
+
+    /// The machine's figures by metric name.
+    #[must_use]
+    pub fn system(&self) -> BTreeMap<String, f64> {
+        cbor::decode(&self.system).expect("these bytes were encoded from such a map")
+    }
 }
 
 /// One node.
@@ -180,7 +199,8 @@ impl Node {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Fleet {
     /// By id.
-    pub nodes: BTreeMap<NodeId, Node>,
+    // Boxed: the leaves of a tree that grows in order stay half empty.
+    pub nodes: BTreeMap<NodeId, Box<Node>>,
     /// Ids by number.
     pub ids: BTreeMap<NodeNo, NodeId>,
     /// Saved selectors by name.
@@ -197,11 +217,11 @@ impl Fleet {
         if let Some(deadline) = node.record.presence.deadline {
             self.deadlines.insert((deadline, id.clone()));
         }
-        self.nodes.insert(id, node);
+        self.nodes.insert(id, Box::new(node));
     }
 
     /// Forgets a node.
-    pub fn remove(&mut self, id: &NodeId) -> Option<Node> {
+    pub fn remove(&mut self, id: &NodeId) -> Option<Box<Node>> {
         self.forget_deadline(id);
         let node = self.nodes.remove(id)?;
         self.ids.remove(&node.number);

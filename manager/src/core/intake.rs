@@ -203,7 +203,7 @@ pub fn take(fleet: &mut Fleet, effects: &mut Effects, id: &NodeId, input: Input,
                 effects.nodes.insert(id.clone());
             }
         }
-        Input::Heartbeat(heartbeat) => take_heartbeat(fleet, effects, id, *heartbeat, now),
+        Input::Heartbeat(heartbeat) => take_heartbeat(fleet, effects, id, &heartbeat, now),
         Input::Batch { lane, batch, digest, body } => {
             seen(fleet, effects, id, now);
             if let Some(node) = fleet.nodes.get_mut(id) {
@@ -335,7 +335,7 @@ fn lost_event(node: &Node, effects: &mut Effects, lane: Lane, records: u64, reas
     effects.by_hub(node, "records_lost", Severity::Warning, message, now);
 }
 
-fn take_heartbeat(fleet: &mut Fleet, effects: &mut Effects, id: &NodeId, heartbeat: Heartbeat, now: Now) {
+fn take_heartbeat(fleet: &mut Fleet, effects: &mut Effects, id: &NodeId, heartbeat: &Heartbeat, now: Now) {
     let known = fleet.nodes.get(id).and_then(|node| node.record.presence.session);
     if known.is_some_and(|session| session != heartbeat.session) {
         return;
@@ -356,12 +356,7 @@ fn take_heartbeat(fleet: &mut Fleet, effects: &mut Effects, id: &NodeId, heartbe
             }
         }
     }
-    node.vital = Some(Vital {
-        system: heartbeat.system,
-        outbox: heartbeat.outbox,
-        pending_samples: heartbeat.pending.samples,
-        at_ms: now.wall_ms,
-    });
+    node.vital = Some(Vital::new(&heartbeat, now.wall_ms));
     effects.changed.insert(id.clone());
 }
 

@@ -78,7 +78,7 @@ fn nodes(hub: &Hub, scrape: &Scrape) {
         for node in fleet.nodes.values() {
             *states.entry(node.record.presence.state.as_str()).or_default() += 1;
         }
-        let listed: Vec<_> = fleet.nodes.values().take(NODES).map(Listed::of).collect();
+        let listed: Vec<_> = fleet.nodes.values().take(NODES).map(|node| Listed::of(node)).collect();
         (listed, states, fleet.nodes.len())
     });
     for (state, count) in states {

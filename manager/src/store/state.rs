@@ -402,13 +402,18 @@ impl StateStore {
         Ok(secrets)
     }
 
-    /// Remembers a node's secret by its SHA-256.
+    /// Remembers secrets of nodes by their SHA-256.
     ///
     /// # Errors
     /// [`Error`].
-    pub fn put_secret(&self, node: &NodeId, hash: &[u8; 32]) -> Result<(), Error> {
+    pub fn put_secrets(&self, secrets: &[(NodeId, [u8; 32])]) -> Result<(), Error> {
         let write = self.db.begin_write().map_err(store)?;
-        write.open_table(SECRETS).map_err(store)?.insert(node.as_str(), hash).map_err(store)?;
+        {
+            let mut table = write.open_table(SECRETS).map_err(store)?;
+            for (node, hash) in secrets {
+                table.insert(node.as_str(), hash).map_err(store)?;
+            }
+        }
         write.commit().map_err(store)
     }
 }
