@@ -83,7 +83,7 @@ fn unexplained(world: &World, hub: usize, node: &Node, tampered: bool, wrong: &m
         let explained = match reason {
             "outbox_full" => true,
             "hub_rollback" | "moved" => set_back || hub == 1 || tampered,
-            "edge_state_lost" => tampered,
+            "edge_state_lost" | "edge_corrupt" => tampered,
             _ => false,
         };
         if !explained {
