@@ -111,6 +111,12 @@ mod tests {
     }
 
     #[test]
+    fn a_fork_keeps_what_was_acked_for_a_hub_that_is_set_back() {
+        // A card is cloned, the twin's birth closes the other's stream, that stream forks, the hub is restored.
+        seeds(Faults::Heavy, 51..52);
+    }
+
+    #[test]
     fn with_heavy_faults_everything_is_stored_once_or_accounted_for() {
         seeds(Faults::Heavy, 0..count());
     }

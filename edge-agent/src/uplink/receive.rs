@@ -94,7 +94,8 @@ impl Uplink {
         self.commit()
     }
 
-    /// The hub has something else under this number: everything held from it on goes into a new stream.
+    /// The hub has something else under this number: everything held from it on goes into a new stream. What lies before
+    /// stays: it is acked, and kept for a hub that is set back to a backup.
     fn seal_again(&mut self, lane: Lane, number: StreamNo, seq: u64, now: Now) -> Result<(), Error> {
         // What is staged must be on disk before it is read back.
         self.commit()?;
@@ -102,6 +103,8 @@ impl Uplink {
             self.number = None;
             self.stream = self.derived_stream(now);
         }
+        let mut first = None;
+        let (mut bytes, mut counted, mut tombstoned) = (0, 0, 0);
         let mut from = seq;
         while let Some((at, held)) = self.outbox.batch(lane, number, from)? {
             let Some(held) = held else {
@@ -109,16 +112,29 @@ impl Uplink {
                 continue;
             };
             from = held.seq_to + 1;
+            first.get_or_insert((at, held.first));
+            bytes += held.row_bytes();
+            *(if held.tombstone { &mut tombstoned } else { &mut counted }) += held.count;
             let batch = self.unpacker.unpack(&held.payload).ok().and_then(|plain| Batch::decode(plain).ok());
             if let Some(Envelope::Known(batch)) = batch {
                 self.stage_batch(lane, batch.count, batch.body, batch.lost, now);
             }
         }
-        self.staged.push(Write::DropBatches { lane, number, from: 0, to: u64::MAX });
-        self.staged.push(Write::DropStream { lane, number });
-        self.lanes.get_mut(lane).streams.remove(&number);
+        let Some((next_seq, next_record)) = first else { return self.commit() };
+        self.staged.push(Write::DropBatches { lane, number, from: seq, to: u64::MAX });
+        if let Some(stream) = self.lanes.get_mut(lane).streams.get_mut(&number) {
+            (stream.next_seq, stream.next_record) = (next_seq, next_record);
+            if stream.floor_seq >= next_seq {
+                (stream.floor_seq, stream.floor_record) = (next_seq, next_record);
+            }
+            stream.bytes = stream.bytes.saturating_sub(bytes);
+            stream.counted = stream.counted.saturating_sub(counted);
+            stream.tombstoned = stream.tombstoned.saturating_sub(tombstoned);
+            stream.mark = stream.mark.min(next_seq - 1);
+            stream.sent = stream.sent.min(next_seq - 1);
+        }
+        self.moved.insert((lane, number));
         self.lanes.get_mut(lane).rewind();
-        self.moved.remove(&(lane, number));
         self.commit()
     }
 

@@ -28,8 +28,6 @@ pub(super) struct Truth {
     pub maybe: BTreeSet<u64>,
     /// Accepted since its card was last tampered with, by the machine that stays.
     pub since: BTreeSet<u64>,
-    /// Whether a copy of its card was in use: two machines then answer for the same streams.
-    pub cloned: bool,
     /// Whether its card was set back, copied or wiped: then records may be stored twice, or be gone unseen.
     pub tampered: bool,
 }

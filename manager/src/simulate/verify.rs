@@ -46,7 +46,7 @@ pub(super) fn check(world: &World) -> Vec<String> {
         if truth.tampered {
             let gone = truth.since.iter().filter(|n| !stored.contains_key(n) && !elsewhere.contains_key(n));
             let gone = gone.count() as u64;
-            if gone > lost && !truth.cloned {
+            if gone > lost {
                 wrong.push(format!("{node}: {gone} records of after its card was changed are missing, {lost} are booked as lost"));
             }
             let reports = world.sites.iter().filter_map(|site| site.reports.get(node));

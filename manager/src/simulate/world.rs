@@ -379,8 +379,6 @@ impl World {
             Fault::CloneCard { .. } if self.twins < TWINS => {
                 self.twins += 1;
                 tamper(self);
-                let node = self.edges[edge].node.clone();
-                self.truth.get_mut(&node).expect("every node has its truth").cloned = true;
                 let twin = self.edges[edge].clone_of(&mut self.rng, now);
                 self.edges.push(twin);
             }
