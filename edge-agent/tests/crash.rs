@@ -171,12 +171,14 @@ impl Hub {
     }
 }
 
+/// Records, records of tombstones, batches by first number with their last.
+type Rows = (u64, u64, BTreeMap<u64, u64>);
+
 /// What lies on a card.
 #[derive(Default)]
 struct Card {
     numbers: BTreeMap<u64, u64>,
-    // Per stream: records, records of tombstones, batches by first number with their last.
-    streams: BTreeMap<(Lane, StreamId), (u64, u64, BTreeMap<u64, u64>)>,
+    streams: BTreeMap<(Lane, StreamId), Rows>,
     pending: u64,
     bytes: u64,
     // Records of tombstones that the hub has not taken.
@@ -253,7 +255,7 @@ impl World {
 
     fn now(&self) -> Now {
         // The wall clock is wrong on every second boot.
-        let wrong = if self.boots % 2 == 0 { START_MS } else { 0 };
+        let wrong = if self.boots.is_multiple_of(2) { START_MS } else { 0 };
         let wall_ms = START_MS - wrong + i64::try_from(self.up_ms).unwrap();
         Now { wall_ms, up: Duration::from_millis(self.up_ms), clock: Clock::Synced }
     }

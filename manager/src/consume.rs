@@ -220,9 +220,9 @@ impl Consumer {
     pub fn snapshot(&mut self) -> Result<(), Error> {
         let seen: Vec<_> = {
             let fleet = self.shared.fleet();
-            let news =
-                |node: &&Box<Node>| self.written_ms.get(&node.number) != Some(&node.record.last_seen_ms);
-            fleet.nodes.values().filter(news).map(|node| (node.number, node.record.clone())).collect()
+            let news = |node: &Node| self.written_ms.get(&node.number) != Some(&node.record.last_seen_ms);
+            let nodes = fleet.nodes.values().filter(|node| news(node));
+            nodes.map(|node| (node.number, node.record.clone())).collect()
         };
         if !seen.is_empty() {
             self.written_ms.extend(seen.iter().map(|(number, record)| (*number, record.last_seen_ms)));

@@ -356,7 +356,7 @@ fn take_heartbeat(fleet: &mut Fleet, effects: &mut Effects, id: &NodeId, heartbe
             }
         }
     }
-    node.vital = Some(Vital::new(&heartbeat, now.wall_ms));
+    node.vital = Some(Vital::new(heartbeat, now.wall_ms));
     effects.changed.insert(id.clone());
 }
 

@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use fleet_manager::clock;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tokio::time;
@@ -94,9 +95,9 @@ impl Hub {
 
     /// Starts it; returns when it answers. Another process may hold a port of ours for a moment: then again.
     pub(crate) async fn up(&mut self) {
-        let deadline = time::Instant::now() + PATIENCE;
+        let deadline = clock::mono() + PATIENCE;
         while !self.try_up().await {
-            assert!(time::Instant::now() < deadline, "the hub does not start; see {}", self.log().display());
+            assert!(clock::mono() < deadline, "the hub does not start; see {}", self.log().display());
         }
     }
 
