@@ -54,6 +54,9 @@ pub const IN_FLIGHT_BATCHES: u32 = 16;
 /// Streams a birth or heartbeat may list per lane: an agent that restarts in a loop drains the oldest first
 /// and lists the others later.
 pub const STREAMS_PER_LANE: usize = 64;
+/// Drained streams per lane that an agent goes on listing although it holds nothing of them: a hub that was set back
+/// learns from them what it is missing, and one that was not, that a storage was set back when they vanish.
+pub const STREAMS_REMEMBERED: usize = STREAMS_PER_LANE / 2;
 /// Digests of recent batches the hub keeps per stream, to tell a duplicate from a fork.
 pub const DIGEST_WINDOW: usize = 32;
 /// Longest topic, in bytes.

@@ -19,8 +19,6 @@ use crate::{
 
 /// How often acked batches are looked at for their age.
 const SWEEP: Duration = Duration::from_secs(3600);
-/// Drained streams per lane of which nothing but their numbers is kept.
-const STREAMS_REMEMBERED: usize = limits::STREAMS_PER_LANE / 2;
 /// The order in which lanes give up acked batches.
 const CHEAPEST_FIRST: [Lane; 4] = [Lane::Backfill, Lane::Telemetry, Lane::Command, Lane::Event];
 
@@ -102,7 +100,7 @@ impl Uplink {
         let mut numbers: Vec<_> =
             streams.filter(|(_, stream)| empty(stream)).map(|(number, _)| *number).collect();
         numbers.retain(|number| Some(*number) != self.number);
-        numbers.truncate(numbers.len().saturating_sub(STREAMS_REMEMBERED));
+        numbers.truncate(numbers.len().saturating_sub(limits::STREAMS_REMEMBERED));
         for number in numbers {
             self.lanes.get_mut(lane).streams.remove(&number);
             self.moved.remove(&(lane, number));

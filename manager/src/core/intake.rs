@@ -317,6 +317,9 @@ fn settle(node: &mut Node, effects: &mut Effects, birth: &Birth, said: Said, is_
             if !listed(*lane, *stream) && mark.life == mark::Life::Open && *stream != mark::FOLDED {
                 let missing = mark.close(said, now.wall_ms);
                 gone.push((*lane, *stream, missing));
+                // An agent forgets a stream only when it has many newer ones to remember.
+                let listed = birth.lanes.get(lane).map_or(0, Vec::len);
+                rolled_back |= mark.is_over() && listed < limits::STREAMS_REMEMBERED;
             }
         }
         for (lane, stream, missing) in gone {

@@ -45,7 +45,7 @@ impl Health {
         store.doubted = store.failed.take().map(|why| (why, up));
     }
 
-    /// Records were stored.
+    /// Records or a change were stored.
     pub(super) fn stored(&self) {
         self.lock().doubted = None;
     }

@@ -116,7 +116,7 @@ impl Rounds {
                         FeedItem::Node(_) => {}
                     }
                 }
-                if round.samples + round.events > 0 {
+                if round.samples + round.events > 0 || spoken.outcomes.iter().any(Result::is_ok) {
                     self.health.stored();
                 }
                 self.speak(publisher, spoken, answers);

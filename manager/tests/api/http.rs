@@ -251,7 +251,12 @@ async fn a_full_disk_is_told_by_readyz_and_refuses_changes() {
     assert_eq!((status, &ready["ready"]), (StatusCode::SERVICE_UNAVAILABLE, &json!(false)));
     assert!(!ready["reasons"].as_array().unwrap().is_empty());
     disk.set_capacity(None);
-    let recovered = async { while site.ask(Method::GET, "/readyz", None).await.0 != StatusCode::OK {} };
+    // Something has to be stored before the store is believed again.
+    let recovered = async {
+        while site.ask(Method::GET, "/readyz", None).await.0 != StatusCode::OK {
+            site.ask(Method::PUT, "/api/v1/groups/after", Some(r#"{"selector": "x"}"#)).await;
+        }
+    };
     tokio::time::timeout(PATIENCE, recovered).await.expect("the hub recovers without a restart");
     site.stop().await;
 }
