@@ -3,7 +3,7 @@
 //! The router is asked for whole branches and never for a tool's own filters, because it keeps a log of megabytes
 //! for every filter it has seen, for ever; a tool's filters are matched where its messages are copied. Pure.
 
-use fleet_schemas::topic::{ALL_DOWN, ALL_UP, ROOT};
+use fleet_schemas::topic::{ALL_DOWN, ALL_HUB, ALL_UP, ROOT};
 
 use crate::policy::meet;
 
@@ -36,7 +36,7 @@ impl Branch {
         match self {
             Self::Up => ALL_UP.to_owned(),
             Self::Down => ALL_DOWN.to_owned(),
-            Self::Hub => format!("{ROOT}/{HUB}/#"),
+            Self::Hub => ALL_HUB.to_owned(),
         }
     }
 
