@@ -16,6 +16,7 @@
 pub mod ack;
 pub mod batch;
 pub mod cbor;
+pub mod enrol;
 pub mod event;
 pub mod id;
 pub mod lane;
