@@ -190,6 +190,7 @@ pub fn profile(config: &Config, node: &NodeId) -> Profile {
     Profile {
         node: node.clone(),
         boot: clock::boot_id(),
+        instance: Some(clock::random()),
         kind: config.node.kind.clone(),
         name: config.node.name.clone(),
         capabilities: config.node.capabilities.clone(),

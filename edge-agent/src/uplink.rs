@@ -53,6 +53,8 @@ pub struct Profile {
     pub node: NodeId,
     /// The boot: the first 8 bytes of the kernel's boot id.
     pub boot: [u8; 8],
+    /// This start of the agent: 8 random bytes.
+    pub instance: Option<[u8; 8]>,
     /// What kind of machine, such as `picclaw`.
     pub kind: String,
     /// A name for people.
@@ -351,6 +353,7 @@ impl Uplink {
             session,
             epoch: self.epoch,
             boot: self.profile.boot,
+            instance: self.profile.instance,
             up_ms,
             clock: now.clock,
             time_ms: now.wall_ms,

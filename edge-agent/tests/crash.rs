@@ -266,6 +266,7 @@ impl World {
         let profile = Profile {
             node: NodeId::parse("crash").unwrap(),
             boot: [self.boots; 8],
+            instance: Some([self.boots; 8]),
             kind: "picclaw".to_owned(),
             name: None,
             capabilities: Vec::new(),

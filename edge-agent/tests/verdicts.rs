@@ -32,6 +32,7 @@ fn open(card: &SimFile, stream: u8) -> Uplink {
     let profile = Profile {
         node: NodeId::parse("edge-1").unwrap(),
         boot: [1; 8],
+        instance: Some([stream; 8]),
         kind: "picclaw".to_owned(),
         name: None,
         capabilities: Vec::new(),

@@ -160,6 +160,7 @@ impl Node {
             session: self.session(),
             epoch: self.session.into(),
             boot: [1; 8],
+            instance: None,
             up_ms: self.up_ms,
             clock: Clock::Synced,
             time_ms: START_MS,

@@ -23,6 +23,10 @@ pub struct Birth {
     /// The boot: the first 8 bytes of the kernel's boot id.
     #[serde(with = "serde_bytes")]
     pub boot: [u8; 8],
+    /// The agent's process: 8 random bytes for each start. Two that alternate are two agents under one id; one that
+    /// reconnects, from wherever, keeps its own, and one that was started again does not return to an old one.
+    #[serde(default, with = "serde_bytes", skip_serializing_if = "Option::is_none")]
+    pub instance: Option<[u8; 8]>,
     /// Milliseconds since boot, monotonic.
     pub up_ms: u64,
     /// Whether `time_ms` can be trusted.

@@ -279,6 +279,7 @@ pub(super) fn publish_birth(
         session,
         epoch: 1,
         boot: data::BOOT,
+        instance: None,
         up_ms: data::BORN_UP_MS,
         clock: Clock::Synced,
         time_ms: clock::wall_ms(),

@@ -119,9 +119,11 @@ impl Edge {
     }
 
     pub(super) fn start(&mut self, rng: &mut StdRng, now: u64, start_ms: i64) {
+        let stream = StreamId(net::bytes(rng));
         let profile = Profile {
             node: self.node.clone(),
             boot: self.boot,
+            instance: stream.0.first_chunk().copied(),
             kind: "picclaw".to_owned(),
             name: None,
             capabilities: Vec::new(),
@@ -136,7 +138,6 @@ impl Edge {
             prompt: Duration::from_secs(2),
             keep: Duration::from_secs(600),
         };
-        let stream = StreamId(net::bytes(rng));
         let opened = Uplink::open(self.card.backend(), profile, config, stream, self.now(now, start_ms));
         match opened {
             Ok(uplink) => self.uplink = Some(uplink),

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use fleet_broker::{Broker, Credentials, Directory, Identity, Refusal};
+use fleet_broker::{Broker, Credentials, Directory, Identity, Refusal, Verdict};
 use fleet_manager::{
     api,
     clock::{self, HubClock},
@@ -34,8 +34,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 struct Everybody;
 
 impl Directory for Everybody {
-    fn authenticate(&self, credentials: &Credentials<'_>) -> Result<Identity, Refusal> {
-        NodeId::parse(credentials.client_id).map(Identity::Node).map_err(|_| Refusal::ClientId)
+    fn authenticate(&self, credentials: &Credentials<'_>) -> Verdict {
+        NodeId::parse(credentials.client_id).map(Identity::Node).map_err(|_| Refusal::ClientId).into()
     }
 }
 
@@ -147,6 +147,7 @@ impl Node {
             session: SessionId([1; 8]),
             epoch: 1,
             boot: [1; 8],
+            instance: None,
             up_ms: 1_000,
             clock: Clock::Synced,
             time_ms: clock::wall_ms(),

@@ -172,6 +172,7 @@ fn birth() -> Vec<u8> {
         session: SESSION,
         epoch: 1,
         boot: [1; 8],
+        instance: None,
         up_ms: 1_000,
         clock: Clock::Synced,
         time_ms: 1_790_000_000_000,

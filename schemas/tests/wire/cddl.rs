@@ -90,7 +90,8 @@ proptest! {
 }
 
 /// Keys that may be absent, wherever they stand.
-const OPTIONAL: [&str; 21] = [
+const OPTIONAL: [&str; 22] = [
+    "instance",
     "name",
     "capabilities",
     "firmware",

@@ -22,6 +22,7 @@ pub(crate) fn birth() -> Birth {
         session: SessionId([1, 2, 3, 4, 5, 6, 7, 8]),
         epoch: 42,
         boot: [0xb0; 8],
+        instance: Some([0x1d; 8]),
         up_ms: 86_400_000,
         clock: Clock::Synced,
         time_ms: NOON,

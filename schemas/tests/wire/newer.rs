@@ -89,13 +89,14 @@ fn lanes_of_a_newer_peer_are_left_out() {
 fn keys_that_may_be_absent_are_not_missed() {
     let mut birth = given::birth();
     birth.name = None;
+    birth.instance = None;
     birth.capabilities = vec![];
     birth.versions.firmware = None;
     birth.versions.skills.clear();
     birth.machine.clear();
     birth.lanes.clear();
     let bytes = cbor::encode(&birth);
-    for key in ["name", "capabilities", "firmware", "skills", "machine", "partial"] {
+    for key in ["name", "instance", "capabilities", "firmware", "skills", "machine", "partial"] {
         assert!(!bytes.windows(key.len()).any(|window| window == key.as_bytes()), "{key} is written");
     }
     assert_eq!(cbor::decode(&bytes), Ok(birth));

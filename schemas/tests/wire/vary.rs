@@ -80,7 +80,7 @@ fn texts() -> impl Strategy<Value = BTreeMap<String, String>> {
 
 prop_compose! {
     pub(crate) fn births()(
-        (epoch, session, boot) in any::<(u64, [u8; 8], [u8; 8])>(),
+        (epoch, session, boot, instance) in any::<(u64, [u8; 8], [u8; 8], Option<[u8; 8]>)>(),
         (up_ms, time_ms, interval_ms) in any::<(u64, i64, u64)>(),
         clock in clocks(),
         kind in ".{0,8}",
@@ -94,8 +94,8 @@ prop_compose! {
         (partial, samples) in any::<(bool, u64)>(),
     ) -> Birth {
         Birth {
-            v: VERSION, session: SessionId(session), epoch, boot, up_ms, clock, time_ms, interval_ms, kind, name,
-            capabilities, versions: Versions { agent, firmware, skills }, machine, lanes,
+            v: VERSION, session: SessionId(session), epoch, boot, instance, up_ms, clock, time_ms, interval_ms, kind,
+            name, capabilities, versions: Versions { agent, firmware, skills }, machine, lanes,
             partial, pending: Pending { samples },
         }
     }
