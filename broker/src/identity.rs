@@ -6,7 +6,7 @@ use std::{fmt, net::SocketAddr};
 
 use fleet_schemas::NodeId;
 
-/// What a CONNECT packet offers as proof.
+/// What a connection and its CONNECT packet offer as proof.
 pub struct Credentials<'a> {
     /// The client identifier (MQTT 5 §3.1.3.1).
     pub client_id: &'a str,
@@ -14,6 +14,11 @@ pub struct Credentials<'a> {
     pub user: Option<&'a str>,
     /// The password, if one was sent. Never logged.
     pub password: Option<&'a [u8]>,
+    /// The client certificate (DER) whose key the peer has and that the [`Keys`](crate::Keys) let through. Whether it
+    /// is in its time and not revoked is for the directory to say. A user name beside it proves nothing.
+    pub certificate: Option<&'a [u8]>,
+    /// Whether it came over TLS.
+    pub encrypted: bool,
     /// Where the connection comes from.
     pub peer: SocketAddr,
 }
@@ -23,8 +28,22 @@ pub struct Credentials<'a> {
 pub enum Identity {
     /// A node: it owns the two prefixes of DESIGN section 2. Its client id is its node id.
     Node(NodeId),
-    /// A third-party program with the filters it was granted.
-    Tool(Grants),
+    /// A third-party program.
+    Tool {
+        /// Its name: with the client id, what tells its sessions apart.
+        name: String,
+        /// The filters it was granted.
+        grants: Grants,
+    },
+}
+
+/// What a [`Directory`] says of credentials.
+pub enum Verdict {
+    /// It knows at once.
+    Now(Result<Identity, Refusal>),
+    /// It has to work for it (a password's slow hash): run by a thread of its own, one after the other, while the
+    /// connection waits. Must do no IO that can hang. Beyond 64 that wait, clients are refused as [`Refusal::Busy`].
+    Later(Box<dyn FnOnce() -> Result<Identity, Refusal> + Send>),
 }
 
 /// What a third-party credential may do. Deny by default: two empty lists open no session.
@@ -46,6 +65,8 @@ pub enum Refusal {
     NotAuthorized,
     /// Known, and shut out by an operator.
     Banned,
+    /// Its certificate is not in its time.
+    Expired,
     /// The client id is not the identity's own.
     ClientId,
     /// No room for one more session.
@@ -59,11 +80,9 @@ pub enum Refusal {
 /// Called on the gate's threads, once per CONNECT: it must be quick and must do no IO, or every session of
 /// that thread waits.
 pub trait Directory: Send + Sync + 'static {
-    /// Says who holds these credentials.
-    ///
-    /// # Errors
-    /// [`Refusal`] is sent to the client as the protocol's reason code, and counted.
-    fn authenticate(&self, credentials: &Credentials<'_>) -> Result<Identity, Refusal>;
+    /// Says who holds these credentials, or how to find out. A [`Refusal`] is sent to the client as the protocol's
+    /// reason code, and counted.
+    fn authenticate(&self, credentials: &Credentials<'_>) -> Verdict;
 }
 
 impl Refusal {
@@ -74,7 +93,7 @@ impl Refusal {
             Self::ClientId => 0x02,
             Self::Busy | Self::Unavailable => 0x03,
             Self::BadCredentials => 0x04,
-            Self::NotAuthorized | Self::Banned => 0x05,
+            Self::NotAuthorized | Self::Banned | Self::Expired => 0x05,
         }
     }
 
@@ -84,11 +103,17 @@ impl Refusal {
         match self {
             Self::ClientId => 0x85,
             Self::BadCredentials => 0x86,
-            Self::NotAuthorized => 0x87,
+            Self::NotAuthorized | Self::Expired => 0x87,
             Self::Unavailable => 0x88,
             Self::Busy => 0x89,
             Self::Banned => 0x8A,
         }
+    }
+}
+
+impl From<Result<Identity, Refusal>> for Verdict {
+    fn from(outcome: Result<Identity, Refusal>) -> Self {
+        Self::Now(outcome)
     }
 }
 
@@ -98,6 +123,8 @@ impl fmt::Debug for Credentials<'_> {
             .field("client_id", &self.client_id)
             .field("user", &self.user)
             .field("password", &self.password.map(|_| "…"))
+            .field("certificate", &self.certificate.map(|_| "…"))
+            .field("encrypted", &self.encrypted)
             .field("peer", &self.peer)
             .finish()
     }

@@ -17,6 +17,7 @@ use std::{
     num::NonZero,
     sync::Arc,
     thread,
+    time::Duration,
 };
 
 use fleet_schemas::NodeId;
@@ -25,6 +26,7 @@ mod branch;
 mod clock;
 mod gate;
 mod identity;
+mod keys;
 mod link;
 pub mod policy;
 mod router;
@@ -32,7 +34,8 @@ mod stats;
 #[cfg(test)]
 mod tests;
 
-pub use identity::{Credentials, Directory, Grants, Identity, Refusal};
+pub use identity::{Credentials, Directory, Grants, Identity, Refusal, Verdict};
+pub use keys::{Keys, Mqtts};
 pub use link::{Link, LinkClosed, Message, PublishError, Publisher};
 pub use stats::{Counter, Gauge, Reason, Stats};
 
@@ -50,12 +53,25 @@ pub const LOG_FILTER: &str = "rumqttd=off";
 /// How the plane is set up.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Where nodes connect in plain MQTT: a loopback address; port 0 picks one.
+    /// Plain MQTT: a loopback address, unless `plain_anywhere`; port 0 picks one.
     pub mqtt: SocketAddr,
+    /// Lets `mqtt` be any address: passwords and all that is said cross the network in the clear.
+    pub plain_anywhere: bool,
+    /// MQTT over TLS, if it is to be served.
+    pub mqtts: Option<Mqtts>,
     /// Most sessions of nodes.
     pub max_connections: usize,
-    /// Most connections from one address.
+    /// Most connections from one address (IPv6: from one /64) on the plain listener.
     pub max_connections_per_address: usize,
+    /// The same on the TLS listener, where many nodes may share a carrier's address.
+    pub max_tls_connections_per_address: usize,
+    /// Most connections that have no session yet: in a handshake or before CONNACK. Above it the oldest of the
+    /// address that has the most of them makes room.
+    pub max_handshakes: usize,
+    /// The same from one address: above it, its own oldest makes room.
+    pub max_handshakes_per_address: usize,
+    /// How fast one node may publish.
+    pub publish_limit: PublishLimit,
     /// Bytes taken from nodes and not yet taken by the consumer, above which reading of sockets waits. A message
     /// counts its topic, its payload and 512 bytes of overhead.
     pub budget_bytes: usize,
@@ -70,6 +86,18 @@ pub struct Config {
     pub tool_budget_bytes: usize,
     /// Threads that serve sessions.
     pub gate_threads: usize,
+}
+
+/// How fast one node may publish; 0 for no limit. Above it, its session is not read for a while: nothing is lost and
+/// nobody is cut off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PublishLimit {
+    /// Messages a second.
+    pub messages_per_s: u64,
+    /// Bytes of packets a second.
+    pub bytes_per_s: u64,
+    /// After a rest, so much time's worth may come at once.
+    pub burst: Duration,
 }
 
 /// A running plane. Dropping it shuts it down.
@@ -106,9 +134,15 @@ impl Default for Config {
         let cores = thread::available_parallelism().map_or(1, NonZero::get);
         Self {
             mqtt: SocketAddr::from((Ipv4Addr::LOCALHOST, 1883)),
+            plain_anywhere: false,
+            mqtts: None,
             max_connections: 16_384,
             // All plain connections come from the loopback address.
             max_connections_per_address: 16_384 + PENDING,
+            max_tls_connections_per_address: 8_192,
+            max_handshakes: 2_048,
+            max_handshakes_per_address: 1_024,
+            publish_limit: PublishLimit::default(),
             budget_bytes: 8 * 1024 * 1024,
             down_budget_bytes: 16 * 1024 * 1024,
             max_tools: 64,
@@ -120,6 +154,13 @@ impl Default for Config {
     }
 }
 
+impl Default for PublishLimit {
+    /// Far above what a node on a fast network makes of a week's backlog.
+    fn default() -> Self {
+        Self { messages_per_s: 20_000, bytes_per_s: 64 * 1024 * 1024, burst: Duration::from_secs(4) }
+    }
+}
+
 impl Broker {
     /// Binds, spawns the router and the gate's threads. Needs no ambient runtime.
     ///
@@ -127,7 +168,7 @@ impl Broker {
     /// [`Error`] says what could not be had; nothing is left running.
     #[expect(clippy::needless_pass_by_value, reason = "a component owns its configuration")]
     pub fn start(config: Config, directory: Arc<dyn Directory>) -> Result<(Self, Link), Error> {
-        if !config.mqtt.ip().is_loopback() {
+        if !config.plain_anywhere && !config.mqtt.ip().is_loopback() {
             return Err(Error::NotLoopback(config.mqtt));
         }
         let stats = Arc::new(Stats::new(clock::now()));
@@ -162,10 +203,16 @@ impl Broker {
         }
     }
 
-    /// Where nodes connect.
+    /// Where plain MQTT is served.
     #[must_use]
     pub fn mqtt_addr(&self) -> SocketAddr {
         self.addr
+    }
+
+    /// Where MQTT over TLS is served.
+    #[must_use]
+    pub fn mqtts_addr(&self) -> Option<SocketAddr> {
+        None
     }
 
     /// Counters and gauges.

@@ -91,14 +91,14 @@ pub fn judge(identity: &Identity, action: Action<'_>) -> Result<(), Denial> {
             node_publish(me, topic, qos, retain).map(drop)
         }
         (Identity::Node(me), Action::Subscribe { filter }) => node_subscribe(me, filter).map(drop),
-        (Identity::Tool(grants), Action::Publish { topic, qos, retain }) => {
+        (Identity::Tool { grants, .. }, Action::Publish { topic, qos, retain }) => {
             flags(qos, retain)?;
             check_form(topic).map_err(|_| Denial::Form)?;
             let plain = !topic.bytes().any(|byte| matches!(byte, b'+' | b'#'));
             let granted = grants.write.iter().any(|grant| is_filter(grant) && covers(grant, topic));
             if plain && granted { Ok(()) } else { Err(Denial::NotYours) }
         }
-        (Identity::Tool(grants), Action::Subscribe { filter }) => {
+        (Identity::Tool { grants, .. }, Action::Subscribe { filter }) => {
             filter_form(filter)?;
             let granted = grants.read.iter().any(|grant| is_filter(grant) && covers(grant, filter));
             if granted { Ok(()) } else { Err(Denial::NotYours) }
@@ -237,8 +237,8 @@ mod tests {
 
     #[test]
     fn a_tool_stays_inside_its_grants() {
-        let tool =
-            Identity::Tool(Grants { read: vec!["fleet/v1/hub/#".into(), "a/+/c".into()], write: vec![] });
+        let with = |grants| Identity::Tool { name: "red".into(), grants };
+        let tool = with(Grants { read: vec!["fleet/v1/hub/#".into(), "a/+/c".into()], write: vec![] });
         let subscribe = |filter| judge(&tool, Action::Subscribe { filter });
         for good in ["fleet/v1/hub/#", "fleet/v1/hub", "fleet/v1/hub/node/+", "a/b/c", "a/+/c"] {
             assert_eq!(subscribe(good), Ok(()), "{good}");
@@ -250,7 +250,7 @@ mod tests {
             assert_eq!(subscribe(bad), Err(Denial::Form), "{bad}");
         }
         assert_eq!(subscribe("$share/g/fleet/v1/hub/#"), Err(Denial::Shared));
-        let broken = Identity::Tool(Grants { read: vec!["a/#/b".into(), "a#".into()], write: vec![] });
+        let broken = with(Grants { read: vec!["a/#/b".into(), "a#".into()], write: vec![] });
         assert_eq!(judge(&broken, Action::Subscribe { filter: "a/x" }), Err(Denial::NotYours));
         let publish = Action::Publish { topic: "fleet/v1/hub/node/a", qos: 0, retain: false };
         assert_eq!(judge(&tool, publish), Err(Denial::NotYours));

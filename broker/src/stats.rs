@@ -29,6 +29,8 @@ pub enum Reason {
     NotAuthorized,
     /// Shut out by an operator.
     Banned,
+    /// A certificate that is not in its time.
+    Expired,
     /// The client id is not the identity's own.
     ClientId,
     /// The directory could not answer.
@@ -37,6 +39,14 @@ pub enum Reason {
     Busy,
     /// Too many connections from one address.
     AddressBusy,
+    /// A TLS handshake that did not end within its deadline.
+    HandshakeLate,
+    /// A TLS handshake or session that broke: no TLS, a certificate of a foreign CA, an alert.
+    TlsFailed,
+    /// A connection without a session that made room for newer ones.
+    Crowded,
+    /// A node whose sessions took each other over too often: two instances with one identity.
+    TakeoverBackoff,
     /// A protocol version other than 3.1.1 and 5.
     Version,
     /// No CONNECT within its deadline.
@@ -67,6 +77,8 @@ pub enum Reason {
     Lost,
     /// A newer session of the same node or tool.
     TakenOver,
+    /// A node that reads nothing, or more slowly than what is meant for it comes.
+    NodeSlow,
     /// An operator ended the session.
     Kicked,
     /// The hub stops.
@@ -172,14 +184,19 @@ impl Gauge {
 
 impl Reason {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 33] = [
         Self::BadCredentials,
         Self::NotAuthorized,
         Self::Banned,
+        Self::Expired,
         Self::ClientId,
         Self::Unavailable,
         Self::Busy,
         Self::AddressBusy,
+        Self::HandshakeLate,
+        Self::TlsFailed,
+        Self::Crowded,
+        Self::TakeoverBackoff,
         Self::Version,
         Self::ConnectLate,
         Self::ConnectFirst,
@@ -195,6 +212,7 @@ impl Reason {
         Self::KeepAlive,
         Self::Lost,
         Self::TakenOver,
+        Self::NodeSlow,
         Self::Kicked,
         Self::Shutdown,
         Self::ToolSlow,
@@ -209,10 +227,15 @@ impl Reason {
             Self::BadCredentials => "bad_credentials",
             Self::NotAuthorized => "not_authorized",
             Self::Banned => "banned",
+            Self::Expired => "expired",
             Self::ClientId => "client_id",
             Self::Unavailable => "unavailable",
             Self::Busy => "busy",
             Self::AddressBusy => "address_busy",
+            Self::HandshakeLate => "handshake_late",
+            Self::TlsFailed => "tls_failed",
+            Self::Crowded => "crowded",
+            Self::TakeoverBackoff => "takeover_backoff",
             Self::Version => "version",
             Self::ConnectLate => "connect_late",
             Self::ConnectFirst => "connect_first",
@@ -228,6 +251,7 @@ impl Reason {
             Self::KeepAlive => "keep_alive",
             Self::Lost => "lost",
             Self::TakenOver => "taken_over",
+            Self::NodeSlow => "node_slow",
             Self::Kicked => "kicked",
             Self::Shutdown => "shutdown",
             Self::ToolSlow => "tool_slow",
@@ -266,8 +290,8 @@ impl Stats {
             router_recovered: Counter::default(),
             router_quarantined: Counter::default(),
             router_foreign: Counter::default(),
-            reasons: Default::default(),
-            logged: Default::default(),
+            reasons: [const { Counter(AtomicU64::new(0)) }; Reason::ALL.len()],
+            logged: [const { AtomicU64::new(0) }; Reason::ALL.len()],
             since,
         }
     }

@@ -5,7 +5,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use fleet_broker::{Broker, Config, Credentials, Directory, Grants, Identity, Link, Refusal};
+use fleet_broker::{Broker, Config, Credentials, Directory, Grants, Identity, Link, Refusal, Verdict};
 use fleet_schemas::{
     NodeId, Topic,
     topic::{ALL_UP, Down},
@@ -14,16 +14,16 @@ use fleet_schemas::{
 struct Secret;
 
 impl Directory for Secret {
-    fn authenticate(&self, credentials: &Credentials<'_>) -> Result<Identity, Refusal> {
+    fn authenticate(&self, credentials: &Credentials<'_>) -> Verdict {
         if credentials.password != Some(b"secret") {
-            return Err(Refusal::BadCredentials);
+            return Verdict::Now(Err(Refusal::BadCredentials));
         }
-        if credentials.user == Some("tool") {
-            return Ok(Identity::Tool(Grants { read: vec![ALL_UP.to_owned()], write: vec![] }));
+        let user = credentials.user.unwrap_or_default();
+        if user == "tool" {
+            let grants = Grants { read: vec![ALL_UP.to_owned()], write: vec![] };
+            return Verdict::Now(Ok(Identity::Tool { name: user.to_owned(), grants }));
         }
-        NodeId::parse(credentials.user.unwrap_or_default())
-            .map(Identity::Node)
-            .map_err(|_| Refusal::NotAuthorized)
+        NodeId::parse(user).map(Identity::Node).map_err(|_| Refusal::NotAuthorized).into()
     }
 }
 

@@ -13,7 +13,7 @@ use std::{
     thread,
 };
 
-use fleet_broker::{Credentials, Directory, Grants, Identity, Refusal};
+use fleet_broker::{Credentials, Directory, Grants, Identity, Refusal, Verdict};
 use fleet_schemas::{NodeId, topic};
 use sha2::{Digest as _, Sha256};
 
@@ -71,13 +71,19 @@ pub enum OpenError {
 }
 
 impl Directory for Plain {
-    fn authenticate(&self, credentials: &Credentials<'_>) -> Result<Identity, Refusal> {
+    fn authenticate(&self, credentials: &Credentials<'_>) -> Verdict {
+        self.judge(credentials).into()
+    }
+}
+
+impl Plain {
+    fn judge(&self, credentials: &Credentials<'_>) -> Result<Identity, Refusal> {
         let password = credentials.password.ok_or(Refusal::BadCredentials)?;
         let user = credentials.user.ok_or(Refusal::BadCredentials)?;
         let hash: Hash = Sha256::digest(password).into();
         if user == TOOL {
             let read = vec![topic::ALL_UP.to_owned(), topic::ALL_HUB.to_owned()];
-            let tool = Identity::Tool(Grants { read, write: Vec::new() });
+            let tool = Identity::Tool { name: TOOL.to_owned(), grants: Grants { read, write: Vec::new() } };
             return same(&hash, &self.tool).then_some(tool).ok_or(Refusal::BadCredentials);
         }
         let node = NodeId::parse(user).map_err(|_| Refusal::BadCredentials)?;

@@ -13,7 +13,7 @@ use crate::{
         session::{Terms, tool::ToolKey},
         wire::{Unreadable, Version},
     },
-    identity::{Credentials, Directory, Grants, Identity, Refusal},
+    identity::{Credentials, Directory, Grants, Identity, Refusal, Verdict},
     policy::{self, Denial},
     router::pipe::Parcel,
     stats::Reason,
@@ -63,9 +63,19 @@ pub(crate) fn admit(
     if connect.extended_auth {
         return Err(refused(version, Reason::NotOffered, 0x05, code::BAD_AUTH_METHOD));
     }
-    let credentials =
-        Credentials { client_id: connect.client_id, user: connect.user, password: connect.password, peer };
-    let identity = directory.authenticate(&credentials).map_err(|refusal| turned_away(version, refusal))?;
+    let credentials = Credentials {
+        client_id: connect.client_id,
+        user: connect.user,
+        password: connect.password,
+        certificate: None,
+        encrypted: false,
+        peer,
+    };
+    let identity = match directory.authenticate(&credentials) {
+        Verdict::Now(outcome) => outcome,
+        Verdict::Later(find_out) => find_out(),
+    };
+    let identity = identity.map_err(|refusal| turned_away(version, refusal))?;
     let guest = guest(identity, &connect).map_err(|refusal| turned_away(version, refusal))?;
     if full(&guest) {
         return Err(turned_away(version, Refusal::Busy));
@@ -92,15 +102,15 @@ fn guest(identity: Identity, connect: &Connect<'_>) -> Result<Guest, Refusal> {
     match identity {
         Identity::Node(node) if connect.client_id == node.as_str() => Ok(Guest::Node(node)),
         Identity::Node(_) => Err(Refusal::ClientId),
-        Identity::Tool(grants) if grants == Grants::default() => Err(Refusal::NotAuthorized),
-        Identity::Tool(grants) => {
-            let (id, user) = (connect.client_id, connect.user.unwrap_or_default());
+        Identity::Tool { grants, .. } if grants == Grants::default() => Err(Refusal::NotAuthorized),
+        Identity::Tool { name, grants } => {
+            let id = connect.client_id;
             // MQTT 3.1.1 §3.1.3.1: whoever wants to be remembered has to have a name.
             let nameless = id.is_empty() && connect.version == Version::V4 && !connect.clean;
             if nameless || id.len() > CLIENT_ID_BYTES {
                 return Err(Refusal::ClientId);
             }
-            Ok(Guest::Tool(ToolKey { user: user.to_owned(), client_id: id.to_owned() }, grants))
+            Ok(Guest::Tool(ToolKey { user: name, client_id: id.to_owned() }, grants))
         }
     }
 }
@@ -143,6 +153,7 @@ fn turned_away(version: Version, refusal: Refusal) -> Refused {
         Refusal::BadCredentials => Reason::BadCredentials,
         Refusal::NotAuthorized => Reason::NotAuthorized,
         Refusal::Banned => Reason::Banned,
+        Refusal::Expired => Reason::Expired,
         Refusal::ClientId => Reason::ClientId,
         Refusal::Busy => Reason::Busy,
         Refusal::Unavailable => Reason::Unavailable,

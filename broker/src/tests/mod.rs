@@ -14,7 +14,7 @@ use std::{
 use fleet_schemas::NodeId;
 
 use crate::{
-    Broker, Config, Credentials, Directory, Identity, Link, Message, Refusal, clock,
+    Broker, Config, Credentials, Directory, Grants, Identity, Link, Message, Refusal, Verdict, clock,
     gate::{encode, wire::Version},
 };
 
@@ -31,11 +31,17 @@ pub(crate) use Version::{V4, V5};
 struct Fleet;
 
 impl Directory for Fleet {
-    fn authenticate(&self, credentials: &Credentials<'_>) -> Result<Identity, Refusal> {
+    fn authenticate(&self, credentials: &Credentials<'_>) -> Verdict {
+        Self::judge(credentials).into()
+    }
+}
+
+impl Fleet {
+    fn judge(credentials: &Credentials<'_>) -> Result<Identity, Refusal> {
         let user = credentials.user.ok_or(Refusal::BadCredentials)?;
         match user {
             "banned" => return Err(Refusal::Banned),
-            "tool" => return Ok(Identity::Tool(crate::Grants::default())),
+            "tool" => return Ok(Identity::Tool { name: user.to_owned(), grants: Grants::default() }),
             "later" => return Err(Refusal::Unavailable),
             _ => {}
         }
@@ -46,7 +52,7 @@ impl Directory for Fleet {
                 "nodered" => (read(&["fleet/v1/#"]), read(&["fleet/v1/#"])),
                 _ => return Err(Refusal::BadCredentials),
             };
-            return Ok(Identity::Tool(crate::Grants { read, write }));
+            return Ok(Identity::Tool { name: user.to_owned(), grants: Grants { read, write } });
         }
         if credentials.password != Some(format!("secret-{user}").as_bytes()) {
             return Err(Refusal::BadCredentials);

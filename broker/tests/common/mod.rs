@@ -8,17 +8,20 @@ use std::{
     net::{SocketAddr, TcpStream},
 };
 
-use fleet_broker::{Config, Credentials, Directory, Grants, Identity, Refusal};
+use fleet_broker::{Config, Credentials, Directory, Grants, Identity, Refusal, Verdict};
 use fleet_schemas::{NodeId, topic::ALL_UP};
 
 pub(crate) struct Anyone;
 
 impl Directory for Anyone {
-    fn authenticate(&self, credentials: &Credentials<'_>) -> Result<Identity, Refusal> {
-        if credentials.user.is_some() {
-            return Ok(Identity::Tool(Grants { read: vec![ALL_UP.to_owned()], write: vec![] }));
+    fn authenticate(&self, credentials: &Credentials<'_>) -> Verdict {
+        if let Some(user) = credentials.user {
+            let grants = Grants { read: vec![ALL_UP.to_owned()], write: vec![] };
+            return Verdict::Now(Ok(Identity::Tool { name: user.to_owned(), grants }));
         }
-        NodeId::parse(credentials.client_id).map(Identity::Node).map_err(|_| Refusal::NotAuthorized)
+        let node =
+            NodeId::parse(credentials.client_id).map(Identity::Node).map_err(|_| Refusal::NotAuthorized);
+        node.into()
     }
 }
 

@@ -27,13 +27,10 @@ use crate::{PATIENCE, get_json, post, quiet, start, until, url};
 struct Fleet;
 
 impl Directory for Fleet {
-    fn authenticate(&self, credentials: &Credentials<'_>) -> Result<Identity, Refusal> {
-        let node =
-            credentials.user.and_then(|user| NodeId::parse(user).ok()).ok_or(Refusal::BadCredentials)?;
-        if credentials.password != Some(format!("secret-{node}").as_bytes()) {
-            return Err(Refusal::BadCredentials);
-        }
-        Ok(Identity::Node(node))
+    fn authenticate(&self, credentials: &Credentials<'_>) -> fleet_broker::Verdict {
+        let known = |node: &NodeId| credentials.password == Some(format!("secret-{node}").as_bytes());
+        let node = credentials.user.and_then(|user| NodeId::parse(user).ok()).filter(known);
+        node.map(Identity::Node).ok_or(Refusal::BadCredentials).into()
     }
 }
 

@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use fleet_broker::{Broker, Credentials, Directory, Identity, Refusal};
+use fleet_broker::{Broker, Credentials, Directory, Identity, Refusal, Verdict};
 use fleet_schemas::{
     Lane, NodeId, Topic,
     topic::{ALL_UP, Up},
@@ -93,8 +93,8 @@ pub async fn run(config: &Config) -> Result<Report, Error> {
 struct Everybody;
 
 impl Directory for Everybody {
-    fn authenticate(&self, credentials: &Credentials<'_>) -> Result<Identity, Refusal> {
-        NodeId::parse(credentials.client_id).map(Identity::Node).map_err(|_| Refusal::ClientId)
+    fn authenticate(&self, credentials: &Credentials<'_>) -> Verdict {
+        NodeId::parse(credentials.client_id).map(Identity::Node).map_err(|_| Refusal::ClientId).into()
     }
 }
 

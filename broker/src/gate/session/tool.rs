@@ -59,8 +59,8 @@ const HELD: usize = 4 * 1024;
 impl Tool {
     pub(crate) fn new(key: ToolKey, grants: Grants, most_filters: usize) -> Self {
         Self {
+            identity: Identity::Tool { name: key.user.clone(), grants },
             key,
-            identity: Identity::Tool(grants),
             most_filters,
             filters: Vec::new(),
             linked: Branches::default(),
