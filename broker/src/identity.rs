@@ -2,7 +2,7 @@
 //!
 //! Owns no identities and stores none: they belong to whoever implements [`Directory`].
 
-use std::{fmt, net::SocketAddr};
+use std::{fmt, net::SocketAddr, ops::ControlFlow};
 
 use fleet_schemas::NodeId;
 
@@ -51,9 +51,23 @@ pub enum Verdict {
 pub struct Grants {
     /// Filters it may subscribe to, or to anything inside them.
     pub read: Vec<String>,
-    /// Filters whose topics it may publish to; empty for a read-only credential. Refused until the hub takes what
-    /// tools say.
+    /// Filters whose topics it may publish to; empty for a read-only credential. What they cover of `fleet/…` is for
+    /// nodes and the hub all the same.
     pub write: Vec<String>,
+}
+
+/// A retained message of a tool (MQTT 5 §3.3.1.3).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Retained {
+    /// Where; never below `fleet/`.
+    pub topic: String,
+    /// What it was published at: 0 or 1.
+    pub qos: u8,
+    /// What; never empty.
+    pub payload: Vec<u8>,
+    /// Its MQTT 5 properties that subscribers are given (payload format, content type, response topic, correlation
+    /// data, user properties), as they travel and without their length; empty for none. To be kept as they are.
+    pub properties: Vec<u8>,
 }
 
 /// Why a session is not opened. The gate maps it to the reason codes of MQTT 3.1.1 §3.2.2.3 and MQTT 5 §3.2.2.2.
@@ -77,12 +91,39 @@ pub enum Refusal {
 
 /// What the gate must know and does not own.
 ///
-/// Called on the gate's threads, once per CONNECT: it must be quick and must do no IO, or every session of
-/// that thread waits.
+/// Called on the gate's threads unless said otherwise: it must be quick and must do no IO, or every session of that
+/// thread waits.
 pub trait Directory: Send + Sync + 'static {
-    /// Says who holds these credentials, or how to find out. A [`Refusal`] is sent to the client as the protocol's
-    /// reason code, and counted.
+    /// Says who holds these credentials, or how to find out; asked once per CONNECT. A [`Refusal`] is sent to the
+    /// client as the protocol's reason code, and counted.
     fn authenticate(&self, credentials: &Credentials<'_>) -> Verdict;
+
+    /// Shows `visit` the hub's own retained messages (`fleet/v1/hub/…`) on topics that `filter` may match, as topic
+    /// and payload, until it breaks: they answer a tool's subscription. More than the filter matches may be shown.
+    ///
+    /// Asked on a thread of that tool's own, after everything that is published from then on reaches the tool: what
+    /// is shown must be no older than what was published before the call. It may do IO and wait; `visit` waits for a
+    /// tool that reads slowly.
+    fn retained(&self, filter: &str, visit: &mut dyn FnMut(&str, &[u8]) -> ControlFlow<()>) {
+        let _ = (filter, visit);
+    }
+
+    /// The retained messages of tools that [`Self::keep_retained`] was given, one for each topic. Asked once, at the
+    /// start; may do IO.
+    fn load_retained(&self) -> Vec<Retained> {
+        Vec::new()
+    }
+
+    /// A tool's retained message on `topic` is another one from now on, or none: to be kept over restarts. Called in
+    /// the order of the changes of a topic, under a lock of the gate's: hand it over and return.
+    fn keep_retained(&self, topic: &str, value: Option<&Retained>) {
+        let _ = (topic, value);
+    }
+
+    /// A tool said something, its will included.
+    fn said(&self, tool: &str, topic: &str, payload: &[u8]) {
+        let _ = (tool, topic, payload);
+    }
 }
 
 impl Refusal {

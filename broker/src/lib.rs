@@ -34,7 +34,7 @@ mod stats;
 #[cfg(test)]
 mod tests;
 
-pub use identity::{Credentials, Directory, Grants, Identity, Refusal, Verdict};
+pub use identity::{Credentials, Directory, Grants, Identity, Refusal, Retained, Verdict};
 pub use keys::{Keys, Mqtts};
 pub use link::{Link, LinkClosed, Message, PublishError, Publisher};
 pub use stats::{Counter, Gauge, Reason, Stats};
