@@ -17,16 +17,18 @@ use fleet_schemas::{Lane, NodeId, StoreId, Topic, cbor::Unpacker};
 use crate::{
     core::{
         Now,
+        audit::Entry,
         fleet::{Fleet, Node, NodeNo},
+        identity::{Identities, Row},
         intake::{self, Effects},
         ledger::Counters,
         mark::{self, Mark},
-        registry::{self, Intent, RegistryError},
+        registry::{self, Intent, Order, RegistryError},
         time::millis,
     },
     store::{
         disk::Disk,
-        state::{self, Commit, EventRow, QuarantineRow, StateStore},
+        state::{self, Changes, Commit, EventRow, QuarantineRow, StateStore},
         telemetry::{self, Booking, InboxBatch, MarkKey, Quarantined, TelemetryStore},
     },
 };
@@ -58,6 +60,7 @@ pub enum Error {
 #[derive(Clone)]
 pub struct Shared {
     fleet: Arc<RwLock<Fleet>>,
+    identities: Arc<RwLock<Identities>>,
     state: Arc<RwLock<StateStore>>,
     /// Samples.
     pub telemetry: Arc<TelemetryStore>,
@@ -71,6 +74,11 @@ impl Shared {
 
     fn fleet_mut(&self) -> RwLockWriteGuard<'_, Fleet> {
         self.fleet.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Looks at who may speak to the hub.
+    pub fn identities(&self) -> RwLockReadGuard<'_, Identities> {
+        self.identities.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The state store as it is open now.
@@ -116,7 +124,12 @@ impl Consumer {
         let state = StateStore::open(&*disk, fresh)?;
         let telemetry = telemetry::Config { store_id: Some(state.store_id().0), ..telemetry };
         let telemetry = Arc::new(TelemetryStore::open(disk.clone(), telemetry, now.wall_ms)?);
-        let shared = Shared { fleet: Arc::default(), state: Arc::new(RwLock::new(state)), telemetry };
+        let shared = Shared {
+            fleet: Arc::default(),
+            identities: Arc::default(),
+            state: Arc::new(RwLock::new(state)),
+            telemetry,
+        };
         let mut consumer = Self {
             shared,
             disk,
@@ -155,6 +168,8 @@ impl Consumer {
         }
         nodes.into_values().for_each(|node| fleet.insert(node));
         *self.shared.fleet_mut() = fleet;
+        let identities = self.shared.state().identities()?;
+        *self.shared.identities.write().unwrap_or_else(PoisonError::into_inner) = identities;
         Ok(())
     }
 
@@ -266,13 +281,13 @@ impl Consumer {
     pub fn consume<'a>(
         &mut self,
         messages: impl IntoIterator<Item = (&'a Topic, &'a bytes::Bytes)>,
-        intents: Vec<Intent>,
+        orders: Vec<Order>,
         credit: u32,
         now: Now,
     ) -> Result<Spoken, Error> {
         let mut effects = Effects::default();
-        let mut groups = Vec::new();
-        let mut outcomes: Vec<Result<(), RegistryError>> = Vec::with_capacity(intents.len());
+        let (mut groups, mut audit) = (Vec::new(), Vec::new());
+        let mut outcomes: Vec<Result<(), RegistryError>> = Vec::with_capacity(orders.len());
         // Before the lock: decoding a full group takes tens of milliseconds, and whoever asks for a node waits for it.
         let inputs: Vec<_> = (messages.into_iter())
             .filter_map(|(topic, payload)| {
@@ -287,19 +302,28 @@ impl Consumer {
             for (node, input) in inputs {
                 intake::take(&mut fleet, &mut effects, node, input, self.highest_node, now);
             }
-            for intent in intents {
-                let group = match &intent {
-                    Intent::PutGroup { name, selector } => Some((name.clone(), Some(selector.clone()))),
-                    Intent::RemoveGroup(name) => Some((name.clone(), None)),
-                    Intent::PatchNode { .. } | Intent::ImportNodes(_) => None,
-                };
-                let outcome = registry::take(&mut fleet, &mut effects, intent, self.highest_node, now);
-                groups.extend(group.filter(|_| outcome.is_ok()));
-                outcomes.push(outcome);
+            if !orders.is_empty() {
+                let mut identities = shared.identities.write().unwrap_or_else(PoisonError::into_inner);
+                for Order { by, intent } in orders {
+                    let group = match &intent {
+                        Intent::PutGroup { name, selector } => Some((name.clone(), Some(selector.clone()))),
+                        Intent::RemoveGroup(name) => Some((name.clone(), None)),
+                        Intent::PatchNode { .. } | Intent::ImportNodes(_) | Intent::Identity(_) => None,
+                    };
+                    let entry = Entry::new(&intent, &by, now.wall_ms);
+                    let highest = self.highest_node;
+                    let outcome =
+                        registry::take(&mut fleet, &mut identities, &mut effects, intent, highest, now);
+                    groups.extend(group.filter(|_| outcome.is_ok()));
+                    audit.extend(outcome.is_ok().then_some(entry));
+                    outcomes.push(outcome);
+                }
             }
             intake::handle_timeouts(&mut fleet, &mut effects, now);
         }
-        let commit = self.state_commit(&effects, groups);
+        let mut commit = self.state_commit(&effects, groups);
+        commit.identities = changes(&self.shared.identities(), &effects.identities);
+        commit.identities.audit = audit;
         let first_event = if commit.is_empty() { 0 } else { self.shared.state().apply(&commit)? };
         if let Some(highest) = commit.nodes.iter().map(|(number, _)| *number).max() {
             self.highest_node = self.highest_node.max(highest);
@@ -401,4 +425,22 @@ fn mark_of<'a>(
 ) -> Option<(&'a Node, &'a Mark)> {
     let node = fleet.nodes.get(id)?;
     Some((node, node.marks.get(&(lane, stream))?))
+}
+
+/// The rows as they are to be written.
+fn changes(identities: &Identities, rows: &std::collections::BTreeSet<Row>) -> Changes {
+    let mut changes = Changes::default();
+    for row in rows {
+        match row {
+            Row::Token(id) => changes.tokens.push((id.clone(), identities.tokens.get(id).cloned())),
+            Row::Enrolment(node) => {
+                changes.enrolments.push((node.clone(), identities.enrolments.get(node).cloned()));
+            }
+            Row::Access(name) => changes.access.push((name.clone(), identities.access.get(name).cloned())),
+            Row::Operator(name) => {
+                changes.operators.push((name.clone(), identities.operators.get(name).cloned()));
+            }
+        }
+    }
+    changes
 }

@@ -30,12 +30,14 @@ use crate::{
     clock::{self, HubClock},
     consume::{self, Consumer, FeedItem, Shared, StoredEvent},
     core::{
+        audit::Entry,
         fleet::Fleet,
+        identity::Identities,
         ledger::Account,
-        registry::{Intent, RegistryError},
+        registry::{Intent, Order, RegistryError},
     },
     store::{
-        state::EventFilter,
+        state::{AuditFilter, EventFilter},
         telemetry::{Config as TelemetryConfig, TelemetryStore},
     },
 };
@@ -73,7 +75,7 @@ pub enum IntentError {
 }
 
 /// A waiting intent.
-type Pending = (Intent, oneshot::Sender<Result<(), IntentError>>);
+type Pending = (Order, oneshot::Sender<Result<(), IntentError>>);
 
 /// Called after every round of the consumer; must be quick.
 pub type Observer = Arc<dyn Fn(&Round) + Send + Sync>;
@@ -274,14 +276,27 @@ impl Hub {
         Ok(verified)
     }
 
-    /// Asks for a change; answers after it was committed.
+    /// Looks at who may speak to the hub.
+    pub fn with_identities<R>(&self, look: impl FnOnce(&Identities) -> R) -> R {
+        look(&self.0.shared.identities())
+    }
+
+    /// The trail of changes, newest first, with their numbers.
+    ///
+    /// # Errors
+    /// [`consume::Error`].
+    pub fn audit(&self, filter: AuditFilter) -> Result<Vec<(u64, Entry)>, consume::Error> {
+        Ok(self.0.shared.state().audit(filter)?)
+    }
+
+    /// Asks for a change in the name of `by` (`operator NAME`, `node ID` or `hub`); answers after it was committed.
     ///
     /// # Errors
     /// [`IntentError`].
-    pub async fn intend(&self, intent: Intent) -> Result<(), IntentError> {
+    pub async fn intend(&self, by: &str, intent: Intent) -> Result<(), IntentError> {
         let (answer, answered) = oneshot::channel();
         let busy = || IntentError::Unavailable("too many changes are waiting; try again".to_owned());
-        self.0.intents.try_send((intent, answer)).map_err(|_| busy())?;
+        self.0.intents.try_send((Order { by: by.to_owned(), intent }, answer)).map_err(|_| busy())?;
         let stopped = || IntentError::Unavailable("the hub is stopping".to_owned());
         answered.await.map_err(|_| stopped())?
     }

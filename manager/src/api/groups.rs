@@ -77,7 +77,7 @@ pub(super) async fn put(
         .map_err(|error| Refusal::BadRequest(format!("the body is not {{\"selector\": …}}: {error}")))?;
     Selector::parse(&selector).map_err(|error| Refusal::at("/selector", error.to_string()))?;
     let is_new = found(&api, &name).is_err();
-    api.hub.intend(Intent::PutGroup { name: name.clone(), selector }).await?;
+    api.hub.intend("hub", Intent::PutGroup { name: name.clone(), selector }).await?;
     let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, Json(found(&api, &name)?)).into_response())
 }
@@ -89,6 +89,6 @@ pub(super) async fn remove(
     params: Params,
 ) -> Result<Response, Refusal> {
     params.only(&[])?;
-    api.hub.intend(Intent::RemoveGroup(name)).await?;
+    api.hub.intend("hub", Intent::RemoveGroup(name)).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }

@@ -23,6 +23,7 @@ use super::{
 use crate::core::{
     Now,
     fleet::{Fleet, Node},
+    identity::Identities,
     intake::Effects,
     registry::{self, Intent},
 };
@@ -122,11 +123,11 @@ pub(super) async fn patch(
             if wanted != "*" && !wanted.split(',').any(|wanted| wanted.trim() == tag) {
                 return Err(Refusal::Stale("the node was changed meanwhile; read it again".to_owned()));
             }
-            api.hub.intend(Intent::PatchNode { node: id.clone(), patch }).await?;
+            api.hub.intend("hub", Intent::PatchNode { node: id.clone(), patch }).await?;
         }
         None => {
             let _among = api.changes.read().await;
-            api.hub.intend(Intent::PatchNode { node: id.clone(), patch }).await?;
+            api.hub.intend("hub", Intent::PatchNode { node: id.clone(), patch }).await?;
         }
     }
     answer(&api, found(&api, &id)?).await
@@ -181,7 +182,7 @@ pub(super) async fn import(
     let _among = api.changes.read().await;
     let (report, changes) = api.hub.with_fleet(|fleet| judge(fleet, lines, dry_run, api.hub.clock().now()));
     if !dry_run && !changes.is_empty() {
-        api.hub.intend(Intent::ImportNodes(changes)).await?;
+        api.hub.intend("hub", Intent::ImportNodes(changes)).await?;
     }
     let answer = serde_json::to_vec(&report).map_err(|error| Refusal::Internal(error.to_string()))?;
     let answer = Bytes::from(answer);
@@ -204,7 +205,8 @@ fn judge(fleet: &Fleet, lines: Vec<Line>, dry_run: bool, now: Now) -> (shapes::I
                 copy.insert(Node::clone(known));
             }
             let intent = Intent::ImportNodes(vec![(node.clone(), change.clone())]);
-            registry::take(&mut copy, &mut Effects::default(), intent, 0, now)
+            let nobody = &mut Identities::default();
+            registry::take(&mut copy, nobody, &mut Effects::default(), intent, 0, now)
                 .map_err(|error| error.to_string())?;
             let result = match (known, copy.nodes.get(&node)) {
                 (None, _) => "created",

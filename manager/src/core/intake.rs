@@ -19,6 +19,7 @@ use fleet_schemas::{
 use super::{
     Now,
     fleet::{Fleet, Node, NodeNo, Record, Vital},
+    identity,
     ledger::Counters,
     mark::{self, Mark, Offer, Said},
     presence::State,
@@ -152,6 +153,8 @@ pub struct Effects {
     pub replies: BTreeMap<NodeId, Reply>,
     /// Nodes whose presence or summary changed.
     pub changed: BTreeSet<NodeId>,
+    /// Rows of who may speak to the hub that are to be written.
+    pub identities: BTreeSet<identity::Row>,
 }
 
 impl Effects {
@@ -164,6 +167,7 @@ impl Effects {
             && self.inbox.is_empty()
             && self.quarantined.is_empty()
             && self.events.is_empty()
+            && self.identities.is_empty()
     }
 
     fn book(&mut self, number: NodeNo, lane: Lane, counters: Counters) {

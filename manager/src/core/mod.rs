@@ -1,7 +1,9 @@
 //! What the hub decides, as values: the ledger, presence, the registry. Reads no clock, touches no store, bus or
 //! socket; the consumer around it commits what is decided here and only then speaks.
 
+pub mod audit;
 pub mod fleet;
+pub mod identity;
 pub mod intake;
 pub mod ledger;
 pub mod mark;

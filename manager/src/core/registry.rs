@@ -8,6 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::{
     Now,
     fleet::{Fleet, Location, Node, NodeNo, Record},
+    identity::{self, Change, Identities, Refused},
     intake::Effects,
 };
 
@@ -42,7 +43,16 @@ fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
     Option::deserialize(deserializer).map(Some)
 }
 
-/// What an operator wants.
+/// A change and who wants it: `operator NAME`, `node ID` or `hub`, as it stands in the trail.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Order {
+    /// Who.
+    pub by: String,
+    /// What.
+    pub intent: Intent,
+}
+
+/// What is to be changed.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Intent {
     /// Change a node.
@@ -63,19 +73,32 @@ pub enum Intent {
     },
     /// Remove a saved selector.
     RemoveGroup(String),
+    /// Change who may speak to the hub.
+    Identity(Change),
 }
 
 /// Why a change is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RegistryError {
-    /// No such node or group.
+    /// No such node, group or whatever else.
     #[error("there is no {what} {name:?}")]
     Unknown {
-        /// `node` or `group`.
+        /// Such as `node` or `group`.
         what: &'static str,
         /// Its name.
         name: String,
     },
+    /// The name is taken.
+    #[error("there is {what} {name:?} already; remove it first, or choose another name")]
+    Exists {
+        /// Such as `operator`.
+        what: &'static str,
+        /// Its name.
+        name: String,
+    },
+    /// Somebody stays outside.
+    #[error(transparent)]
+    Refused(#[from] Refused),
     /// A field breaks a rule.
     #[error("{pointer}: {why}")]
     Field {
@@ -90,12 +113,13 @@ fn field(pointer: impl Into<String>, why: impl Into<String>) -> RegistryError {
     RegistryError::Field { pointer: pointer.into(), why: why.into() }
 }
 
-/// Applies a change to the fleet, or nothing of it.
+/// Applies a change to the fleet and to who may speak to the hub, or nothing of it.
 ///
 /// # Errors
 /// [`RegistryError`].
 pub fn take(
     fleet: &mut Fleet,
+    identities: &mut Identities,
     effects: &mut Effects,
     intent: Intent,
     highest: NodeNo,
@@ -124,6 +148,7 @@ pub fn take(
             Some(_) => Ok(()),
             None => Err(RegistryError::Unknown { what: "group", name }),
         },
+        Intent::Identity(change) => identity::take(identities, fleet, effects, change, highest, now),
     }
 }
 

@@ -2,11 +2,15 @@
 //!
 //! One writer, one transaction per group of inputs. Decides nothing; readers see what was committed.
 
+mod identities;
+
 use std::{collections::BTreeMap, sync::Arc};
 
 use fleet_schemas::{Lane, NodeId, StoreId, StreamId, cbor, event::Event};
 use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition};
 use serde::{Deserialize, Serialize};
+
+pub use identities::{AuditFilter, Changed, Changes, RetainedRow};
 
 use super::disk::{self, Disk, DiskError, Open};
 use crate::core::{
@@ -109,6 +113,8 @@ pub struct Commit {
     pub quarantined: Vec<QuarantineRow>,
     /// Groups to save (`Some`) or remove.
     pub groups: Vec<(String, Option<String>)>,
+    /// Who may speak to the hub, and the trail of changes.
+    pub identities: Changes,
 }
 
 impl Commit {
@@ -123,6 +129,7 @@ impl Commit {
             && self.events.is_empty()
             && self.quarantined.is_empty()
             && self.groups.is_empty()
+            && self.identities.is_empty()
     }
 }
 
@@ -193,6 +200,7 @@ impl StateStore {
         write.open_table(GROUPS).map_err(store)?;
         write.open_table(SECRETS).map_err(store)?;
         write.open_table(QUARANTINE).map_err(store)?;
+        identities::open(&write)?;
         write.commit().map_err(store)?;
         Ok(Self { db: Arc::new(db), store_id })
     }
@@ -268,6 +276,7 @@ impl StateStore {
         };
         apply_lanes(&write, commit)?;
         apply_events(&write, commit, first_event)?;
+        identities::apply(&write, &commit.identities)?;
         let mut groups = write.open_table(GROUPS).map_err(store)?;
         for (name, selector) in &commit.groups {
             match selector {

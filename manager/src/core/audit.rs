@@ -1,0 +1,86 @@
+//! The trail of changes: who changed what, when. One entry a change, written in the change's own transaction.
+//!
+//! Says nothing of what is secret; hashes of secrets are left out too.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::{
+    identity::{Change, Token},
+    registry::{Intent, NodePatch},
+};
+
+/// One change that was made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// When, hub time, Unix milliseconds.
+    pub at_ms: i64,
+    /// Who: `operator NAME`, `node ID`, or `hub`.
+    pub who: String,
+    /// What was done, such as `node.patch`.
+    pub action: String,
+    /// To what, such as a node's id.
+    pub target: String,
+    /// With what, JSON.
+    pub detail: Option<String>,
+}
+
+impl Entry {
+    /// What an intent does. To be asked before it is applied.
+    #[must_use]
+    pub fn new(intent: &Intent, who: &str, at_ms: i64) -> Self {
+        let (action, target, detail) = said(intent);
+        let detail = (!detail.is_null()).then(|| detail.to_string());
+        Self { at_ms, who: who.to_owned(), action: action.to_owned(), target, detail }
+    }
+}
+
+fn said(intent: &Intent) -> (&'static str, String, Value) {
+    match intent {
+        Intent::PatchNode { node, patch } => ("node.patch", node.to_string(), patched(patch)),
+        Intent::ImportNodes(nodes) => {
+            let ids: Vec<_> = nodes.iter().take(LISTED).map(|(node, _)| node.as_str()).collect();
+            ("node.import", format!("{} nodes", nodes.len()), json!({ "nodes": ids }))
+        }
+        Intent::PutGroup { name, selector } => ("group.put", name.clone(), json!({ "selector": selector })),
+        Intent::RemoveGroup(name) => ("group.remove", name.clone(), Value::Null),
+        Intent::Identity(change) => identity(change),
+    }
+}
+
+fn identity(change: &Change) -> (&'static str, String, Value) {
+    match change {
+        Change::PutToken(token) => ("join_token.create", token.id.clone(), terms(token)),
+        Change::RemoveToken(id) => ("join_token.remove", id.clone(), Value::Null),
+        Change::Enrol(ask) => ("node.enrol", ask.node.to_string(), json!({ "join_token": ask.token })),
+        Change::Renew { node, certificate, .. } => {
+            ("node.renew", node.to_string(), json!({ "not_after_ms": certificate.not_after_ms }))
+        }
+        Change::Approve(node) => ("node.approve", node.to_string(), Value::Null),
+        Change::Revoke { node, reason } => ("node.revoke", node.to_string(), json!({ "reason": reason })),
+        Change::PutAccess(access) => {
+            ("access.create", access.name.clone(), json!({ "read": access.read, "write": access.write }))
+        }
+        Change::RemoveAccess(name) => ("access.remove", name.clone(), Value::Null),
+        Change::PutOperator(operator) => {
+            let detail = json!({ "role": operator.role, "expires_ms": operator.expires_ms });
+            ("operator.create", operator.name.clone(), detail)
+        }
+        Change::RemoveOperator(name) => ("operator.remove", name.clone(), Value::Null),
+    }
+}
+
+fn terms(token: &Token) -> Value {
+    let Token { expires_ms, uses, labels, approve, replace, .. } = token;
+    let replace = replace.as_ref().map(ToString::to_string);
+    json!({
+        "expires_ms": expires_ms, "uses": uses, "labels": labels, "approve": approve, "replace": replace,
+    })
+}
+
+fn patched(patch: &NodePatch) -> Value {
+    serde_json::to_value(patch).unwrap_or(Value::Null)
+}
+
+/// Nodes of an import that are listed by name.
+const LISTED: usize = 100;
