@@ -195,11 +195,6 @@ macro_rules! byte_id {
                 self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
             }
         }
-        impl fmt::Debug for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, "{self}")
-            }
-        }
         impl FromStr for $name {
             type Err = IdError;
             fn from_str(text: &str) -> Result<Self, IdError> {
@@ -215,7 +210,18 @@ macro_rules! byte_id {
                 Ok(Self(bytes))
             }
         }
-        /// A byte string in CBOR, hexadecimal text in formats for people.
+        byte_id_traits!($name, $bytes);
+    };
+}
+
+/// What all ids of bytes share: a byte string in CBOR, text in formats for people.
+macro_rules! byte_id_traits {
+    ($name:ident, $bytes:literal) => {
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{self}")
+            }
+        }
         impl Serialize for $name {
             fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
                 if serializer.is_human_readable() {
@@ -238,6 +244,38 @@ macro_rules! byte_id {
         }
     };
 }
+
+/// A command: a UUIDv7 (RFC 9562 §5.7), so that ids sort by the time they were made.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CommandId(pub [u8; 16]);
+
+/// Where the hyphens of a UUID stand, in bytes of the text.
+const HYPHENS: [usize; 4] = [8, 13, 18, 23];
+
+impl fmt::Display for CommandId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, byte) in self.0.iter().enumerate() {
+            let hyphen = if matches!(at, 4 | 6 | 8 | 10) { "-" } else { "" };
+            write!(f, "{hyphen}{byte:02x}")?;
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for CommandId {
+    type Err = IdError;
+
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        let wrong = IdError::Hex { what: "command id", bytes: 16 };
+        let placed = |(at, byte): (usize, u8)| (byte == b'-') == HYPHENS.contains(&at);
+        if text.len() != 36 || !text.bytes().enumerate().all(placed) {
+            return Err(wrong);
+        }
+        let plain: String = text.chars().filter(|c| *c != '-').collect();
+        plain.parse().map(|StreamId(bytes)| Self(bytes)).map_err(|_| wrong)
+    }
+}
+byte_id_traits!(CommandId, 16);
 
 byte_id!(
     /// One opening of one outbox: 16 random bytes. Numbers of batches and records count within it.
@@ -263,6 +301,21 @@ mod tests {
         }
         for bad in ["", "-a", ".a", "A", "a/b", "a+", "a#", "ä", "a b", "hub", &"a".repeat(64)] {
             assert!(NodeId::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn command_ids_are_uuids() {
+        let text = "0194a3f0-5b6c-7def-8123-456789abcdef";
+        let id: CommandId = text.parse().unwrap();
+        assert_eq!(id.to_string(), text);
+        for bad in [
+            "",
+            "0194a3f05b6c7def8123456789abcdef",
+            "0194a3f0-5b6c-7def-8123-456789abcde",
+            &text.replace('7', "x"),
+        ] {
+            assert!(bad.parse::<CommandId>().is_err(), "{bad}");
         }
     }
 

@@ -16,6 +16,7 @@
 pub mod ack;
 pub mod batch;
 pub mod cbor;
+pub mod command;
 pub mod enrol;
 pub mod event;
 pub mod id;
@@ -25,7 +26,7 @@ pub mod session;
 pub mod telemetry;
 pub mod topic;
 
-pub use id::{DeviceId, MetricName, NodeId, SessionId, StoreId, StreamId};
+pub use id::{CommandId, DeviceId, MetricName, NodeId, SessionId, StoreId, StreamId};
 pub use lane::Lane;
 pub use topic::Topic;
 
