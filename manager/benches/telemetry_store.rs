@@ -185,7 +185,7 @@ fn sealer(store: &TelemetryStore, now: &AtomicU32, done: &AtomicBool, load: &Loa
         let report = store.seal(clock(load, now.load(Ordering::Acquire)) + later).expect("seals");
         let took = begun.elapsed_s() * 1e3;
         if took > longest {
-            (longest, slowest) = (took, report);
+            (longest, slowest) = (took, report.clone());
         }
         bytes += report.bytes;
         samples += report.samples;

@@ -9,11 +9,20 @@ use std::{
     time::Duration,
 };
 
+use fleet_schemas::{
+    MetricName,
+    event::{Event, Severity},
+};
+
 use super::readiness::Health;
 use crate::{
     clock::{self, HubClock},
     consume::Shared,
     core::time::millis,
+    store::{
+        state::{Commit, EventRow},
+        telemetry::{self, Rotten},
+    },
 };
 
 /// Pause between looks at the inbox when there is nothing to seal.
@@ -47,13 +56,48 @@ impl Tidier {
     }
 
     fn seal(&self) -> bool {
-        match self.shared.telemetry.seal(self.clock.now().wall_ms) {
-            Ok(report) => report.more,
+        let now_ms = self.clock.now().wall_ms;
+        match self.shared.telemetry.seal(now_ms) {
+            Ok(report) => {
+                self.announce(report.rotten, now_ms);
+                report.more
+            }
             Err(error) => {
-                self.health.failed(error.to_string());
-                tracing::error!(%error, "failed to seal samples");
+                self.failed(&error, "failed to seal samples");
                 false
             }
+        }
+    }
+
+    /// Opening the stores again helps against a failing disk, not against a damaged row.
+    fn failed(&self, error: &telemetry::Error, what: &str) {
+        if error.poisons() {
+            self.health.failed(error.to_string());
+        }
+        tracing::error!(%error, "{what}");
+    }
+
+    /// Tells of samples that rotted on the disk, by an event of the hub. They are booked already: a crash before this
+    /// loses the event, not the account.
+    fn announce(&self, rotten: Vec<Rotten>, now_ms: i64) {
+        let event = |Rotten { node, lane, records, reason }| {
+            let message = format!(
+                "{records} samples of the {lane} lane cannot be read any more and were put into quarantine: {reason}; \
+                 check the hub's disk"
+            );
+            tracing::error!(node, "{message}");
+            let kind = MetricName::parse("samples_rotted").expect("our own kinds are short and printable");
+            let severity = Severity::Error;
+            let event =
+                Event { time_ms: now_ms, kind, severity, message, data: None, device: None, id: None };
+            EventRow { node, time_ms: now_ms, recv_ms: now_ms, by_hub: true, event }
+        };
+        // A row that does not even tell its node is in the log alone.
+        let events: Vec<_> = rotten.into_iter().map(event).filter(|row| row.node != 0).collect();
+        if !events.is_empty()
+            && let Err(error) = self.shared.state().apply(&Commit { events, ..Commit::default() })
+        {
+            self.health.failed(error.to_string());
         }
     }
 
@@ -64,8 +108,7 @@ impl Tidier {
             return;
         }
         if let Err(error) = self.shared.telemetry.retain(now.wall_ms) {
-            self.health.failed(error.to_string());
-            tracing::error!(%error, "failed to remove old samples");
+            self.failed(&error, "failed to remove old samples");
         }
         let before_ms = now.wall_ms.saturating_sub(millis(self.retain_events));
         loop {

@@ -34,6 +34,10 @@ impl Delta {
         Self([0, 0, count.cast_signed(), 0, 0, 0])
     }
 
+    pub(super) fn rotten(count: u64) -> Self {
+        Self([-count.cast_signed(), 0, count.cast_signed(), 0, 0, 0])
+    }
+
     pub(super) fn add(&mut self, other: &Self) {
         for (number, other) in self.0.iter_mut().zip(other.0) {
             *number = number.saturating_add(other);

@@ -17,8 +17,10 @@ use redb::{
 use super::{
     Config, Error, MarkKey, Quarantined,
     counters::{self, Delta},
+    rot::{Rot, Spot},
     row::{self, HEAD_BYTES, Note, Row},
     unsealed::{Batch, Unsealed},
+    week::FileId,
 };
 use crate::{
     core::ledger::Counters,
@@ -39,6 +41,10 @@ const COUNTERS: TableDefinition<(u32, u8), &[u8]> = TableDefinition::new("counte
 const QUARANTINE: TableDefinition<u64, &[u8]> = TableDefinition::new("quarantine");
 /// Names of files whose samples are booked as expired and that are about to be unlinked.
 pub(super) const DOOMED: TableDefinition<&str, ()> = TableDefinition::new("doomed");
+
+/// (file or 0, node, earliest instant, seq) → (lane, samples): bodies that do not read any more and are booked as
+/// quarantined, see `rot`. Removed with the row or the file.
+const ROTTEN: TableDefinition<(u64, u32, i64, u64), (u8, u64)> = TableDefinition::new("rotten");
 
 /// In [`META`]: the last seq whose marks and counters are in their tables; u64, little-endian.
 const CHECKPOINT: &str = "checkpoint";
@@ -69,6 +75,10 @@ pub(super) struct Memory {
     pub front: u64,
     pub next_seq: u64,
     quarantine_bytes: u64,
+    /// Bodies that are booked as quarantined.
+    pub rotten: HashMap<Spot, (Lane, u64)>,
+    /// Rows that could not be read when the file was opened, not booked yet.
+    pub unreadable: Vec<Rot>,
 }
 
 impl Memory {
@@ -86,6 +96,13 @@ impl Memory {
     /// Whether a checkpoint would save anything.
     pub(super) fn is_dirty(&self) -> bool {
         !(self.dirty_marks.is_empty() && self.dirty_counters.is_empty())
+    }
+
+    /// Samples of a week file that are booked as quarantined.
+    pub(super) fn rotten_of(&self, id: FileId, node: u32, lane: Lane) -> u64 {
+        let of = |spot: &Spot| (spot.file, spot.node) == (id.key(), node);
+        let counts = self.rotten.iter().filter(|(spot, (rotten, _))| of(spot) && *rotten == lane);
+        counts.map(|(_, (_, count))| count).sum()
     }
 
     pub(super) fn apply(&mut self, note: Note) {
@@ -123,7 +140,8 @@ pub(super) struct Staged {
     pub marks: HashMap<MarkKey, Option<Box<[u8]>>>,
     pub counters: HashMap<(u32, Lane), Delta>,
     pub quarantine: Vec<Vec<u8>>,
-    pub doomed: Option<String>,
+    pub rotten: Vec<(Spot, Lane, u64)>,
+    pub doomed: Option<FileId>,
 }
 
 impl Inbox {
@@ -154,15 +172,19 @@ impl Inbox {
         for entry in read.open_table(QUARANTINE)?.iter()? {
             memory.quarantine_bytes += entry?.1.value().len() as u64;
         }
+        for entry in read.open_table(ROTTEN)?.iter()? {
+            let (key, value) = entry?;
+            let (lane, count) = value.value();
+            let lane = row::lane_of(lane).unwrap_or(Lane::Telemetry);
+            memory.rotten.insert(Spot::of_row(key.value()), (lane, count));
+        }
         memory.next_seq = checkpoint.max(floor) + 1;
         memory.front = memory.next_seq;
         for entry in read.open_table(ROWS)?.iter()? {
             let (seq, value) = entry?;
             memory.row_bytes += value.value().len() as u64;
             memory.front = memory.front.min(seq.value());
-            for (seq, row) in (seq.value()..).zip(row::each(value.value())) {
-                memory.load(seq, row, checkpoint, sealed)?;
-            }
+            memory.load_chunk(seq.value(), value.value(), checkpoint, sealed);
         }
         drop(read);
         Ok(Self { db, memory: RwLock::new(memory) })
@@ -206,8 +228,15 @@ impl Inbox {
         if !staged.quarantine.is_empty() {
             kept = quarantine(&write, &staged.quarantine, quarantined, quarantine_cap)?;
         }
-        if let Some(name) = &staged.doomed {
-            write.open_table(DOOMED)?.insert(name.as_str(), ())?;
+        if !staged.rotten.is_empty() {
+            let mut table = write.open_table(ROTTEN)?;
+            for (spot, lane, count) in &staged.rotten {
+                table.insert(spot.row(), (row::lane_code(*lane), *count))?;
+            }
+        }
+        if let Some(id) = staged.doomed {
+            write.open_table(DOOMED)?.insert(id.name().as_str(), ())?;
+            write.open_table(ROTTEN)?.retain(|key, _| key.0 != id.key())?;
         }
         write.commit()?;
 
@@ -220,12 +249,30 @@ impl Inbox {
             memory.unsealed.push(head, *batch);
         }
         memory.apply(note);
+        memory.rotten.extend(staged.rotten.into_iter().map(|(spot, lane, count)| (spot, (lane, count))));
+        if let Some(id) = staged.doomed {
+            memory.rotten.retain(|spot, _| spot.file != id.key());
+        }
+        Ok(())
+    }
+
+    /// Forgets what rotted in files that are there no more.
+    pub(super) fn forget_rotten(&self, files: &HashSet<u64>) -> Result<(), Error> {
+        let is_gone = |file: u64| file != 0 && !files.contains(&file);
+        if !super::read_lock(&self.memory).rotten.keys().any(|spot| is_gone(spot.file)) {
+            return Ok(());
+        }
+        let write = self.db.begin_write()?;
+        write.open_table(ROTTEN)?.retain(|key, _| !is_gone(key.0))?;
+        write.commit()?;
+        super::write_lock(&self.memory).rotten.retain(|spot, _| !is_gone(spot.file));
         Ok(())
     }
 
     /// Folds notes into their tables and removes rows below the first unsealed one, at most `most` rows.
     /// Must not run beside [`Inbox::commit`]. Gives how many rows it removed.
     pub(super) fn checkpoint(&self, most: u64) -> Result<u64, Error> {
+        let rotten;
         let (marks, counters, next_seq, front, to) = {
             let memory = super::read_lock(&self.memory);
             let marks: Vec<_> = (memory.dirty_marks.iter())
@@ -236,6 +283,7 @@ impl Inbox {
                 .collect();
             let to = memory.unsealed.first().unwrap_or(memory.next_seq);
             let front = memory.front;
+            rotten = memory.rotten.keys().any(|spot| spot.file == 0);
             (marks, counters, memory.next_seq, front, to.min(front.saturating_add(most)))
         };
         let mut removed_bytes = 0;
@@ -256,6 +304,9 @@ impl Inbox {
                 removed_bytes += chunk.len() as u64;
                 false
             })?;
+            if rotten {
+                write.open_table(ROTTEN)?.retain(|key, _| key.0 != 0 || key.3 >= kept)?;
+            }
         }
         write.commit()?;
 
@@ -264,6 +315,7 @@ impl Inbox {
         memory.dirty_counters.clear();
         memory.row_bytes = memory.row_bytes.saturating_sub(removed_bytes);
         memory.front = kept.max(front);
+        memory.rotten.retain(|spot, _| spot.file != 0 || spot.seq >= kept);
         if memory.marks.len() > MARKS_CACHED {
             memory.marks = HashMap::new();
         }
@@ -331,18 +383,29 @@ impl Inbox {
 }
 
 impl Memory {
-    fn load(
-        &mut self,
-        seq: u64,
-        bytes: &[u8],
-        checkpoint: u64,
-        sealed: &HashMap<u32, u64>,
-    ) -> Result<(), Error> {
+    fn load_chunk(&mut self, first: u64, chunk: &[u8], checkpoint: u64, sealed: &HashMap<u32, u64>) {
+        let (mut seq, mut bytes) = (first, 0);
+        for row in row::each(chunk) {
+            self.load(seq, row, checkpoint, sealed);
+            (seq, bytes) = (seq + 1, bytes + row::LENGTH + row.len());
+        }
+        let rest = &chunk[bytes..];
+        if !rest.is_empty() {
+            // As many rows as the rest can have had: their numbers are not given again.
+            self.unreadable(seq, rest, checkpoint);
+            self.next_seq = self.next_seq.max(seq + (rest.len() / row::LENGTH) as u64 + 1);
+        }
+    }
+
+    fn load(&mut self, seq: u64, bytes: &[u8], checkpoint: u64, sealed: &HashMap<u32, u64>) {
         self.next_seq = self.next_seq.max(seq + 1);
-        match row::read(seq, bytes)? {
-            Row::Note(note) if seq > checkpoint => self.apply(note),
-            Row::Note(_) => {}
-            Row::Batch(head, payload) => {
+        let booked = self.rotten.keys().any(|spot| spot.file == 0 && spot.seq == seq);
+        match row::read(seq, bytes) {
+            Err(_) => self.unreadable(seq, bytes, checkpoint),
+            Ok(Row::Batch(..)) if booked => self.unreadable(seq, bytes, checkpoint),
+            Ok(Row::Note(note)) if seq > checkpoint => self.apply(note),
+            Ok(Row::Note(_)) => {}
+            Ok(Row::Batch(head, payload)) => {
                 if seq > checkpoint {
                     self.count((head.node, head.lane), &Delta::stored(head.count.into()));
                 }
@@ -351,7 +414,23 @@ impl Memory {
                 }
             }
         }
-        Ok(())
+    }
+
+    /// A row that does not read: it is booked already, or it is to be booked with what is known of it, which is nothing.
+    fn unreadable(&mut self, seq: u64, bytes: &[u8], checkpoint: u64) {
+        let booked = self.rotten.iter().find(|(spot, _)| spot.file == 0 && spot.seq == seq);
+        match booked.map(|(spot, (lane, count))| ((spot.node, *lane), *count)) {
+            // The note that moved its records on is read later.
+            Some((account, count)) if seq > checkpoint => self.count(account, &Delta::stored(count)),
+            Some(_) => {}
+            None => self.unreadable.push(Rot {
+                spot: Spot::inbox(0, seq),
+                lane: Lane::Telemetry,
+                count: 0,
+                reason: format!("inbox row {seq} is damaged, its node cannot be told"),
+                bytes: bytes.to_vec(),
+            }),
+        }
     }
 }
 
@@ -369,8 +448,9 @@ impl Staged {
 }
 
 impl Rows {
-    /// The batch at `seq`. Quickest in ascending order: neighbours are in one chunk.
-    pub(super) fn batch(&mut self, seq: u64) -> Result<(row::Head, &[u8]), Error> {
+    /// The bytes of a row; of one that begins where its chunk cannot be cut into rows any more, all
+    /// that are left. Quickest in ascending order: neighbours are in one chunk.
+    pub(super) fn raw(&mut self, seq: u64) -> Result<&[u8], Error> {
         let missing = || Error::Damaged { what: format!("inbox row {seq}") };
         if self
             .current
@@ -388,12 +468,13 @@ impl Rows {
         }
         let (first, ends, chunk) = self.current.as_ref().ok_or_else(missing)?;
         let at = (seq - first) as usize;
-        let end = *ends.get(at).ok_or_else(missing)?;
-        let start = at.checked_sub(1).map_or(0, |before| ends[before]) + row::LENGTH;
-        match row::read(seq, &chunk.value()[start..end])? {
-            Row::Batch(head, payload) => Ok((head, payload)),
-            Row::Note(_) => Err(missing()),
-        }
+        let start = match at.checked_sub(1) {
+            Some(before) => *ends.get(before).ok_or_else(missing)?,
+            None => 0,
+        };
+        let chunk = chunk.value();
+        let row = chunk.get(start + row::LENGTH..ends.get(at).copied().unwrap_or(chunk.len()));
+        row.ok_or_else(missing)
     }
 }
 
@@ -419,6 +500,7 @@ fn create_tables(db: &Database) -> Result<(), Error> {
     write.open_table(COUNTERS)?;
     write.open_table(QUARANTINE)?;
     write.open_table(DOOMED)?;
+    write.open_table(ROTTEN)?;
     Ok(write.commit()?)
 }
 

@@ -14,8 +14,8 @@ use fleet_schemas::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Error,
-    blob::{self, Name},
+    Error, Opened,
+    blob::Name,
     week::{LATEST, View},
 };
 
@@ -141,7 +141,12 @@ impl Table {
     }
 
     /// Newest values of everything that is sealed: the newest row, and the blobs since.
-    pub(super) fn load(node: u32, views: &[View], unpacker: &mut Unpacker) -> Result<Self, Error> {
+    pub(super) fn load(
+        node: u32,
+        opened: &Opened,
+        views: &[View],
+        unpacker: &mut Unpacker,
+    ) -> Result<Self, Error> {
         let mut table = Self::default();
         let mut upto = 0;
         let mut replay = Vec::new();
@@ -150,7 +155,12 @@ impl Table {
                 replay.push((view, row));
             }
             if let Some(row) = view.read.open_table(LATEST)?.get(node)? {
-                let row: Row = cbor::decode(unpacker.unpack(row.value())?)?;
+                let read = unpacker.unpack(row.value()).and_then(cbor::decode::<Row>);
+                let Ok(row) = read else {
+                    // Nothing is lost: an older row and the blobs since say the same.
+                    tracing::warn!(file = %view.id.name(), node, "the newest values are damaged and found again");
+                    continue;
+                };
                 upto = row.upto;
                 for Value { d, m, u, t, v } in row.series {
                     table.put((d, m, u), t, v);
@@ -160,9 +170,10 @@ impl Table {
         }
         for (view, row) in replay {
             let mut bytes = view.bytes()?;
-            for (_, _, entry) in view.blobs(node, &row, i64::MIN, i64::MAX)? {
-                if entry.last_seq > upto {
-                    let decoded = blob::decode(bytes.get(entry.place)?, unpacker)?;
+            for blob in view.blobs(node, &row, i64::MIN, i64::MAX)? {
+                if blob.2.last_seq > upto
+                    && let Some(decoded) = opened.blob(view.id, node, &blob, &mut bytes, unpacker)?
+                {
                     table.take_samples(&decoded.samples, 0);
                 }
             }

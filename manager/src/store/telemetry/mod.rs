@@ -20,6 +20,7 @@ mod latest;
 mod query;
 mod retain;
 mod rollup;
+mod rot;
 mod row;
 mod seal;
 mod stats;
@@ -50,6 +51,7 @@ pub use counters::Booking;
 pub use latest::{Latest, SeriesName};
 pub use query::{Query, SeriesPoints, Step};
 pub use retain::RetainReport;
+pub use rot::Rotten;
 pub use seal::SealReport;
 pub use stats::Stats;
 pub use write::{InboxBatch, InboxWrite};
@@ -180,8 +182,11 @@ macro_rules! from_redb {
 from_redb!(StorageError TableError TransactionError CommitError DatabaseError);
 
 impl Error {
-    /// Whether the handle it came from is of no more use.
-    fn poisons(&self) -> bool {
+    /// Whether the handle it came from is of no more use, so that the store must be [reopened].
+    ///
+    /// [reopened]: TelemetryStore::reopen
+    #[must_use]
+    pub fn poisons(&self) -> bool {
         match self {
             Self::Redb(_) => true,
             Self::Disk(error) => matches!(error, DiskError::Io { .. } | DiskError::Redb { .. }),
@@ -189,6 +194,20 @@ impl Error {
             | Self::Busy
             | Self::Damaged { .. }
             | Self::Decode(_)
+            | Self::Lane(_)
+            | Self::TooMuch { .. } => false,
+        }
+    }
+
+    /// Whether something stored does not read as what it should be: reading it again will not help, and everything
+    /// around it can still be read.
+    fn is_rot(&self) -> bool {
+        match self {
+            Self::Damaged { .. } | Self::Decode(_) => true,
+            Self::Redb(_)
+            | Self::Disk(_)
+            | Self::Closed
+            | Self::Busy
             | Self::Lane(_)
             | Self::TooMuch { .. } => false,
         }
@@ -217,6 +236,7 @@ struct Opened {
     set_aside: Vec<String>,
     sealer: Mutex<Sealer>,
     latest: Mutex<latest::Cache>,
+    found: Mutex<rot::Found>,
 }
 
 impl TelemetryStore {
@@ -358,8 +378,11 @@ impl Opened {
             inbox.unlinked(&name)?;
         }
         inbox.adopt(&known.stored)?;
+        inbox.forget_rotten(&weeks.all().iter().map(|file| file.id.key()).collect())?;
         let sealer = Mutex::new(Sealer::new(now_ms));
-        Ok(Self { inbox, weeks, rollups, set_aside, sealer, latest: Mutex::default() })
+        let found = std::mem::take(&mut write_lock(&inbox.memory).unreadable);
+        let found = Mutex::new(found.into_iter().map(|rot| (rot.spot, rot)).collect());
+        Ok(Self { inbox, weeks, rollups, set_aside, sealer, latest: Mutex::default(), found })
     }
 }
 

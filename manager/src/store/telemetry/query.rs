@@ -8,10 +8,10 @@ use std::collections::{BTreeMap, HashMap};
 use super::{
     Aggregate, Error, Latest, Opened, SeriesName, TelemetryStore,
     aggregate::{self, Cell},
-    blob::{self, Name},
+    blob::Name,
     inbox::Rows,
     latest::Table,
-    lock, read_lock, rollup, seal,
+    lock, read_lock, rollup,
     unsealed::Batch,
     week::View,
 };
@@ -67,6 +67,7 @@ const LONG_MS: i64 = 2 * 86_400_000;
 
 /// Everything of one node, at one moment.
 pub(super) struct Snapshot {
+    node: u32,
     pub unsealed: Vec<Batch>,
     pub rows: Rows,
     pub views: Vec<View>,
@@ -82,7 +83,7 @@ impl Snapshot {
         // After the week files: what is merged there must be rolled up here.
         let rollups = opened.rollups.views()?;
         drop(memory);
-        let mut snapshot = Self { unsealed: unsealed.unwrap_or_default(), rows, views, rollups };
+        let mut snapshot = Self { node, unsealed: unsealed.unwrap_or_default(), rows, views, rollups };
         // What was just sealed may still be in the index.
         let mut cursor = 0;
         for view in &snapshot.views {
@@ -92,29 +93,31 @@ impl Snapshot {
         Ok(snapshot)
     }
 
-    /// Hands over the samples of unsealed batches with their shift.
+    /// Hands over the samples of unsealed batches with their shift; those that rotted are left out.
     pub(super) fn each_unsealed(
         &mut self,
+        opened: &Opened,
         unpacker: &mut Unpacker,
         mut wanted: impl FnMut(&Batch) -> bool,
         mut take: impl FnMut(&Batch, &Samples, i64) -> Result<(), Error>,
     ) -> Result<(), Error> {
         for batch in self.unsealed.iter().filter(|batch| wanted(batch)) {
-            let (head, payload) = self.rows.batch(batch.seq)?;
-            take(batch, &seal::body(&head, payload, unpacker)?, head.shift_ms)?;
+            if let Some((head, samples)) = opened.batch(self.node, batch, &mut self.rows, unpacker)? {
+                take(batch, &samples, head.shift_ms)?;
+            }
         }
         Ok(())
     }
 }
 
 impl TelemetryStore {
-    /// Samples of a node.
+    /// Samples of a node. What rotted on the disk is left out, and told by the next [`TelemetryStore::seal`].
     ///
     /// # Errors
     /// [`Error::TooMuch`] when the answer or the work would be larger than allowed.
     pub fn query(&self, query: &Query) -> Result<Vec<SeriesPoints>, Error> {
         let opened = self.opened()?;
-        self.note(Snapshot::take(&opened, query.node).and_then(|snapshot| answer(snapshot, query)))
+        self.note(Snapshot::take(&opened, query.node).and_then(|snapshot| answer(&opened, snapshot, query)))
     }
 
     /// The newest value of every series of a node, by device and metric; at most
@@ -131,9 +134,10 @@ impl TelemetryStore {
             let cached = lock(&opened.latest).nodes.get(&node).map(|cached| cached.table.clone());
             let mut table = match cached {
                 Some(table) => table,
-                None => Table::load(node, &snapshot.views, &mut unpacker)?,
+                None => Table::load(node, &opened, &snapshot.views, &mut unpacker)?,
             };
             snapshot.each_unsealed(
+                &opened,
                 &mut unpacker,
                 |_| true,
                 |_, samples, shift_ms| {
@@ -157,7 +161,7 @@ impl TelemetryStore {
     }
 }
 
-fn answer(mut snapshot: Snapshot, query: &Query) -> Result<Vec<SeriesPoints>, Error> {
+fn answer(opened: &Opened, mut snapshot: Snapshot, query: &Query) -> Result<Vec<SeriesPoints>, Error> {
     let mut found = Found::new(query);
     let (from_ms, to_ms) = (found.from_ms, found.to_ms);
     if from_ms >= to_ms {
@@ -191,16 +195,16 @@ fn answer(mut snapshot: Snapshot, query: &Query) -> Result<Vec<SeriesPoints>, Er
             }
         }
         let mut bytes = view.bytes()?;
-        for (_, first_seq, entry) in view.blobs(query.node, &row, from_ms, to_ms)? {
-            if first_seq > rolled {
-                found.scan(entry.count.into())?;
-                let decoded = blob::decode(bytes.get(entry.place)?, &mut unpacker)?;
-                found.samples(&decoded.samples, 0)?;
+        for blob in view.blobs(query.node, &row, from_ms, to_ms)? {
+            if blob.1 > rolled {
+                found.scan(blob.2.count.into())?;
+                let decoded = opened.blob(view.id, query.node, &blob, &mut bytes, &mut unpacker)?;
+                decoded.map_or(Ok(()), |decoded| found.samples(&decoded.samples, 0))?;
             }
         }
     }
     let overlaps = |batch: &Batch| batch.overlaps(from_ms, to_ms);
-    snapshot.each_unsealed(&mut unpacker, overlaps, |batch, samples, shift_ms| {
+    snapshot.each_unsealed(opened, &mut unpacker, overlaps, |batch, samples, shift_ms| {
         found.scan(batch.count.into())?;
         found.samples(samples, shift_ms)
     })?;

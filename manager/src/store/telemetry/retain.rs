@@ -114,7 +114,8 @@ impl TelemetryStore {
         for (node, row) in &nodes {
             if opened.rollups.rolled(file.id, *node)? < row.cursor {
                 let tools = (&mut sealer.packer, &mut sealer.unpacker);
-                let done = opened.rollups.roll(&*self.disk, &self.config, &view, (*node, row), tools)?;
+                let done =
+                    opened.rollups.roll(&*self.disk, &self.config, opened, &view, (*node, row), tools)?;
                 rolled += 1;
                 if !done || rolled == ROLL_NODES {
                     return Ok(Ready::Rolling);
@@ -139,13 +140,15 @@ impl TelemetryStore {
         let name = file.id.name();
         for (node, row) in file.view()?.nodes()? {
             for lane in [Lane::Telemetry, Lane::Backfill] {
-                if row.stored(lane) > 0 {
-                    report.expired.push((node, lane, row.stored(lane)));
+                let rotten = read_lock(&opened.inbox.memory).rotten_of(file.id, node, lane);
+                let stored = row.stored(lane).saturating_sub(rotten);
+                if stored > 0 {
+                    report.expired.push((node, lane, stored));
                 }
             }
         }
         let mut write = InboxWrite::new(self, Arc::clone(opened), self.turn());
-        write.doom(&name, &report.expired);
+        write.doom(file.id, &report.expired);
         write.commit()?;
         self.remove_doomed(opened, file.id)?;
         report.removed.push(name);

@@ -17,9 +17,9 @@ use fleet_schemas::{
 use redb::{Database, ReadTransaction, ReadableDatabase as _, TableDefinition};
 
 use super::{
-    Config, Error,
+    Config, Error, Opened,
     aggregate::{self, Cell},
-    blob::{self, Name},
+    blob::Name,
     read_lock, week,
     week::{FOLDER, FileId, NodeRow},
     write_lock,
@@ -118,6 +118,7 @@ impl Rollups {
         &self,
         disk: &dyn Disk,
         config: &Config,
+        opened: &Opened,
         week: &week::View,
         (node, row): (u32, &NodeRow),
         (packer, unpacker): (&mut Packer, &mut Unpacker),
@@ -132,14 +133,16 @@ impl Rollups {
         let mut cells: Cells = BTreeMap::new();
         let (mut made, mut read, mut reached, mut cursor) = (0, 0, rolled, row.cursor);
         let mut bytes = week.bytes()?;
-        for (_, first_seq, entry) in &blobs {
+        for blob in &blobs {
+            let (_, first_seq, entry) = blob;
             // Between two blobs that do not interleave the work may be cut in two.
             if (made >= STEP_CELLS || read >= STEP_SAMPLES) && *first_seq > reached {
                 cursor = reached;
                 break;
             }
-            let decoded = blob::decode(bytes.get(entry.place)?, unpacker)?;
-            made += gather(&decoded.samples, &mut cells);
+            if let Some(decoded) = opened.blob(week.id, node, blob, &mut bytes, unpacker)? {
+                made += gather(&decoded.samples, &mut cells);
+            }
             read += u64::from(entry.count);
             reached = entry.last_seq.max(reached);
         }
@@ -209,8 +212,11 @@ impl View {
         for entry in table.range(range)? {
             let (key, value) = entry?;
             if wanted(key.value().2) {
-                let samples = Samples::decode(unpacker.unpack(value.value())?)?;
-                decode(&samples, take)?;
+                match unpacker.unpack(value.value()).and_then(Samples::decode) {
+                    Ok(samples) => decode(&samples, take)?,
+                    // Derived of samples that may be there still; what is around it can be read.
+                    Err(error) => tracing::warn!(node, %error, "a rollup is damaged and left out"),
+                }
             }
         }
         Ok(())

@@ -19,13 +19,13 @@ use super::{
     blob::{Blob, Merge},
     inbox::Rows,
     latest::Table,
-    lock, read_lock, row,
+    lock, read_lock,
+    rot::{Rotten, Spot},
+    row,
     unsealed::Batch,
     week::{BLOBS, Entry, FileId, LATEST, NODES, NodeRow, Place, Sink, WeekFile},
     write_lock,
 };
-use crate::store::disk::Disk;
-
 /// Bytes of payload that one step takes: about 20 ms of work.
 const STEP_BYTES: u64 = 1024 * 1024;
 /// Rows that one checkpoint removes, at most: about 30 ms of work.
@@ -36,7 +36,7 @@ const CHECKPOINT_BYTES: u64 = 16 * 1024 * 1024;
 const CHECKPOINT_MS: u64 = 60_000;
 
 /// What one step did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct SealReport {
     /// Batches that were moved from the inbox to a week file.
     pub batches: u64,
@@ -50,6 +50,8 @@ pub struct SealReport {
     pub truncated: u64,
     /// Small blobs that were merged into larger ones.
     pub merged: u64,
+    /// What could not be read any more and was put into quarantine.
+    pub rotten: Vec<Rotten>,
     /// Whether another step has work at once.
     pub more: bool,
 }
@@ -95,11 +97,11 @@ impl TelemetryStore {
         self.note(self.step(&opened, &mut sealer, now_ms))
     }
 
-    fn step(&self, opened: &Opened, sealer: &mut Sealer, now_ms: i64) -> Result<SealReport, Error> {
+    fn step(&self, opened: &Arc<Opened>, sealer: &mut Sealer, now_ms: i64) -> Result<SealReport, Error> {
         let due = due(opened, &self.config, now_ms);
-        let mut report = SealReport::default();
+        let mut report = SealReport { rotten: self.book_found(opened)?, ..SealReport::default() };
         if !due.is_empty() {
-            report = seal_nodes(&*self.disk, &self.config, opened, sealer, &due, now_ms)?;
+            self.seal_nodes(opened, sealer, &due, now_ms, &mut report)?;
             report.more = true;
         }
         let (removable, dirty) = {
@@ -117,6 +119,27 @@ impl TelemetryStore {
             super::tidy::step(&*self.disk, &self.config, opened, sealer, now_ms, &mut report)?;
         }
         Ok(report)
+    }
+
+    fn seal_nodes(
+        &self,
+        opened: &Arc<Opened>,
+        sealer: &mut Sealer,
+        due: &[(u32, Vec<Batch>)],
+        now_ms: i64,
+        report: &mut SealReport,
+    ) -> Result<(), Error> {
+        let mut rows = opened.inbox.rows()?;
+        let mut week = None;
+        let mut sealed = Vec::new();
+        for (node, batches) in due {
+            let merged = merge_node(opened, &mut rows, (*node, batches), &mut week, sealer, now_ms)?;
+            sealed.extend(merged);
+        }
+        report.rotten.extend(self.book_found(opened)?);
+        let Some((_, recv_ms)) = week else { return Ok(()) };
+        let file = opened.weeks.for_writing(&*self.disk, &self.config, recv_ms)?;
+        write(opened, &file, sealer, sealed, now_ms, report)
     }
 }
 
@@ -156,46 +179,32 @@ fn due(opened: &Opened, config: &Config, now_ms: i64) -> Vec<(u32, Vec<Batch>)> 
     due
 }
 
-fn seal_nodes(
-    disk: &dyn Disk,
-    config: &Config,
-    opened: &Opened,
-    sealer: &mut Sealer,
-    due: &[(u32, Vec<Batch>)],
-    now_ms: i64,
-) -> Result<SealReport, Error> {
-    let mut rows = opened.inbox.rows()?;
-    let mut week = None;
-    let mut sealed = Vec::new();
-    for (node, batches) in due {
-        if let Some(node) = merge_node(&mut rows, *node, batches, &mut week, sealer)? {
-            sealed.push(node);
-        }
-    }
-    let Some((_, recv_ms)) = week else { return Ok(SealReport::default()) };
-    let file = opened.weeks.for_writing(disk, config, recv_ms)?;
-    let report = write(opened, &file, sealer, sealed, now_ms)?;
-    Ok(report)
-}
-
 /// Decodes and merges the first of a node's batches that are of one receive week. The first node decides for
 /// all: a step writes to one file, and a node's batches are sealed in the order of the inbox.
 fn merge_node(
+    opened: &Opened,
     rows: &mut Rows,
-    node: u32,
-    batches: &[Batch],
+    (node, batches): (u32, &[Batch]),
     week: &mut Option<(FileId, i64)>,
     sealer: &mut Sealer,
+    now_ms: i64,
 ) -> Result<Option<Sealed>, Error> {
     let mut sealed = Sealed { node, cursor: 0, recv_ms: 0, batches: 0, blobs: Vec::new() };
     let mut merges: BTreeMap<Lane, (Merge, u64, u64)> = BTreeMap::new();
     for batch in batches {
-        let (head, payload) = rows.batch(batch.seq)?;
+        let Some((head, samples)) = opened.batch(node, batch, rows, &mut sealer.unpacker)? else {
+            if !opened.is_known_rotten(Spot::inbox(node, batch.seq)) {
+                break;
+            }
+            // Passed over: it is booked before the cursor moves.
+            let (_, recv_ms) = *week.get_or_insert((FileId::of(now_ms), now_ms));
+            (sealed.cursor, sealed.recv_ms) = (batch.seq, recv_ms);
+            continue;
+        };
         let id = FileId::of(head.recv_ms);
         if week.get_or_insert((id, head.recv_ms)).0 != id {
             break;
         }
-        let samples = body(&head, payload, &mut sealer.unpacker)?;
         let (merge, first, last) = merges.entry(head.lane).or_insert((Merge::default(), batch.seq, 0));
         if !merge.is_empty() && !merge.fits(&samples) {
             let blob = merge.finish(head.lane, &mut sealer.packer);
@@ -212,7 +221,7 @@ fn merge_node(
             sealed.blobs.push((lane, first, last, merge.finish(lane, &mut sealer.packer)));
         }
     }
-    Ok((sealed.batches > 0).then_some(sealed))
+    Ok((sealed.cursor > 0).then_some(sealed))
 }
 
 /// The samples of a batch row.
@@ -232,10 +241,10 @@ fn write(
     sealer: &mut Sealer,
     sealed: Vec<Sealed>,
     now_ms: i64,
-) -> Result<SealReport, Error> {
+    report: &mut SealReport,
+) -> Result<(), Error> {
     let view = file.view()?;
     let mut sink = Sink::after(&view)?;
-    let mut report = SealReport::default();
     let mut entries: Vec<((u32, i64, u64), Entry)> = Vec::new();
     let mut nodes = Vec::new();
     let mut tables = Vec::new();
@@ -246,7 +255,7 @@ fn write(
         report.batches += batches;
         let mut cached = lock(&opened.latest).nodes.get(&node).cloned();
         if cached.is_none() {
-            let table = Table::load(node, &opened.weeks.views()?, &mut sealer.unpacker)?;
+            let table = Table::load(node, opened, &opened.weeks.views()?, &mut sealer.unpacker)?;
             cached = Some(super::latest::Cached { table, ..Default::default() });
         }
         let mut cached = cached.unwrap_or_default();
@@ -300,5 +309,5 @@ fn write(
     for (node, cursor, recv_ms) in cursors {
         memory.unsealed.sealed(node, cursor, recv_ms);
     }
-    Ok(report)
+    Ok(())
 }

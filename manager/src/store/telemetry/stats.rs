@@ -2,7 +2,7 @@
 
 use fleet_schemas::{Lane, cbor::Unpacker};
 
-use super::{Error, TelemetryStore, blob, query::Snapshot, read_lock};
+use super::{Error, TelemetryStore, query::Snapshot, read_lock};
 
 /// The store in numbers.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -59,8 +59,10 @@ impl TelemetryStore {
     /// Counts the samples of a (node, lane) that are really there, by decoding every body. Takes as long as reading
     /// all of them does.
     ///
+    /// What rotted on the disk is not counted; it is booked as quarantined by the next [`TelemetryStore::seal`].
+    ///
     /// # Errors
-    /// [`Error`]; [`Error::Damaged`] and [`Error::Decode`] name what cannot be counted.
+    /// [`Error`] when a file cannot be read.
     pub fn recount(&self, node: u32, lane: Lane) -> Result<u64, Error> {
         let opened = self.opened()?;
         let count = || {
@@ -70,13 +72,14 @@ impl TelemetryStore {
             for view in &snapshot.views {
                 let Some(row) = view.node(node)? else { continue };
                 let mut bytes = view.bytes()?;
-                for (_, _, entry) in view.blobs(node, &row, i64::MIN, i64::MAX)? {
-                    let decoded = blob::decode(bytes.get(entry.place)?, &mut unpacker)?;
-                    count += if decoded.lane == lane { decoded.samples.count() } else { 0 };
+                for blob in view.blobs(node, &row, i64::MIN, i64::MAX)? {
+                    let decoded = opened.blob(view.id, node, &blob, &mut bytes, &mut unpacker)?;
+                    let found = decoded.filter(|decoded| decoded.lane == lane);
+                    count += found.map_or(0, |found| found.samples.count());
                 }
             }
             let wanted = |batch: &super::unsealed::Batch| batch.lane == lane;
-            snapshot.each_unsealed(&mut unpacker, wanted, |_, samples, _| {
+            snapshot.each_unsealed(&opened, &mut unpacker, wanted, |_, samples, _| {
                 count += samples.count();
                 Ok(())
             })?;

@@ -9,7 +9,7 @@ use fleet_schemas::Lane;
 
 use super::{
     Config, Error, Opened,
-    blob::{self, Merge},
+    blob::Merge,
     seal::{SealReport, Sealer},
     week::{BLOBS, Entry, FileId, NODES, NodeRow, Place, Sink, View, WeekFile},
 };
@@ -81,12 +81,12 @@ fn tidy_file(
         }
         let tools = (&mut sealer.packer, &mut sealer.unpacker);
         if opened.rollups.rolled(file.id, node)? < row.cursor {
-            let done = opened.rollups.roll(disk, config, &view, (node, &row), tools)?;
+            let done = opened.rollups.roll(disk, config, opened, &view, (node, &row), tools)?;
             // A rollup is a transaction of its own: the step ends with it.
             return Ok(Some(if done && row.loose < MERGE_FROM { node.saturating_add(1) } else { node }));
         }
         if row.loose >= MERGE_FROM && file.writable().is_some() {
-            report.merged += merge_node(&view, file, sealer, node, row)?;
+            report.merged += merge_node(opened, (&view, file), sealer, node, row)?;
             return Ok(Some(node.saturating_add(1)));
         }
     }
@@ -95,8 +95,8 @@ fn tidy_file(
 
 /// Merges a node's small blobs, in one transaction.
 fn merge_node(
-    view: &View,
-    file: &WeekFile,
+    opened: &Opened,
+    (view, file): (&View, &WeekFile),
     sealer: &mut Sealer,
     node: u32,
     mut row: NodeRow,
@@ -110,8 +110,11 @@ fn merge_node(
     for lane in [Lane::Telemetry, Lane::Backfill] {
         let mut merge = Merge::default();
         let (mut first, mut last) = (0, 0);
-        for (start_ms, first_seq, entry) in loose.iter().filter(|(_, _, entry)| entry.lane == lane) {
-            let decoded = blob::decode(bytes.get(entry.place)?, &mut sealer.unpacker)?;
+        for blob in loose.iter().filter(|(_, _, entry)| entry.lane == lane) {
+            let (start_ms, first_seq, entry) = blob;
+            // What rotted stays where it is, and is not counted as small any more.
+            let read = opened.blob(view.id, node, blob, &mut bytes, &mut sealer.unpacker)?;
+            let Some(decoded) = read else { continue };
             if merge.is_empty() {
                 first = *first_seq;
             } else if !merge.fits(&decoded.samples) {

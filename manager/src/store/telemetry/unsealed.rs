@@ -35,6 +35,11 @@ impl Batch {
         }
     }
 
+    /// Whether a row's head says what it said when the index was made.
+    pub(super) fn is_of(&self, node: u32, head: &Head) -> bool {
+        head.node == node && (head.lane, head.count, head.start_ms) == (self.lane, self.count, self.start_ms)
+    }
+
     /// Whether it may hold instants in `from_ms..to_ms`.
     pub(super) fn overlaps(&self, from_ms: i64, to_ms: i64) -> bool {
         let ends_before =

@@ -346,7 +346,11 @@ impl View {
         for entry in table.range(from..=(node, to_ms, u64::MAX))? {
             let (key, value) = entry?;
             let (_, start_ms, first_seq) = key.value();
-            let entry = Entry::read(value.value())?;
+            let Ok(entry) = Entry::read(value.value()) else {
+                // What it stood for cannot be told; a recount finds it missing.
+                tracing::warn!(file = %self.id.name(), node, start_ms, "an entry of a blob is damaged");
+                continue;
+            };
             // `i64::MAX` means no bound: there is no instant beyond.
             if (start_ms < to_ms || to_ms == i64::MAX) && entry.end_ms >= from_ms {
                 found.push((start_ms, first_seq, entry));

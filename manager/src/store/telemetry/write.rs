@@ -7,7 +7,8 @@ use std::sync::{Arc, MutexGuard};
 use fleet_schemas::{Lane, telemetry::Samples};
 
 use super::{
-    Booking, Error, MarkKey, Opened, Quarantined, TelemetryStore, counters::Delta, inbox::Staged, row,
+    Booking, Error, MarkKey, Opened, Quarantined, TelemetryStore, counters::Delta, inbox::Staged, rot::Spot,
+    row, week::FileId,
 };
 
 /// One accepted batch of the telemetry or backfill lane, as received.
@@ -109,9 +110,16 @@ impl<'a> InboxWrite<'a> {
         self.count(node, lane, &booking.into());
     }
 
+    /// Keeps a body raw that was stored and does not read any more, and remembers its place.
+    pub(super) fn rot(&mut self, spot: Spot, raw: &Quarantined) {
+        self.staged.quarantine.push(raw.write());
+        self.staged.rotten.push((spot, raw.lane, raw.records));
+        self.count(raw.node, raw.lane, &Delta::rotten(raw.records));
+    }
+
     /// Books all samples of a file as expired: the intent to unlink it.
-    pub(super) fn doom(&mut self, name: &str, counts: &[(u32, Lane, u64)]) {
-        self.staged.doomed = Some(name.to_owned());
+    pub(super) fn doom(&mut self, id: FileId, counts: &[(u32, Lane, u64)]) {
+        self.staged.doomed = Some(id);
         for (node, lane, count) in counts {
             self.count(*node, *lane, &Delta::expired(*count));
         }

@@ -2,6 +2,7 @@
 
 mod crash;
 mod model;
+mod rot;
 mod store;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -97,6 +98,7 @@ pub(super) fn seal_all(store: &TelemetryStore, now_ms: i64) -> Result<SealReport
         total.samples += report.samples;
         total.merged += report.merged;
         total.truncated += report.truncated;
+        total.rotten.extend(report.rotten);
         if !report.more {
             return Ok(total);
         }
