@@ -366,6 +366,8 @@ impl Uplink {
             lanes,
             partial,
             pending: self.pending(),
+            commands: None,
+            config: None,
         };
         Outgoing {
             topic: Topic::Up(self.profile.node.clone(), Up::Birth),
@@ -389,6 +391,7 @@ impl Uplink {
             lanes,
             partial,
             pending: self.pending(),
+            config: None,
             outbox: self.outbox_use(),
         };
         let topic = Topic::Up(self.profile.node.clone(), Up::Heartbeat);

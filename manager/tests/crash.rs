@@ -173,6 +173,8 @@ impl Node {
             lanes: self.states(),
             partial: false,
             pending: Pending::default(),
+            commands: None,
+            config: None,
         };
         self.say(Up::Birth, cbor::encode(&birth))
     }
@@ -191,6 +193,7 @@ impl Node {
             lanes: self.states(),
             partial: false,
             pending: Pending::default(),
+            config: None,
             outbox: OutboxUse::default(),
         };
         self.say(Up::Heartbeat, cbor::encode(&heartbeat))

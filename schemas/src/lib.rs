@@ -17,6 +17,7 @@ pub mod ack;
 pub mod batch;
 pub mod cbor;
 pub mod command;
+pub mod config;
 pub mod enrol;
 pub mod event;
 pub mod id;

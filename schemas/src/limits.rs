@@ -39,6 +39,8 @@ pub const SERIES_PER_NODE: usize = 4_096;
 pub const COMMAND_PARAMS_BYTES: usize = 64 * 1024;
 /// Most output of a command that is kept, in bytes.
 pub const COMMAND_OUTPUT_BYTES: usize = 64 * 1024;
+/// Largest configuration of a node, in bytes of CBOR: fits a packet.
+pub const CONFIG_BYTES: usize = 64 * 1024;
 /// Longest command queue of a node.
 pub const QUEUE_LENGTH: usize = 1_000;
 /// Longest event message, in bytes.

@@ -6,7 +6,8 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 
 use crate::{
     batch::Clock,
-    id::{SessionId, StreamId},
+    config::Reported,
+    id::{CommandId, SessionId, StreamId},
     lane::{self, Lane},
     limits,
 };
@@ -57,6 +58,12 @@ pub struct Birth {
     pub partial: bool,
     /// Samples that are not yet sealed.
     pub pending: Pending,
+    /// Commands that are on its disk and not over; absent from an agent that takes none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub commands: Option<Vec<CommandId>>,
+    /// What configuration it has; absent from an agent that takes none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config: Option<Reported>,
 }
 
 /// What a node runs.
@@ -116,6 +123,9 @@ pub struct Heartbeat {
     pub pending: Pending,
     /// The outbox's size and quota.
     pub outbox: OutboxUse,
+    /// What configuration it has; absent from an agent that takes none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config: Option<Reported>,
 }
 
 /// A number as writers in other languages put it: a float or an integer.
@@ -171,6 +181,10 @@ impl Birth {
         if skills.len() > limits::SKILLS_PER_NODE || !versions.into_iter().all(short) {
             return Err("too many skills, or a version is too long");
         }
+        if self.commands.as_ref().is_some_and(|commands| commands.len() > limits::QUEUE_LENGTH) {
+            return Err("too many commands");
+        }
+        self.config.as_ref().map_or(Ok(()), Reported::check)?;
         check_lanes(&self.lanes)
     }
 }
@@ -185,6 +199,7 @@ impl Heartbeat {
         if self.system.len() > limits::FIGURES_PER_NODE || !self.system.iter().all(fits) {
             return Err("too many system figures, or one is too long or not finite");
         }
+        self.config.as_ref().map_or(Ok(()), Reported::check)?;
         check_lanes(&self.lanes)
     }
 }

@@ -201,6 +201,7 @@ impl Node {
             lanes: lanes(self.stock.stream, self.found.acked + 1, next_record),
             partial: false,
             pending: Pending::default(),
+            config: None,
             outbox: OutboxUse::default(),
         };
         let topic = Topic::Up(self.id.clone(), Up::Heartbeat).to_string();
@@ -292,6 +293,8 @@ pub(super) fn publish_birth(
         lanes,
         partial: false,
         pending: Pending::default(),
+        commands: None,
+        config: None,
     };
     let topic = Topic::Up(id.clone(), Up::Birth).to_string();
     wire::publish(out, &topic, &cbor::encode(&birth), Some(u16::MAX));

@@ -160,6 +160,8 @@ impl Node {
             lanes: Default::default(),
             partial: false,
             pending: Pending::default(),
+            commands: None,
+            config: None,
         };
         let mut feed = node.hub.feed();
         node.say(Up::Birth, cbor::encode(&birth)).await;
@@ -176,6 +178,7 @@ impl Node {
             lanes: Default::default(),
             partial: false,
             pending: Pending::default(),
+            config: None,
             outbox: OutboxUse { bytes: 0, quota_bytes: 1 << 28 },
         };
         node.say(Up::Heartbeat, cbor::encode(&heartbeat)).await;

@@ -185,6 +185,8 @@ fn birth() -> Vec<u8> {
         lanes: lanes.into(),
         partial: false,
         pending: Pending::default(),
+        commands: None,
+        config: None,
     })
 }
 
@@ -217,6 +219,7 @@ fn heartbeat() -> Vec<u8> {
         lanes: Lane::ALL.map(|lane| (lane, vec![drained])).into(),
         partial: false,
         pending: Pending::default(),
+        config: None,
         outbox: OutboxUse::default(),
     })
 }

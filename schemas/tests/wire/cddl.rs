@@ -48,7 +48,9 @@ fn the_examples_validate() {
     holds("ack-message", &given::ack()).unwrap();
     holds("telemetry-batch", &given::telemetry()).unwrap();
     holds("event-batch", &given::event_batch()).unwrap();
-    holds("command-batch", &given::batch(1, vec![0x80])).unwrap();
+    holds("command-batch", &given::command_batch()).unwrap();
+    holds("orders-message", &given::orders()).unwrap();
+    holds("config-message", &given::desired()).unwrap();
     holds("tombstone", &given::tombstone()).unwrap();
 }
 
@@ -84,13 +86,39 @@ proptest! {
     }
 
     #[test]
+    fn every_report_validates(batch in vary::command_batches()) {
+        holds("command-batch", &batch)?;
+    }
+
+    #[test]
     fn every_tombstone_validates(tombstone in vary::tombstones()) {
         holds("tombstone", &tombstone)?;
     }
 }
 
 /// Keys that may be absent, wherever they stand.
-const OPTIONAL: [&str; 22] = [
+const OPTIONAL: [&str; 43] = [
+    "commands",
+    "config",
+    "received",
+    "applied",
+    "failed",
+    "retry",
+    "offers",
+    "cancels",
+    "priority",
+    "params",
+    "delay_ms",
+    "idempotent",
+    "supersedes",
+    "signature",
+    "reason",
+    "exit_code",
+    "output",
+    "result",
+    "too_late",
+    "may_have_executed",
+    "cut",
     "instance",
     "name",
     "capabilities",
@@ -114,6 +142,8 @@ const OPTIONAL: [&str; 22] = [
     "device",
     "id",
 ];
+/// Keys under which anything may stand.
+const ANYTHING: [&str; 3] = ["data", "params", "result"];
 /// Maps whose keys are data.
 const TABLES: [&str; 3] = ["skills", "machine", "system"];
 
@@ -128,7 +158,7 @@ fn spoilt(value: &Value, at: &str) -> Vec<(String, Value)> {
             all.push((format!("{at} with another key"), Value::Map(more)));
             for (index, (key, inner)) in entries.iter().enumerate() {
                 let key = key.as_text().unwrap();
-                if key == "data" {
+                if ANYTHING.contains(&key) {
                     continue;
                 }
                 let in_table = TABLES.iter().any(|table| at.ends_with(table));
@@ -194,7 +224,9 @@ fn a_payload_spoilt_in_one_place_is_refused() {
         + refuses_the_spoilt("ack-message", &given::ack())
         + refuses_the_spoilt("telemetry-batch", &given::telemetry())
         + refuses_the_spoilt("event-batch", &given::event_batch())
-        + refuses_the_spoilt("command-batch", &given::batch(1, vec![0x80]))
+        + refuses_the_spoilt("command-batch", &given::command_batch())
+        + refuses_the_spoilt("orders-message", &given::orders())
+        + refuses_the_spoilt("config-message", &given::desired())
         + refuses_the_spoilt("tombstone", &given::tombstone());
     assert!(spoilt > 300, "only {spoilt} places");
 }
@@ -203,6 +235,7 @@ fn a_payload_spoilt_in_one_place_is_refused() {
 fn a_body_spoilt_in_one_place_is_refused() {
     assert!(refuses_the_spoilt("sample-columns", &given::samples()) > 100);
     assert!(refuses_the_spoilt("event-list", &given::events()) > 20);
+    assert!(refuses_the_spoilt("report-list", &given::reports()) > 20);
 }
 
 #[test]

@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 
 use ciborium::Value;
 use fleet_schemas::{
-    DeviceId, Lane, MetricName, SessionId, StoreId, StreamId, VERSION,
+    CommandId, DeviceId, Lane, MetricName, SessionId, StoreId, StreamId, VERSION,
     ack::{Ack, StreamAck, Verdict},
     batch::{Batch, Clock, Lost},
     cbor,
+    command::{Offer, Orders, Output, Reason, Report, State},
+    config::{self, Desired, Failed, Held, Reported, Version},
     event::{Event, Severity},
     session::{Birth, Death, Heartbeat, OutboxUse, Pending, StreamState, Versions},
     telemetry::{Builder, Sample, Samples},
@@ -42,6 +44,8 @@ pub(crate) fn birth() -> Birth {
         lanes: lanes(),
         partial: false,
         pending: Pending { samples: 12 },
+        commands: Some(vec![CommandId([0xc1; 16]), CommandId([0xc2; 16])]),
+        config: Some(Reported { received: Some(held(7)), applied: Some(held(7)), failed: None }),
     }
 }
 
@@ -67,6 +71,103 @@ pub(crate) fn heartbeat() -> Heartbeat {
         partial: true,
         pending: Pending { samples: 90 },
         outbox: OutboxUse { bytes: 1_048_576, quota_bytes: 268_435_456 },
+        config: Some(Reported {
+            received: Some(held(8)),
+            applied: Some(held(7)),
+            failed: Some(Failed {
+                code: "lost_hub".into(),
+                message: "the hub was not reached for 120 s".into(),
+            }),
+        }),
+    }
+}
+
+fn held(n: u64) -> Held {
+    Held { version: Version { epoch: 1, n }, hash: config::hash(&n.to_le_bytes()), retry: 0 }
+}
+
+pub(crate) fn orders() -> Orders {
+    let label = |text| MetricName::parse(text).unwrap();
+    let params = Value::Map(vec![("name".into(), "df".into())]);
+    let first = Offer {
+        id: CommandId([0xc1; 16]),
+        no: 41,
+        queue: label("main"),
+        priority: -3,
+        kind: label("exec"),
+        params,
+        left_ms: 600_000,
+        delay_ms: 5_000,
+        timeout_ms: 30_000,
+        idempotent: true,
+        supersedes: Some(label("df")),
+        signature: Some(vec![1, 2, 3]),
+    };
+    let second = Offer {
+        id: CommandId([0xc2; 16]),
+        no: 42,
+        priority: 0,
+        kind: label("ping"),
+        params: Value::Null,
+        delay_ms: 0,
+        idempotent: false,
+        supersedes: None,
+        signature: None,
+        ..first.clone()
+    };
+    Orders {
+        v: VERSION,
+        store_id: StoreId([0xcc; 16]),
+        session: SessionId([1, 2, 3, 4, 5, 6, 7, 8]),
+        hub_ms: NOON + 18,
+        offers: vec![first, second],
+        cancels: vec![CommandId([0xc0; 16])],
+    }
+}
+
+pub(crate) fn reports() -> Vec<Report> {
+    let accepted = Report {
+        id: CommandId([0xc1; 16]),
+        state: State::Accepted,
+        time_ms: NOON + 30,
+        reason: None,
+        exit_code: None,
+        output: None,
+        result: None,
+        too_late: false,
+    };
+    let output = Output { from: 0, bytes: b"Filesystem\n".to_vec(), cut: true };
+    let running = Report { state: State::Running, output: Some(output), ..accepted.clone() };
+    let reason = Reason {
+        code: "agent_state_lost".into(),
+        message: "the node lost its storage while it ran".into(),
+        may_have_executed: true,
+    };
+    let failed = Report {
+        state: State::Failed,
+        reason: Some(reason),
+        exit_code: Some(-9),
+        result: Some(Value::Array(vec![1.into()])),
+        too_late: true,
+        ..accepted.clone()
+    };
+    vec![accepted, running, failed]
+}
+
+pub(crate) fn command_batch() -> Batch {
+    batch(3, cbor::encode(&reports()))
+}
+
+pub(crate) fn desired() -> Desired {
+    let doc = Value::Map(vec![("upload_s".into(), 30.into()), ("labels".into(), Value::Map(vec![]))]);
+    Desired {
+        v: VERSION,
+        store_id: StoreId([0xcc; 16]),
+        session: SessionId([1, 2, 3, 4, 5, 6, 7, 8]),
+        hub_ms: NOON + 19,
+        version: Version { epoch: 1, n: 8 },
+        doc: cbor::encode(&doc),
+        retry: 2,
     }
 }
 

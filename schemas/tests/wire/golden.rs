@@ -11,6 +11,8 @@ use fleet_schemas::{
     ack::Ack,
     batch::{Batch, Envelope},
     cbor::{self, Packer, Unpacker},
+    command::{self, Orders},
+    config::Desired,
     event, limits,
     session::{Birth, Death, Heartbeat},
     telemetry::Samples,
@@ -83,6 +85,15 @@ fn event_batches_and_tombstones_keep_their_bytes() {
     keeps::<Batch>("tombstone.bin", &given::tombstone());
     let batch = known(&golden("event.bin", &cbor::encode(&given::event_batch())));
     assert_eq!(event::decode(&batch.body), Ok(given::events()));
+}
+
+#[test]
+fn commands_and_configuration_keep_their_bytes() {
+    keeps::<Orders>("orders.bin", &given::orders());
+    keeps::<Batch>("command.bin", &given::command_batch());
+    keeps::<Desired>("config.bin", &given::desired());
+    let batch = known(&golden("command.bin", &cbor::encode(&given::command_batch())));
+    assert_eq!(command::decode(&batch.body), Ok(given::reports()));
 }
 
 #[test]

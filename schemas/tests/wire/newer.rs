@@ -6,7 +6,10 @@ use fleet_schemas::{
     Lane,
     ack::Ack,
     batch::{Batch, Envelope, Lost},
-    cbor, event,
+    cbor,
+    command::{self, Orders},
+    config::Desired,
+    event,
     session::{Birth, Death, Heartbeat},
     telemetry::{Column, Samples},
 };
@@ -26,7 +29,7 @@ pub(crate) fn visit(value: &Value, seen: &mut impl FnMut(&Value)) {
 }
 
 /// Maps whose keys are data, and the one that is a choice: nothing can be added to them unseen.
-const CLOSED: [&str; 5] = ["skills", "machine", "system", "data", "verdict"];
+const CLOSED: [&str; 8] = ["skills", "machine", "system", "data", "verdict", "params", "result", "doc"];
 
 /// What a newer writer of the same version may send: keys we do not know, of any shape, in every map.
 fn extended(value: &Value) -> Value {
@@ -64,6 +67,10 @@ fn unknown_keys_are_ignored_at_every_level() {
     reads_past_new_keys::<Death>(&given::death());
     reads_past_new_keys::<Heartbeat>(&given::heartbeat());
     reads_past_new_keys::<Ack>(&given::ack());
+    reads_past_new_keys::<Orders>(&given::orders());
+    reads_past_new_keys::<Desired>(&given::desired());
+    let newer = cbor::encode(&extended(&value(&given::reports())));
+    assert_eq!(command::decode(&newer), Ok(given::reports()));
     reads_past_new_keys::<Batch>(&given::telemetry());
     reads_past_new_keys::<Batch>(&given::tombstone());
     let newer = cbor::encode(&extended(&value(&given::samples())));
@@ -90,13 +97,17 @@ fn keys_that_may_be_absent_are_not_missed() {
     let mut birth = given::birth();
     birth.name = None;
     birth.instance = None;
+    birth.commands = None;
+    birth.config = None;
     birth.capabilities = vec![];
     birth.versions.firmware = None;
     birth.versions.skills.clear();
     birth.machine.clear();
     birth.lanes.clear();
     let bytes = cbor::encode(&birth);
-    for key in ["name", "instance", "capabilities", "firmware", "skills", "machine", "partial"] {
+    for key in
+        ["name", "instance", "capabilities", "firmware", "skills", "machine", "partial", "commands", "config"]
+    {
         assert!(!bytes.windows(key.len()).any(|window| window == key.as_bytes()), "{key} is written");
     }
     assert_eq!(cbor::decode(&bytes), Ok(birth));

@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 
 use ciborium::Value;
 use fleet_schemas::{
-    DeviceId, Lane, MetricName, SessionId, StoreId, StreamId, VERSION,
+    CommandId, DeviceId, Lane, MetricName, SessionId, StoreId, StreamId, VERSION,
     ack::{Ack, StreamAck, Verdict},
     batch::{Batch, Clock, Lost},
     cbor,
+    command::{Output, Reason, Report, State},
+    config::{Failed, Held, Reported, Version},
     event::{Event, Severity},
     session::{Birth, Death, Heartbeat, OutboxUse, Pending, StreamState, Versions},
     telemetry::Builder,
@@ -79,6 +81,22 @@ fn texts() -> impl Strategy<Value = BTreeMap<String, String>> {
 }
 
 prop_compose! {
+    fn held()((epoch, n, hash, retry) in any::<(u64, u64, [u8; 32], u64)>()) -> Held {
+        Held { version: Version { epoch, n }, hash, retry }
+    }
+}
+
+prop_compose! {
+    fn reported()(
+        received in option::of(held()),
+        applied in option::of(held()),
+        failed in option::of((".{0,8}", ".{0,8}")),
+    ) -> Reported {
+        Reported { received, applied, failed: failed.map(|(code, message)| Failed { code, message }) }
+    }
+}
+
+prop_compose! {
     pub(crate) fn births()(
         (epoch, session, boot, instance) in any::<(u64, [u8; 8], [u8; 8], Option<[u8; 8]>)>(),
         (up_ms, time_ms, interval_ms) in any::<(u64, i64, u64)>(),
@@ -92,11 +110,13 @@ prop_compose! {
         machine in texts(),
         lanes in per_lane(states()),
         (partial, samples) in any::<(bool, u64)>(),
+        commands in option::of(prop::collection::vec(any::<[u8; 16]>().prop_map(CommandId), 0..4)),
+        config in option::of(reported()),
     ) -> Birth {
         Birth {
             v: VERSION, session: SessionId(session), epoch, boot, instance, up_ms, clock, time_ms, interval_ms, kind,
             name, capabilities, versions: Versions { agent, firmware, skills }, machine, lanes,
-            partial, pending: Pending { samples },
+            partial, pending: Pending { samples }, commands, config,
         }
     }
 }
@@ -115,10 +135,12 @@ prop_compose! {
         system in prop::collection::btree_map(".{1,8}", finite(), 0..4),
         lanes in per_lane(states()),
         (partial, samples, bytes, quota_bytes) in any::<(bool, u64, u64, u64)>(),
+        config in option::of(reported()),
     ) -> Heartbeat {
         Heartbeat {
             v: VERSION, session: SessionId(session), boot, up_ms, clock, time_ms, interval_ms, system, lanes,
             partial, pending: Pending { samples }, outbox: OutboxUse { bytes, quota_bytes },
+            config,
         }
     }
 }
@@ -250,5 +272,32 @@ prop_compose! {
         events in prop::collection::vec(one_event(), 1..6),
     ) -> Batch {
         Batch { count: events.len() as u64, body: cbor::encode(&events), ..envelope }
+    }
+}
+
+prop_compose! {
+    fn one_report()(
+        id in any::<[u8; 16]>(),
+        state in prop::sample::select(&State::ALL[2..]),
+        time_ms in any::<i64>(),
+        reason in option::of((".{0,8}", ".{0,8}", any::<bool>())),
+        exit_code in any::<Option<i32>>(),
+        output in option::of((any::<u64>(), prop::collection::vec(any::<u8>(), 0..8), any::<bool>())),
+        result in option::of(data()),
+        too_late in any::<bool>(),
+    ) -> Report {
+        let reason = reason
+            .map(|(code, message, may_have_executed)| Reason { code, message, may_have_executed });
+        let output = output.map(|(from, bytes, cut)| Output { from, bytes, cut });
+        Report { id: CommandId(id), state, time_ms, reason, exit_code, output, result, too_late }
+    }
+}
+
+prop_compose! {
+    pub(crate) fn command_batches()(
+        envelope in envelopes(),
+        reports in prop::collection::vec(one_report(), 1..6),
+    ) -> Batch {
+        Batch { count: reports.len() as u64, body: cbor::encode(&reports), ..envelope }
     }
 }
