@@ -40,9 +40,11 @@ pub use link::{Link, LinkClosed, Message, PublishError, Publisher};
 pub use stats::{Counter, Gauge, Reason, Stats};
 
 use gate::{
-    Crowd, Gate, Running,
+    Crowd, Door, Gate, Running,
+    caps::{Caps, Limits},
+    judge::Judge,
     session::Cut,
-    sessions::{Caps, Sessions},
+    sessions::Sessions,
     tools::Tools,
 };
 use router::{Plane, Supervisor};
@@ -103,7 +105,7 @@ pub struct PublishLimit {
 /// A running plane. Dropping it shuts it down.
 pub struct Broker {
     gate: Arc<Gate>,
-    addr: SocketAddr,
+    addrs: Vec<SocketAddr>,
     running: Option<(Running, Supervisor)>,
 }
 
@@ -126,8 +128,8 @@ pub enum Error {
     Router(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
-/// Connections that may be open above the sessions, to be told that there is no room.
-const PENDING: usize = 256;
+/// Connections that may be open beyond sessions and pending ones: sessions that have ended and hear last words.
+const CLOSING: usize = 256;
 
 impl Default for Config {
     fn default() -> Self {
@@ -138,7 +140,7 @@ impl Default for Config {
             mqtts: None,
             max_connections: 16_384,
             // All plain connections come from the loopback address.
-            max_connections_per_address: 16_384 + PENDING,
+            max_connections_per_address: 16_384 + CLOSING,
             max_tls_connections_per_address: 8_192,
             max_handshakes: 2_048,
             max_handshakes_per_address: 1_024,
@@ -166,11 +168,11 @@ impl Broker {
     ///
     /// # Errors
     /// [`Error`] says what could not be had; nothing is left running.
-    #[expect(clippy::needless_pass_by_value, reason = "a component owns its configuration")]
     pub fn start(config: Config, directory: Arc<dyn Directory>) -> Result<(Self, Link), Error> {
         if !config.plain_anywhere && !config.mqtt.ip().is_loopback() {
             return Err(Error::NotLoopback(config.mqtt));
         }
+        let judge = Judge::start().map_err(|source| Error::Listen { addr: config.mqtt, source })?;
         let stats = Arc::new(Stats::new(clock::now()));
         let sessions = Arc::new(Sessions::new(stats.clone()));
         let tools = Arc::new(Tools::new(config.max_tools, config.tool_budget_bytes, stats.clone()));
@@ -178,8 +180,13 @@ impl Broker {
         let (plane, supervisor) =
             Plane::start(stats.clone(), sessions.clone(), tools.clone(), budget, down_budget)
                 .map_err(|error| Error::Router(error.into()))?;
-        let total = config.max_connections.saturating_add(config.max_tools).saturating_add(PENDING);
-        let caps = Arc::new(Caps::new(total, config.max_connections_per_address, stats.clone()));
+        let sessions_most = config.max_connections.saturating_add(config.max_tools);
+        let limits = Limits {
+            total: sessions_most.saturating_add(config.max_handshakes).saturating_add(CLOSING),
+            pending: config.max_handshakes,
+            pending_per_address: config.max_handshakes_per_address,
+        };
+        let caps = Arc::new(Caps::new(limits, stats.clone()));
         let gate = Arc::new(Gate {
             directory,
             stats,
@@ -190,15 +197,24 @@ impl Broker {
             max_tool_filters: config.max_tool_filters,
             ears: plane.ears.clone(),
             crowd: Crowd::default(),
+            judge,
+            publish_limit: config.publish_limit,
         });
-        match gate::start(&gate, config.mqtt, caps, config.gate_threads) {
+        let mut doors =
+            vec![Door { addr: config.mqtt, keys: None, per_address: config.max_connections_per_address }];
+        doors.extend(config.mqtts.map(|Mqtts { addr, keys }| {
+            let per_address = config.max_tls_connections_per_address;
+            Door { addr, keys: Some(keys), per_address }
+        }));
+        match gate::start(&gate, doors, &caps, config.gate_threads) {
             Ok(running) => {
-                let addr = running.addr;
-                Ok((Self { gate, addr, running: Some((running, supervisor)) }, Link::new(plane)))
+                let addrs = running.addrs.clone();
+                Ok((Self { gate, addrs, running: Some((running, supervisor)) }, Link::new(plane)))
             }
-            Err(source) => {
+            Err((addr, source)) => {
+                gate.judge.stop();
                 supervisor.stop();
-                Err(Error::Listen { addr: config.mqtt, source })
+                Err(Error::Listen { addr, source })
             }
         }
     }
@@ -206,13 +222,13 @@ impl Broker {
     /// Where plain MQTT is served.
     #[must_use]
     pub fn mqtt_addr(&self) -> SocketAddr {
-        self.addr
+        self.addrs[0]
     }
 
     /// Where MQTT over TLS is served.
     #[must_use]
     pub fn mqtts_addr(&self) -> Option<SocketAddr> {
-        None
+        self.addrs.get(1).copied()
     }
 
     /// Counters and gauges.

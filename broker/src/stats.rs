@@ -61,13 +61,13 @@ pub enum Reason {
     TooLarge,
     /// QoS 2.
     Qos,
-    /// A retained message.
+    /// A retained message of a node.
     Retain,
-    /// A publish outside the node's prefix, or any of a tool.
+    /// A publish outside the node's prefix or the tool's grants.
     PublishDenied,
     /// A subscription outside the node's prefix or the tool's grants.
     SubscribeDenied,
-    /// A will outside the node's prefix, retained or of QoS 2, or any of a tool.
+    /// A will outside the node's prefix or the tool's grants, of QoS 2, or retained and of a node.
     WillDenied,
     /// A topic alias or subscription identifier, which are not offered.
     NotOffered,
@@ -87,6 +87,10 @@ pub enum Reason {
     ToolSlow,
     /// A subscription above the most that a tool may have.
     FilterLimit,
+    /// A retained message of a tool that found no room.
+    RetainedFull,
+    /// A tool of MQTT 3.1.1 that wants to be remembered, which is not offered.
+    Persistent,
     /// The router was replaced; tools come back, nodes do not notice.
     RouterReplaced,
 }
@@ -116,7 +120,7 @@ pub struct Stats {
     pub up_payload_bytes: Counter,
     /// Bytes taken from nodes that the consumer has not yet taken, with a fixed cost per message.
     pub in_flight_bytes: Arc<Gauge>,
-    /// Sessions whose reading waits for the consumer.
+    /// Sessions that are not read now: the consumer is behind, or they are above their publish limit.
     pub paused_sessions: Gauge,
     /// Messages on the hub's own topics that no tool wanted to hear.
     pub hub_unheard: Counter,
@@ -124,8 +128,24 @@ pub struct Stats {
     pub hub_dropped: Counter,
     /// Messages on the hub's own topics that wait in the plane, in bytes.
     pub hub_in_flight_bytes: Arc<Gauge>,
-    /// Times that a session's reading was paused.
+    /// Messages that tools said, wills included, and the hub outside `fleet/`.
+    pub talk_messages: Counter,
+    /// Of these, what no tool wanted to hear.
+    pub talk_unheard: Counter,
+    /// What the hub said outside `fleet/` and was dropped because the plane was full.
+    pub talk_dropped: Counter,
+    /// Of these, what waits in the plane, in bytes.
+    pub talk_in_flight_bytes: Arc<Gauge>,
+    /// Topics outside `fleet/` with a retained message.
+    pub retained_topics: Gauge,
+    /// Bytes of retained messages, with a fixed cost each.
+    pub retained_bytes: Gauge,
+    /// Messages that were not retained for want of room.
+    pub retained_refused: Counter,
+    /// Times that a session's reading was paused because the consumer was behind.
     pub pauses: Counter,
+    /// Times that a session's reading was paused because it was above its publish limit.
+    pub throttles: Counter,
     /// Messages written to nodes.
     pub down_messages: Counter,
     /// Messages down that wait in the plane, in bytes.
@@ -180,11 +200,15 @@ impl Gauge {
     pub(crate) fn sub(&self, n: usize) {
         self.0.fetch_sub(n as u64, Relaxed);
     }
+
+    pub(crate) fn set(&self, n: usize) {
+        self.0.store(n as u64, Relaxed);
+    }
 }
 
 impl Reason {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 33] = [
+    pub const ALL: [Self; 35] = [
         Self::BadCredentials,
         Self::NotAuthorized,
         Self::Banned,
@@ -217,6 +241,8 @@ impl Reason {
         Self::Shutdown,
         Self::ToolSlow,
         Self::FilterLimit,
+        Self::RetainedFull,
+        Self::Persistent,
         Self::RouterReplaced,
     ];
 
@@ -256,6 +282,8 @@ impl Reason {
             Self::Shutdown => "shutdown",
             Self::ToolSlow => "tool_slow",
             Self::FilterLimit => "filter_limit",
+            Self::RetainedFull => "retained_full",
+            Self::Persistent => "persistent",
             Self::RouterReplaced => "router_replaced",
         }
     }
@@ -279,7 +307,15 @@ impl Stats {
             hub_unheard: Counter::default(),
             hub_dropped: Counter::default(),
             hub_in_flight_bytes: Arc::default(),
+            talk_messages: Counter::default(),
+            talk_unheard: Counter::default(),
+            talk_dropped: Counter::default(),
+            talk_in_flight_bytes: Arc::default(),
+            retained_topics: Gauge::default(),
+            retained_bytes: Gauge::default(),
+            retained_refused: Counter::default(),
             pauses: Counter::default(),
+            throttles: Counter::default(),
             down_messages: Counter::default(),
             down_in_flight_bytes: Arc::default(),
             down_dropped: Counter::default(),

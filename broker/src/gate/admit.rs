@@ -10,7 +10,7 @@ use crate::{
     gate::{
         connect::{self, Connect, ConnectError},
         encode::{self, code},
-        session::{Terms, tool::ToolKey},
+        session::{Effects, Terms, tool::ToolKey},
         wire::{Unreadable, Version},
     },
     identity::{Credentials, Directory, Grants, Identity, Refusal, Verdict},
@@ -44,6 +44,14 @@ pub(crate) struct Refused {
     pub(crate) answer: Vec<u8>,
 }
 
+impl Refused {
+    /// Ends the connection with it.
+    pub(crate) fn say(self, effects: &mut Effects) {
+        effects.write.extend_from_slice(&self.answer);
+        effects.end = Some(Some(self.reason));
+    }
+}
+
 /// Longest keepalive, and the one of a client that wants none: a session whose peer vanished ends after one and a
 /// half of these (a server may, MQTT 3.1.1 §3.1.2.10), or half-open sockets would stay for ever.
 const KEEPALIVE_MAX: u16 = 3_600;
@@ -51,30 +59,35 @@ const KEEPALIVE_MAX: u16 = 3_600;
 /// Longest client id of a tool, in bytes: a key that is logged.
 const CLIENT_ID_BYTES: usize = 128;
 
-/// Judges the body of a CONNECT; `full` says whether there is no room for a session of this guest.
+/// What the connection tells beside the packet.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Origin<'a> {
+    pub(crate) peer: SocketAddr,
+    pub(crate) encrypted: bool,
+    /// DER.
+    pub(crate) certificate: Option<&'a [u8]>,
+}
+
+/// Reads the body of a CONNECT and asks who that is.
+pub(crate) fn ask(body: &[u8], origin: Origin<'_>, directory: &dyn Directory) -> Result<Verdict, Refused> {
+    let connect = connect::decode(body).map_err(unreadable)?;
+    if connect.extended_auth {
+        return Err(refused(connect.version, Reason::NotOffered, 0x05, code::BAD_AUTH_METHOD));
+    }
+    let Origin { peer, encrypted, certificate } = origin;
+    let Connect { client_id, user, password, .. } = connect;
+    Ok(directory.authenticate(&Credentials { client_id, user, password, certificate, encrypted, peer }))
+}
+
+/// Judges the body of a CONNECT whose sender is known; `full` says whether there is no room for a session of this
+/// guest.
 pub(crate) fn admit(
     body: &[u8],
-    peer: SocketAddr,
-    directory: &dyn Directory,
+    identity: Result<Identity, Refusal>,
     full: impl Fn(&Guest) -> bool,
 ) -> Result<Admitted, Refused> {
     let connect = connect::decode(body).map_err(unreadable)?;
     let version = connect.version;
-    if connect.extended_auth {
-        return Err(refused(version, Reason::NotOffered, 0x05, code::BAD_AUTH_METHOD));
-    }
-    let credentials = Credentials {
-        client_id: connect.client_id,
-        user: connect.user,
-        password: connect.password,
-        certificate: None,
-        encrypted: false,
-        peer,
-    };
-    let identity = match directory.authenticate(&credentials) {
-        Verdict::Now(outcome) => outcome,
-        Verdict::Later(find_out) => find_out(),
-    };
     let identity = identity.map_err(|refusal| turned_away(version, refusal))?;
     let guest = guest(identity, &connect).map_err(|refusal| turned_away(version, refusal))?;
     if full(&guest) {
@@ -146,6 +159,11 @@ fn unreadable(error: ConnectError) -> Refused {
             refused(Version::V5, Reason::Protocol, 0, code::PROTOCOL)
         }
     }
+}
+
+/// The node's sessions took each other over too often: as if there were no room for this one.
+pub(crate) fn held_off(version: Version) -> Refused {
+    Refused { reason: Reason::TakeoverBackoff, ..turned_away(version, Refusal::Busy) }
 }
 
 fn turned_away(version: Version, refusal: Refusal) -> Refused {

@@ -1,43 +1,62 @@
-//! One connection: moves bytes and time between a socket and its session, and nothing else.
+//! One connection: moves bytes and time between a transport and its session, and nothing else.
 //!
 //! Waits for readiness and reads without an await into one buffer per thread, so an idle session owns no buffer
 //! (GATE-NOTES 1). Decides nothing: `admit` and `session` do.
 
-use std::{cell::RefCell, future, io, mem, net::SocketAddr, sync::Arc, time::Duration, time::Instant};
+use std::{future, io, net::SocketAddr, pin::Pin, sync::Arc, time::Duration, time::Instant};
 
 use fleet_schemas::limits;
-use tokio::{io::AsyncWriteExt, net::TcpStream, pin, select, task, time};
+use tokio::{net::TcpStream, pin, select, task, time};
 
 use crate::{
     clock,
     gate::{
         Gate,
-        frame::{FrameError, FrameReader},
-        outlet::{self, Outlet},
-        session::{Cut, Delivery, Effects, Session},
-        sessions::Slot,
+        caps::Slot,
+        frame::FrameReader,
+        outlet::{Opened, Outlet},
+        session::{Cut, Delivery, Effects},
+        transport::Transport,
     },
+    keys::Keys,
     stats::Reason,
 };
+
+mod intake;
+mod linger;
+mod scratch;
+
+use intake::Judging;
+use scratch::{Scratch, with_scratch};
 
 struct Conn {
     gate: Arc<Gate>,
     peer: SocketAddr,
+    slot: Slot,
     reader: FrameReader,
     stage: Stage,
-    /// Bytes the socket did not take yet.
+    /// Bytes the socket did not take yet, as they go over the network.
     out: Vec<u8>,
-    accepted: Instant,
+    /// Since when it took none of them.
+    stuck: Option<Instant>,
     paused: bool,
+    /// Until when the session's publish limit keeps it from being read.
+    throttled: Option<Instant>,
     busy: Option<Busy>,
 }
 
 enum Stage {
-    Fresh,
-    Open {
-        session: Box<Session>,
-        outlet: Outlet,
+    /// TLS is not up.
+    Handshake {
+        since: Instant,
     },
+    /// CONNECT may come.
+    Fresh {
+        since: Instant,
+    },
+    /// CONNECT came, and somebody finds out who that is.
+    Judging(Box<Judging>),
+    Open(Box<Opened>),
     /// The last bytes are on their way; whether the peer is still there to read them.
     Closing {
         reachable: bool,
@@ -52,65 +71,43 @@ enum Wake {
     Readable,
     Writable,
     Room,
+    Judged,
+    Crowded,
     Timer,
 }
 
-struct Scratch {
-    bytes: Vec<u8>,
-    effects: Effects,
-}
-
-/// Read at once, one buffer per thread.
-const READ: usize = 64 * 1024;
-/// CONNECT with the longest will a node needs, credentials included.
-const CONNECT_BYTES: usize = 16 * 1024;
 /// With more than this unsent, a session is not read: its peer does not read its acknowledgements either.
 const OUT_READ: usize = 64 * 1024;
 /// With more than this unsent, messages wait in the session's queue.
 const OUT_DELIVER: usize = 16 * 1024;
 /// An empty outgoing buffer above this is given back.
 const OUT_KEPT: usize = 1024;
-/// How long the last packet may take to reach the peer, and how much of what it still sends is thrown away.
-const LINGER: Duration = Duration::from_secs(1);
-const LINGER_BYTES: usize = 4 * 1024 * 1024;
+/// A node that loses messages, and whose socket took nothing for so long, is cut off: longer than a bad radio link
+/// is silent as a rule.
+const DEAF: Duration = Duration::from_secs(10);
 
-thread_local! {
-    static SCRATCH: RefCell<Scratch> =
-        RefCell::new(Scratch { bytes: vec![0; READ], effects: Effects::default() });
-}
-
-/// Lends this thread's buffers. The effects are taken out, so that a panic cannot leave one session's to another.
-fn with_scratch<T>(run: impl FnOnce(&mut [u8], &mut Effects) -> T) -> T {
-    SCRATCH.with_borrow_mut(|scratch| {
-        let mut effects = mem::take(&mut scratch.effects);
-        let outcome = run(&mut scratch.bytes, &mut effects);
-        scratch.effects = effects;
-        outcome
-    })
-}
-
-/// Serves one accepted connection until it is over.
-pub(crate) async fn drive(stream: std::net::TcpStream, peer: SocketAddr, gate: Arc<Gate>, slot: Slot) {
-    let Ok(mut stream) = TcpStream::from_std(stream) else { return };
-    let accepted = clock::now();
-    let mut conn = Conn {
-        gate,
-        peer,
-        reader: FrameReader::default(),
-        stage: Stage::Fresh,
-        out: Vec::new(),
-        accepted,
-        paused: false,
-        busy: None,
-    };
+/// Serves one accepted connection until it is over; `keys` for TLS.
+pub(crate) async fn drive(
+    stream: std::net::TcpStream,
+    peer: SocketAddr,
+    gate: Arc<Gate>,
+    slot: Slot,
+    keys: Option<Arc<dyn Keys>>,
+) {
+    let Ok(stream) = TcpStream::from_std(stream) else { return };
+    let mut transport = Transport::new(stream, keys);
+    let mut conn = Conn::new(gate, peer, slot, transport.handshaking(), clock::now());
     let mut armed = conn.deadline();
     let timer = time::sleep_until(armed.into());
     pin!(timer);
     loop {
-        let more = conn.serve_outlet(&stream, clock::now());
+        let more = conn.serve_outlet(&mut transport, clock::now());
         if let Stage::Closing { reachable } = conn.stage {
             if reachable {
-                linger(&mut stream, &conn.out).await;
+                select! {
+                    () = linger::linger(&mut transport.stream, &conn.out) => {}
+                    () = conn.slot.crowded_out() => {}
+                }
             }
             break;
         }
@@ -123,36 +120,69 @@ pub(crate) async fn drive(stream: std::net::TcpStream, peer: SocketAddr, gate: A
             // What else is due here comes to its turn, and then the rest of the queue.
             task::yield_now().await;
         }
-        match conn.wait(&stream, timer.as_mut(), more).await {
+        match conn.wait(&transport.stream, timer.as_mut(), more).await {
             Wake::Outlet | Wake::Room => {}
-            Wake::Readable => conn.read(&stream, clock::now()),
-            Wake::Writable => conn.flush(&stream, clock::now()),
+            Wake::Readable => conn.read(&mut transport, clock::now()),
+            Wake::Writable => conn.flush(&mut transport, clock::now()),
+            Wake::Judged => conn.judged(&mut transport, clock::now()),
+            Wake::Crowded => conn.make_room(clock::now()),
             Wake::Timer => {
-                conn.expire(&stream, clock::now());
+                conn.expire(&mut transport, clock::now());
                 armed = conn.deadline();
                 timer.as_mut().reset(armed.into());
             }
         }
     }
-    drop(slot);
 }
 
 impl Conn {
-    async fn wait(&mut self, stream: &TcpStream, timer: std::pin::Pin<&mut time::Sleep>, more: bool) -> Wake {
+    fn new(gate: Arc<Gate>, peer: SocketAddr, slot: Slot, handshaking: bool, now: Instant) -> Self {
+        let stage = if handshaking { Stage::Handshake { since: now } } else { Stage::Fresh { since: now } };
+        Self {
+            gate,
+            peer,
+            slot,
+            reader: FrameReader::default(),
+            stage,
+            out: Vec::new(),
+            stuck: None,
+            paused: false,
+            throttled: None,
+            busy: None,
+        }
+    }
+
+    async fn wait(&mut self, stream: &TcpStream, timer: Pin<&mut time::Sleep>, more: bool) -> Wake {
         self.balance(clock::now());
+        let no_room = self.paused && !self.gate.up.has_room();
+        let reading = !self.paused && self.out.len() < OUT_READ;
+        let (outlet, judgement) = match &self.stage {
+            Stage::Open(open) => (Some(open.outlet.wake()), None),
+            Stage::Judging(judging) => (None, Some(&judging.judgement)),
+            Stage::Handshake { .. } | Stage::Fresh { .. } | Stage::Closing { .. } => (None, None),
+        };
+        let reading = reading && judgement.is_none();
         let outlet = async {
-            match &self.stage {
-                Stage::Open { outlet, .. } => outlet.wake().notified().await,
-                Stage::Fresh | Stage::Closing { .. } => future::pending().await,
+            match outlet {
+                Some(wake) => wake.notified().await,
+                None => future::pending().await,
+            }
+        };
+        let judged = async {
+            match judgement {
+                Some(judgement) => judgement.done().await,
+                None => future::pending().await,
             }
         };
         // An error of either readiness shows in the read or write that follows.
         select! {
             biased;
             () = outlet => Wake::Outlet,
+            () = judged => Wake::Judged,
+            () = self.slot.crowded_out() => Wake::Crowded,
             _ = stream.writable(), if !self.out.is_empty() => Wake::Writable,
-            _ = stream.readable(), if !self.paused && self.out.len() < OUT_READ => Wake::Readable,
-            () = self.gate.up.wait_for_room(), if self.paused => Wake::Room,
+            _ = stream.readable(), if reading => Wake::Readable,
+            () = self.gate.up.wait_for_room(), if no_room => Wake::Room,
             () = timer => Wake::Timer,
             () = future::ready(()), if more => Wake::Outlet,
         }
@@ -160,124 +190,119 @@ impl Conn {
 
     fn deadline(&self) -> Instant {
         match &self.stage {
-            Stage::Fresh | Stage::Closing { .. } => self.accepted + limits::CONNECT,
-            Stage::Open { session, .. } => session.poll_timeout(),
+            Stage::Handshake { since } => *since + limits::HANDSHAKE,
+            Stage::Fresh { since } => *since + limits::CONNECT,
+            Stage::Judging(judging) => judging.since + limits::CONNECT,
+            // Nothing is waited for any more.
+            Stage::Closing { .. } => clock::now() + limits::CONNECT,
+            Stage::Open(open) => {
+                let stuck = self.stuck.map(|since| since + open.patience);
+                let dues = [stuck, self.throttled];
+                dues.into_iter().flatten().fold(open.session.poll_timeout(), Instant::min)
+            }
         }
     }
 
-    /// Pauses or resumes reading as the consumer's backlog wants it.
+    /// Pauses or resumes reading, as the consumer's backlog and the session's publish limit want it.
     fn balance(&mut self, now: Instant) {
-        let Stage::Open { session, outlet: Outlet::Node(_) } = &mut self.stage else { return };
-        let pause = !self.gate.up.has_room();
+        let Stage::Open(open) = &mut self.stage else { return };
+        if self.throttled.is_some_and(|until| now >= until) {
+            self.throttled = None;
+        }
+        let stats = &self.gate.stats;
+        let full = matches!(open.outlet, Outlet::Node(_)) && !self.gate.up.has_room();
+        let pause = full || self.throttled.is_some();
         if pause != self.paused {
             self.paused = pause;
             if pause {
-                session.handle_pause(now);
-                self.gate.stats.pauses.add(1);
-                self.gate.stats.paused_sessions.add(1);
+                open.session.handle_pause(now);
+                stats.paused_sessions.add(1);
+                if full {
+                    stats.pauses.add(1);
+                }
             } else {
-                session.handle_resume(now);
-                self.gate.stats.paused_sessions.sub(1);
+                open.session.handle_resume(now);
+                stats.paused_sessions.sub(1);
             }
         }
     }
 
-    fn read(&mut self, stream: &TcpStream, now: Instant) {
-        let speaks = matches!(self.stage, Stage::Open { outlet: Outlet::Node(_), .. });
-        if speaks && !self.gate.up.has_room() {
-            return;
+    /// Ends a session whose peer takes nothing; says so if it did.
+    fn cut_deaf(&mut self, now: Instant, effects: &mut Effects) -> bool {
+        let (Stage::Open(open), Some(since)) = (&mut self.stage, self.stuck) else { return false };
+        let silent = now.saturating_duration_since(since);
+        let deaf = silent >= open.patience || (silent >= DEAF && open.outlet.overflowed());
+        if deaf {
+            open.session.handle_cut(Cut::Slow, effects);
         }
-        with_scratch(|bytes, effects| {
-            match stream.try_read(bytes) {
-                Ok(0) => self.lose(effects),
-                Ok(n) => self.digest(&bytes[..n], now, effects),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(_) => self.lose(effects),
+        deaf
+    }
+
+    fn expire(&mut self, transport: &mut Transport, now: Instant) {
+        with_scratch(|scratch| {
+            let effects = &mut scratch.effects;
+            if now >= self.deadline() && !self.cut_deaf(now, effects) {
+                match &mut self.stage {
+                    Stage::Open(open) => open.session.handle_timeout(now, effects),
+                    Stage::Handshake { .. } => effects.end = Some(Some(Reason::HandshakeLate)),
+                    Stage::Fresh { .. } => effects.end = Some(Some(Reason::ConnectLate)),
+                    Stage::Judging(judging) => judging.give_up(&self.gate, now, effects),
+                    Stage::Closing { .. } => {}
+                }
             }
-            self.apply(stream, effects, now);
+            self.apply(transport, scratch, now);
         });
     }
 
-    fn digest(&mut self, mut input: &[u8], now: Instant, effects: &mut Effects) {
-        while effects.end.is_none() {
-            let Self { gate, peer, reader, stage, busy, .. } = self;
-            match stage {
-                Stage::Fresh => {
-                    let first = reader.first().or(input.first().copied());
-                    let failed = match reader.next(&mut input, CONNECT_BYTES) {
-                        _ if first.is_some_and(|first| first >> 4 != 1) => Reason::ConnectFirst,
-                        Ok(None) => return,
-                        Ok(Some(frame)) => {
-                            if let Some((session, outlet)) = outlet::open(gate, *peer, &frame, now, effects) {
-                                *stage = Stage::Open { session: Box::new(session), outlet };
-                                *busy = Some(Busy::new(gate));
-                            }
-                            continue;
-                        }
-                        Err(FrameError::TooLarge) => Reason::TooLarge,
-                        Err(FrameError::First | FrameError::Length) => Reason::Malformed,
-                    };
-                    effects.end = Some(Some(failed));
-                }
-                Stage::Open { session, .. } => match reader.next(&mut input, limits::PACKET_BYTES) {
-                    Ok(None) => return,
-                    Ok(Some(frame)) => session.handle_packet(frame.first, frame.body, now, effects),
-                    Err(error) => session.handle_broken_stream(error, effects),
-                },
-                Stage::Closing { .. } => return,
-            }
-        }
-    }
-
-    fn lose(&mut self, effects: &mut Effects) {
-        match &mut self.stage {
-            Stage::Open { session, .. } => session.handle_lost(effects),
-            Stage::Fresh | Stage::Closing { .. } => effects.end = Some(Some(Reason::Lost)),
-        }
-    }
-
-    fn expire(&mut self, stream: &TcpStream, now: Instant) {
-        with_scratch(|_, effects| {
-            match &mut self.stage {
-                Stage::Open { session, .. } => session.handle_timeout(now, effects),
-                Stage::Fresh if now >= self.accepted + limits::CONNECT => {
-                    effects.end = Some(Some(Reason::ConnectLate));
-                }
-                Stage::Fresh | Stage::Closing { .. } => {}
-            }
-            self.apply(stream, effects, now);
-        });
+    /// Others need the place of this connection, which has no session.
+    fn make_room(&mut self, now: Instant) {
+        self.gate.stats.note(Reason::Crowded, now, &self.peer);
+        self.close_session(Stage::Closing { reachable: false });
     }
 
     /// Takes what waits in the outlet as far as the session and the socket take it; says whether the socket would
     /// take more.
-    fn serve_outlet(&mut self, stream: &TcpStream, now: Instant) -> bool {
-        with_scratch(|_, effects| {
-            let Stage::Open { session, outlet } = &mut self.stage else { return false };
+    fn serve_outlet(&mut self, transport: &mut Transport, now: Instant) -> bool {
+        if !matches!(self.stage, Stage::Open(_)) {
+            return false;
+        }
+        with_scratch(|scratch| {
+            let effects = &mut scratch.effects;
             let mut full = false;
-            if let Some(cut) = outlet.cut_due() {
-                session.handle_cut(cut, effects);
-                if let Cut::Kicked(why) = cut {
-                    tracing::info!(who = %session.party(), why, "a session was ended");
+            if !self.cut_deaf(now, effects)
+                && let Stage::Open(open) = &mut self.stage
+            {
+                if let Some(cut) = open.outlet.cut_due() {
+                    open.session.handle_cut(cut, effects);
+                    if let Cut::Kicked(why) = cut {
+                        tracing::info!(who = %open.session.party(), why, "a session was ended");
+                    }
+                } else {
+                    full = deliver(&self.gate, open, self.out.len(), effects);
                 }
-            } else {
-                full = deliver(&self.gate, session, outlet, self.out.len(), effects);
             }
-            self.apply(stream, effects, now);
+            self.apply(transport, scratch, now);
             full && self.out.is_empty()
         })
     }
 
-    /// Does what came out of the session, and leaves `effects` empty.
-    fn apply(&mut self, stream: &TcpStream, effects: &mut Effects, now: Instant) {
+    /// Does what came out of the session and of TLS, and leaves both buffers empty.
+    fn apply(&mut self, transport: &mut Transport, scratch: &mut Scratch, now: Instant) {
+        let Scratch { effects, sealed, .. } = scratch;
+        if transport.encrypted() && !effects.write.is_empty() {
+            if transport.seal(&effects.write, sealed).is_err() && effects.end.is_none() {
+                self.lose(effects);
+            }
+            effects.write.clear();
+        }
         let stats = &self.gate.stats;
         if !effects.publish.is_empty() {
             stats.up_messages.add(effects.publish.len());
             stats.up_payload_bytes.add(effects.publish.iter().map(|parcel| parcel.parts().1.len()).sum());
             self.gate.up.push(&mut effects.publish);
         }
-        if let (Some(filters), Stage::Open { outlet: Outlet::Tool(outlet), .. }) =
-            (effects.listen.take(), &self.stage)
+        if let (Some(filters), Stage::Open(open)) = (effects.listen.take(), &self.stage)
+            && let Outlet::Tool(outlet) = &open.outlet
             && self.gate.tools.listen(outlet, filters)
         {
             self.gate.ears.start(outlet);
@@ -285,11 +310,12 @@ impl Conn {
         for reason in effects.notes.drain(..) {
             stats.note(reason, now, &self.who());
         }
-        if !effects.write.is_empty() {
-            let sent = if self.out.is_empty() { stream.try_write(&effects.write).unwrap_or(0) } else { 0 };
-            self.out.extend_from_slice(&effects.write[sent..]);
-            effects.write.clear();
+        if effects.end.is_some() {
+            transport.close(sealed);
         }
+        self.send(transport, if transport.encrypted() { sealed } else { &effects.write }, now);
+        sealed.clear();
+        effects.write.clear();
         if let Some(end) = effects.end.take() {
             if let Some(reason) = end {
                 self.gate.stats.note(reason, now, &self.who());
@@ -298,20 +324,36 @@ impl Conn {
         }
     }
 
-    fn flush(&mut self, stream: &TcpStream, now: Instant) {
+    fn send(&mut self, transport: &Transport, bytes: &[u8], now: Instant) {
+        if bytes.is_empty() {
+            return;
+        }
+        let idle = self.out.is_empty();
+        let sent = if idle { transport.try_write(bytes).unwrap_or(0) } else { 0 };
+        self.out.extend_from_slice(&bytes[sent..]);
+        if idle && !self.out.is_empty() {
+            self.stuck = Some(now);
+        }
+    }
+
+    fn flush(&mut self, transport: &mut Transport, now: Instant) {
         while !self.out.is_empty() {
-            match stream.try_write(&self.out) {
-                Ok(n) => drop(self.out.drain(..n)),
+            match transport.try_write(&self.out) {
+                Ok(n) => {
+                    self.out.drain(..n);
+                    self.stuck = Some(now);
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 // While reading is off nobody else would notice.
                 Err(_) => {
-                    return with_scratch(|_, effects| {
-                        self.lose(effects);
-                        self.apply(stream, effects, now);
+                    return with_scratch(|scratch| {
+                        self.lose(&mut scratch.effects);
+                        self.apply(transport, scratch, now);
                     });
                 }
             }
         }
+        self.stuck = None;
         if self.out.capacity() > OUT_KEPT {
             self.out = Vec::new();
         }
@@ -319,14 +361,16 @@ impl Conn {
 
     fn who(&self) -> String {
         match &self.stage {
-            Stage::Open { session, .. } => format!("{} at {}", session.party(), self.peer),
-            Stage::Fresh | Stage::Closing { .. } => self.peer.to_string(),
+            Stage::Open(open) => format!("{} at {}", open.session.party(), self.peer),
+            Stage::Handshake { .. } | Stage::Fresh { .. } | Stage::Judging(_) | Stage::Closing { .. } => {
+                self.peer.to_string()
+            }
         }
     }
 
     fn close_session(&mut self, next: Stage) {
-        if let Stage::Open { session, outlet } = &self.stage {
-            outlet.close(&self.gate, session.party());
+        if let Stage::Open(open) = &self.stage {
+            open.outlet.close(&self.gate, open.session.party());
             if self.paused {
                 self.gate.stats.paused_sessions.sub(1);
                 self.paused = false;
@@ -357,13 +401,8 @@ impl Drop for Busy {
 
 /// Moves what waits for a session into `effects`, as far as the session takes it and up to a limit; says whether it
 /// stopped at the limit. `unsent` bytes wait for the socket already.
-fn deliver(
-    gate: &Gate,
-    session: &mut Session,
-    outlet: &Outlet,
-    unsent: usize,
-    effects: &mut Effects,
-) -> bool {
+fn deliver(gate: &Gate, open: &mut Opened, unsent: usize, effects: &mut Effects) -> bool {
+    let Opened { session, outlet, .. } = open;
     if let Outlet::Tool(outlet) = outlet {
         session.handle_linked(outlet.linked(), effects);
     }
@@ -385,27 +424,4 @@ fn deliver(
         }
     }
     true
-}
-
-/// Sends the last bytes, then reads what the peer still sends: closing a socket with unread bytes would reset the
-/// connection and take the last packet with it.
-async fn linger(stream: &mut TcpStream, out: &[u8]) {
-    let last_words = async {
-        stream.write_all(out).await?;
-        stream.shutdown().await?;
-        let mut left = LINGER_BYTES;
-        while left > 0 {
-            stream.readable().await?;
-            let read = with_scratch(|bytes, _| stream.try_read(bytes));
-            match read {
-                Ok(0) => break,
-                Ok(n) => left = left.saturating_sub(n),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(error),
-            }
-        }
-        io::Result::Ok(())
-    };
-    // Late or failed, the connection ends all the same.
-    let _ = time::timeout(LINGER, last_words).await;
 }

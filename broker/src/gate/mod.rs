@@ -1,4 +1,4 @@
-//! The door: listener, threads and everything between a socket and a session.
+//! The door: listeners, threads and everything between a socket and a session.
 //!
 //! Owns the sockets and the sessions. Never names the router: what nodes say goes into a [`Pipe`], what they are
 //! told comes through [`sessions::Sessions`], what tools hear through [`tools::Tools`].
@@ -22,21 +22,27 @@ use tokio::{
 };
 
 use crate::{
-    clock,
+    PublishLimit, clock,
     identity::Directory,
+    keys::Keys,
     router::{ear::Ears, pipe::Pipe},
     stats::Stats,
 };
 
 pub(crate) mod admit;
+pub(crate) mod caps;
 pub(crate) mod conn;
 pub(crate) mod connect;
 pub(crate) mod encode;
 pub(crate) mod frame;
+pub(crate) mod judge;
 pub(crate) mod outlet;
+pub(crate) mod pace;
+pub(crate) mod rivals;
 pub(crate) mod session;
 pub(crate) mod sessions;
 pub(crate) mod tools;
+pub(crate) mod transport;
 pub(crate) mod wire;
 
 /// What all connections share.
@@ -50,6 +56,17 @@ pub(crate) struct Gate {
     pub(crate) max_tool_filters: usize,
     pub(crate) ears: Arc<Ears>,
     pub(crate) crowd: Crowd,
+    pub(crate) judge: judge::Judge,
+    pub(crate) publish_limit: PublishLimit,
+}
+
+/// Where and how the gate listens.
+pub(crate) struct Door {
+    pub(crate) addr: SocketAddr,
+    /// For TLS; without, it is plain MQTT.
+    pub(crate) keys: Option<Arc<dyn Keys>>,
+    /// Most connections from one address.
+    pub(crate) per_address: usize,
 }
 
 /// Counts the sessions that are not over yet.
@@ -61,7 +78,8 @@ pub(crate) struct Crowd {
 
 /// The running threads.
 pub(crate) struct Running {
-    pub(crate) addr: SocketAddr,
+    /// Where the doors are, in their order.
+    pub(crate) addrs: Vec<SocketAddr>,
     stop: watch::Sender<bool>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -70,8 +88,10 @@ pub(crate) struct Running {
 const CLOSE: Duration = Duration::from_secs(2);
 /// Connections that wait to be accepted: a fleet that reconnects at once should not have to send SYN twice.
 const BACKLOG: u32 = 4_096;
-/// How long a full process (no file descriptors) waits before it accepts again.
-const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+/// How long a full process (no file descriptors) waits before it accepts again, and how many connections without a
+/// session it ends first: newcomers stand behind thousands of others in the system's queue.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(20);
+const MAKE_ROOM: usize = 128;
 
 impl Crowd {
     pub(crate) fn enter(&self) {
@@ -97,28 +117,32 @@ impl Crowd {
     }
 }
 
-/// Binds `addr` and starts `count` threads that serve it.
+/// Binds the doors and starts `count` threads that serve them. The error comes with the door that it is about.
 pub(crate) fn start(
     gate: &Arc<Gate>,
-    addr: SocketAddr,
-    caps: Arc<sessions::Caps>,
+    doors: Vec<Door>,
+    caps: &Arc<caps::Caps>,
     count: usize,
-) -> io::Result<Running> {
+) -> Result<Running, (SocketAddr, io::Error)> {
+    let first = doors[0].addr;
     let (stop, stopped) = watch::channel(false);
     let mut runtimes = Vec::new();
     for _ in 0..count.max(1) {
-        runtimes.push(runtime::Builder::new_current_thread().enable_io().enable_time().build()?);
+        let runtime = runtime::Builder::new_current_thread().enable_io().enable_time().build();
+        runtimes.push(runtime.map_err(|error| (first, error))?);
     }
     let handles: Vec<_> = runtimes.iter().map(|runtime| runtime.handle().clone()).collect();
-    let listener = {
-        let _context = runtimes[0].enter();
-        let socket = if addr.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-        socket.set_reuseaddr(true)?;
-        socket.bind(addr)?;
-        socket.listen(BACKLOG)?
-    };
-    let addr = listener.local_addr()?;
-    runtimes[0].spawn(accept(listener, gate.clone(), caps, handles));
+    let mut addrs = Vec::new();
+    for (at, door) in doors.into_iter().enumerate() {
+        let listener = {
+            let _context = runtimes[0].enter();
+            bind(door.addr).map_err(|error| (door.addr, error))?
+        };
+        addrs.push(listener.local_addr().map_err(|error| (door.addr, error))?);
+        // Each door begins with another thread.
+        let handles = handles.iter().cycle().skip(at).take(handles.len()).cloned().collect();
+        runtimes[0].spawn(accept(listener, door, gate.clone(), caps.clone(), handles));
+    }
     let mut threads = Vec::new();
     for (at, runtime) in runtimes.into_iter().enumerate() {
         let (gate, mut stopped) = (gate.clone(), stopped.clone());
@@ -130,9 +154,17 @@ pub(crate) fn start(
             });
             runtime.shutdown_background();
         };
-        threads.push(thread::Builder::new().name(format!("gate-{at}")).spawn(serve)?);
+        threads.push(thread::Builder::new().name(format!("gate-{at}")).spawn(serve));
     }
-    Ok(Running { addr, stop, threads })
+    let threads: io::Result<_> = threads.into_iter().collect();
+    Ok(Running { addrs, stop, threads: threads.map_err(|error| (first, error))? })
+}
+
+fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if addr.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket.bind(addr)?;
+    socket.listen(BACKLOG)
 }
 
 impl Running {
@@ -146,13 +178,15 @@ impl Running {
                 tracing::error!("a thread of the gate had panicked");
             }
         }
+        gate.judge.stop();
     }
 }
 
 async fn accept(
     listener: TcpListener,
+    door: Door,
     gate: Arc<Gate>,
-    caps: Arc<sessions::Caps>,
+    caps: Arc<caps::Caps>,
     handles: Vec<runtime::Handle>,
 ) {
     for handle in handles.iter().cycle() {
@@ -161,7 +195,8 @@ async fn accept(
             // The peer gave up meanwhile: its affair.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
             Err(error) => {
-                tracing::warn!(%error, "a connection could not be accepted");
+                let made_room = caps.crowd_out(MAKE_ROOM);
+                tracing::warn!(%error, made_room, "a connection could not be accepted");
                 time::sleep(ACCEPT_AGAIN).await;
                 continue;
             }
@@ -169,8 +204,10 @@ async fn accept(
         let Ok(stream) = stream.into_std() else { continue };
         // Small answers must not wait for each other; a socket that refuses works without.
         let _ = stream.set_nodelay(true);
-        match caps.enter(peer.ip()) {
-            Ok(slot) => drop(handle.spawn(conn::drive(stream, peer, gate.clone(), slot))),
+        match caps.enter(peer.ip(), door.per_address) {
+            Ok(slot) => {
+                drop(handle.spawn(conn::drive(stream, peer, gate.clone(), slot, door.keys.clone())));
+            }
             Err(reason) => gate.stats.note(reason, clock::now(), &peer),
         }
     }

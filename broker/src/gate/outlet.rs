@@ -2,7 +2,10 @@
 //!
 //! Joins the sessions of nodes and of tools for `conn`, which serves both. Moves no bytes.
 
-use std::{net::SocketAddr, sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tokio::sync::Notify;
 
@@ -11,10 +14,12 @@ use crate::{
         Gate,
         admit::{self, Admitted, Guest},
         encode,
-        frame::Frame,
+        pace::Pace,
         session::{Cut, Effects, Party, Session, tool::Tool},
-        sessions, tools,
+        sessions::{self, NotOpened},
+        tools,
     },
+    identity::{Identity, Refusal},
     stats::Reason,
 };
 
@@ -22,6 +27,15 @@ use crate::{
 pub(crate) enum Outlet {
     Node(Arc<sessions::Outlet>),
     Tool(Arc<tools::Outlet>),
+}
+
+/// A session that has begun.
+pub(crate) struct Opened {
+    pub(crate) session: Session,
+    pub(crate) outlet: Outlet,
+    pub(crate) pace: Pace,
+    /// How long the peer's socket may take nothing of what waits for it.
+    pub(crate) patience: Duration,
 }
 
 impl Outlet {
@@ -41,6 +55,14 @@ impl Outlet {
         }
     }
 
+    /// Whether a node lost messages since it last took one.
+    pub(crate) fn overflowed(&self) -> bool {
+        match self {
+            Self::Node(outlet) => outlet.overflowed(),
+            Self::Tool(_) => false,
+        }
+    }
+
     /// The session ended.
     pub(crate) fn close(&self, gate: &Gate, party: &Party) {
         match (self, party) {
@@ -57,33 +79,36 @@ impl Outlet {
     }
 }
 
-/// The first packet of a connection: a session, or the refusal.
+/// The first packet of a connection, whose sender is known: a session, or the refusal.
 pub(crate) fn open(
     gate: &Arc<Gate>,
-    peer: SocketAddr,
-    frame: &Frame<'_>,
+    body: &[u8],
+    identity: Result<Identity, Refusal>,
     now: Instant,
     effects: &mut Effects,
-) -> Option<(Session, Outlet)> {
+) -> Option<Opened> {
     // Whoever comes back while the old session still counts takes that one's place.
     let full = |guest: &Guest| match guest {
         Guest::Node(node) => gate.sessions.len() >= gate.max_sessions && !gate.sessions.has(node),
         Guest::Tool(key, _) => gate.tools.full(key),
     };
-    let Admitted { guest, terms, server_keepalive } =
-        match admit::admit(frame.body, peer, &*gate.directory, full) {
-            Ok(admitted) => admitted,
-            Err(refused) => {
-                effects.write.extend_from_slice(&refused.answer);
-                effects.end = Some(Some(refused.reason));
-                return None;
-            }
-        };
+    let Admitted { guest, terms, server_keepalive } = match admit::admit(body, identity, full) {
+        Ok(admitted) => admitted,
+        Err(refused) => {
+            refused.say(effects);
+            return None;
+        }
+    };
     let mut assigned = None;
     let opened = match guest {
-        Guest::Node(node) => {
-            gate.sessions.open(&node).map(|outlet| (Party::Node(node), Outlet::Node(outlet)))
-        }
+        Guest::Node(node) => match gate.sessions.open(&node, now) {
+            Ok(outlet) => Some((Party::Node(node), Outlet::Node(outlet))),
+            Err(NotOpened::Closed) => None,
+            Err(NotOpened::Rivals) => {
+                admit::held_off(terms.version).say(effects);
+                return None;
+            }
+        },
         Guest::Tool(mut key, grants) => {
             if key.client_id.is_empty() {
                 key.client_id = gate.tools.name();
@@ -105,5 +130,6 @@ pub(crate) fn open(
     count.add(1);
     total.add(1);
     encode::welcome(&mut effects.write, terms.version, server_keepalive, assigned.as_deref());
-    Some((Session::new(party, terms, now), outlet))
+    let patience = terms.keepalive * 3 / 2;
+    Some(Opened { session: Session::new(party, terms, now), outlet, pace: Pace::new(now), patience })
 }

@@ -1,21 +1,21 @@
-//! The sessions of the gate by node, their outgoing queues, and the caps on connections.
+//! The sessions of the gate by node, and their outgoing queues.
 //!
 //! Owns which session is a node's current one. Called from the gate's threads and from the reader of the down
 //! path; no lock is held across another or across IO.
 
 use std::{
     collections::{HashMap, VecDeque},
-    net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
 };
 
 use fleet_schemas::{NodeId, Topic};
 use tokio::sync::Notify;
 
 use crate::{
-    gate::session::Cut,
+    gate::{rivals::Rivals, session::Cut},
     router::pipe::Parcel,
-    stats::{Reason, Stats},
+    stats::Stats,
 };
 
 /// All sessions.
@@ -26,7 +26,17 @@ pub(crate) struct Sessions {
 
 struct ByNode {
     outlets: HashMap<NodeId, Arc<Outlet>>,
+    rivals: Rivals,
     closed: bool,
+}
+
+/// A session is not opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NotOpened {
+    /// The gate closes.
+    Closed,
+    /// The node's sessions took each other over too often.
+    Rivals,
 }
 
 /// What waits for one session.
@@ -42,26 +52,8 @@ struct Queue {
     parcels: VecDeque<Parcel>,
     bytes: usize,
     cut: Option<Cut>,
-}
-
-/// Counts open connections, in all and by address.
-pub(crate) struct Caps {
-    open: Mutex<Open>,
-    total: usize,
-    per_address: usize,
-    stats: Arc<Stats>,
-}
-
-#[derive(Default)]
-struct Open {
-    total: usize,
-    by_address: HashMap<IpAddr, usize>,
-}
-
-/// One counted connection; dropping it gives the place back.
-pub(crate) struct Slot {
-    caps: Arc<Caps>,
-    address: IpAddr,
+    /// Something was lost for want of room since the session last took something.
+    overflowed: bool,
 }
 
 /// Most messages that wait for one session: a node that never reads loses its own messages only.
@@ -73,7 +65,10 @@ const QUEUE_KEPT: usize = 8;
 
 impl Sessions {
     pub(crate) fn new(stats: Arc<Stats>) -> Self {
-        Self { by_node: Mutex::new(ByNode { outlets: HashMap::new(), closed: false }), stats }
+        Self {
+            by_node: Mutex::new(ByNode { outlets: HashMap::new(), rivals: Rivals::default(), closed: false }),
+            stats,
+        }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -84,19 +79,22 @@ impl Sessions {
         lock(&self.by_node).outlets.contains_key(node)
     }
 
-    /// Makes a new session the node's current one and ends the one before. `None` when the gate closes.
-    pub(crate) fn open(&self, node: &NodeId) -> Option<Arc<Outlet>> {
+    /// Makes a new session the node's current one and ends the one before.
+    pub(crate) fn open(&self, node: &NodeId, now: Instant) -> Result<Arc<Outlet>, NotOpened> {
         let outlet = Arc::new(Outlet::default());
         let mut by_node = lock(&self.by_node);
         if by_node.closed {
-            return None;
+            return Err(NotOpened::Closed);
+        }
+        if by_node.outlets.contains_key(node) && !by_node.rivals.take_over(node, now) {
+            return Err(NotOpened::Rivals);
         }
         let old = by_node.outlets.insert(node.clone(), outlet.clone());
         drop(by_node);
         if let Some(old) = old {
             old.cut(Cut::TakenOver);
         }
-        Some(outlet)
+        Ok(outlet)
     }
 
     /// A session ended; a newer one of the same node stays.
@@ -116,6 +114,7 @@ impl Sessions {
         let Some(outlet) = outlet else { return self.stats.down_unrouted.add(1) };
         let mut queue = lock(&outlet.queue);
         if queue.parcels.len() >= QUEUE || queue.bytes >= QUEUE_BYTES {
+            queue.overflowed = true;
             return self.stats.down_overflow.add(1);
         }
         queue.bytes += parcel.cost();
@@ -149,10 +148,16 @@ impl Outlet {
         lock(&self.queue).cut
     }
 
+    /// Whether something was lost since the session last took something.
+    pub(crate) fn overflowed(&self) -> bool {
+        lock(&self.queue).overflowed
+    }
+
     /// The next message.
     pub(crate) fn pop(&self) -> Option<Parcel> {
         let mut queue = lock(&self.queue);
         let parcel = queue.parcels.pop_front();
+        queue.overflowed &= parcel.is_none();
         queue.bytes -= parcel.as_ref().map_or(0, Parcel::cost);
         if queue.parcels.is_empty() && queue.parcels.capacity() > QUEUE_KEPT {
             queue.parcels = VecDeque::new();
@@ -163,42 +168,6 @@ impl Outlet {
     fn cut(&self, cut: Cut) {
         lock(&self.queue).cut.get_or_insert(cut);
         self.wake.notify_one();
-    }
-}
-
-impl Caps {
-    pub(crate) fn new(total: usize, per_address: usize, stats: Arc<Stats>) -> Self {
-        Self { open: Mutex::default(), total, per_address, stats }
-    }
-
-    /// Counts a connection, unless one of the caps is reached.
-    pub(crate) fn enter(self: &Arc<Self>, address: IpAddr) -> Result<Slot, Reason> {
-        let mut open = lock(&self.open);
-        if open.total >= self.total {
-            return Err(Reason::Busy);
-        }
-        let here = open.by_address.entry(address).or_default();
-        if *here >= self.per_address {
-            return Err(Reason::AddressBusy);
-        }
-        *here += 1;
-        open.total += 1;
-        self.stats.connections.add(1);
-        Ok(Slot { caps: self.clone(), address })
-    }
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        let mut open = lock(&self.caps.open);
-        open.total -= 1;
-        self.caps.stats.connections.sub(1);
-        if let Some(here) = open.by_address.get_mut(&self.address) {
-            *here -= 1;
-            if *here == 0 {
-                open.by_address.remove(&self.address);
-            }
-        }
     }
 }
 
@@ -218,7 +187,7 @@ mod tests {
         let stats = Arc::new(Stats::new(clock::now()));
         let sessions = Sessions::new(stats.clone());
         let node = NodeId::parse("edge-1").unwrap();
-        let outlet = sessions.open(&node).unwrap();
+        let outlet = sessions.open(&node, clock::now()).unwrap();
         let drained = |payload: &[u8]| {
             for _ in 0..2 * QUEUE {
                 sessions.deliver(Parcel::new(Topic::Down(node.clone(), Down::Ack), "t", payload));
@@ -235,15 +204,15 @@ mod tests {
     #[test]
     fn the_end_of_an_older_session_leaves_the_newer_one() {
         let sessions = Sessions::new(Arc::new(Stats::new(clock::now())));
-        let node = NodeId::parse("edge-1").unwrap();
-        let old = sessions.open(&node).unwrap();
-        let new = sessions.open(&node).unwrap();
+        let (node, now) = (NodeId::parse("edge-1").unwrap(), clock::now());
+        let old = sessions.open(&node, now).unwrap();
+        let new = sessions.open(&node, now).unwrap();
         assert_eq!((old.cut_due(), new.cut_due()), (Some(Cut::TakenOver), None));
         sessions.close(&node, &old);
         assert!(sessions.has(&node));
         sessions.close(&node, &new);
         assert!(!sessions.has(&node));
         sessions.close_all();
-        assert!(sessions.open(&node).is_none());
+        assert!(sessions.open(&node, now).is_err());
     }
 }
