@@ -5,13 +5,17 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use fleet_schemas::{Topic, limits};
+use fleet_schemas::{Topic, limits, topic::check_form};
 
 use crate::{
+    branch::HubKind,
     clock,
+    gate::talk::Talk,
+    policy,
     router::{
         Plane,
         pipe::{Parcel, Received},
+        saying::Said,
         tap::Tap,
     },
 };
@@ -28,6 +32,7 @@ pub struct Message {
 /// The consumer's end. One per broker; it lives on one thread.
 pub struct Link {
     plane: Arc<Plane>,
+    talk: Arc<Talk>,
     tap: Option<Tap>,
     addresses: Vec<usize>,
     /// Received from the plane beyond what the last call asked for.
@@ -40,6 +45,7 @@ pub struct Link {
 #[derive(Clone)]
 pub struct Publisher {
     plane: Arc<Plane>,
+    talk: Arc<Talk>,
 }
 
 /// The broker was shut down and every message was received.
@@ -60,14 +66,20 @@ pub enum PublishError {
     /// The hub does not speak for nodes.
     #[error("the topic is one that nodes publish")]
     NotDown,
+    /// Below `fleet/` or with a wildcard, empty, too long or not ASCII.
+    #[error("the topic is none outside fleet/ that tools could hear")]
+    NotForTools,
+    /// The hub has retained as much outside `fleet/` as it may; the message went nowhere.
+    #[error("too much is retained already outside fleet/; the message was dropped")]
+    RetainedFull,
 }
 
 /// The link looks for a new router at least this often.
 const LOOK: Duration = Duration::from_millis(100);
 
 impl Link {
-    pub(crate) fn new(plane: Arc<Plane>) -> Self {
-        Self { plane, tap: None, addresses: Vec::new(), parcels: Vec::new(), open: 0 }
+    pub(crate) fn new(plane: Arc<Plane>, talk: Arc<Talk>) -> Self {
+        Self { plane, talk, tap: None, addresses: Vec::new(), parcels: Vec::new(), open: 0 }
     }
 
     /// Waits up to `timeout` for messages, then moves all that are there, up to `max`, into `into`, and says how
@@ -113,7 +125,7 @@ impl Link {
     /// A publisher to nodes and tools.
     #[must_use]
     pub fn publisher(&self) -> Publisher {
-        Publisher { plane: self.plane.clone() }
+        Publisher { plane: self.plane.clone(), talk: self.talk.clone() }
     }
 
     fn hear(&mut self, max: usize, deadline: std::time::Instant) -> Result<(), LinkClosed> {
@@ -145,9 +157,11 @@ impl Link {
 
 impl Publisher {
     /// Queues a message for a node, at the QoS its subscription was granted, at most 1, or one on a topic of the
-    /// hub's own (`fleet/v1/hub/…`) for the tools that hear it, at QoS 0 and not retained. Never waits.
+    /// hub's own (`fleet/v1/hub/…`) for the tools that hear it, at the QoS their subscriptions were granted. Never
+    /// waits. What is retained of the hub's topics is asked for when somebody subscribes
+    /// ([`Directory::retained`](crate::Directory::retained)), so nothing says so here.
     ///
-    /// What no tool wants to hear is accepted and goes nowhere; ask [`Self::hub_wanted`] before encoding it.
+    /// What no tool wants to hear is accepted and goes nowhere; ask [`Self::wanted_kind`] before encoding it.
     ///
     /// # Errors
     /// [`PublishError`] when the message was not queued.
@@ -159,7 +173,7 @@ impl Publisher {
         let stats = &self.plane.stats;
         let (pipe, dropped) = match topic {
             Topic::Down(..) => (&self.plane.down, &stats.down_dropped),
-            Topic::Hub(_) if self.hub_wanted() => (&self.plane.news, &stats.hub_dropped),
+            Topic::Hub(hub) if self.wanted_kind(HubKind::of(hub)) => (&self.plane.news, &stats.hub_dropped),
             Topic::Hub(_) => {
                 stats.hub_unheard.add(1);
                 return Ok(());
@@ -171,7 +185,7 @@ impl Publisher {
             dropped.add(1);
             return Err(PublishError::TooLarge);
         }
-        pipe.try_push(Parcel::new(topic.clone(), &text, &payload)).map_err(|_| {
+        pipe.try_push(Parcel::new(topic.clone(), &text, &payload, 1)).map_err(|_| {
             dropped.add(1);
             PublishError::Full
         })
@@ -182,6 +196,30 @@ impl Publisher {
     #[must_use]
     pub fn hub_wanted(&self) -> bool {
         self.plane.tools.hub_wanted()
+    }
+
+    /// Whether any tool is subscribed to something of this kind of the hub's own topics: one atomic load.
+    #[must_use]
+    pub fn wanted_kind(&self, kind: HubKind) -> bool {
+        self.plane.tools.kind_wanted(kind)
+    }
+
+    /// Says something outside `fleet/`, where tools speak (discovery for Home Assistant), at the QoS that subscriptions
+    /// were granted. Retained, it stays in memory until the hub or a tool says something else there; an empty payload
+    /// clears it. The hub says it anew after a start. Never waits.
+    ///
+    /// # Errors
+    /// [`PublishError`] when the message was not queued; then nothing changed either.
+    pub fn announce(&self, topic: &str, payload: &[u8], retain: bool) -> Result<(), PublishError> {
+        if !policy::is_for_tools(topic) || check_form(topic).is_err() {
+            return Err(PublishError::NotForTools);
+        }
+        if topic.len() + payload.len() + HEAD > limits::PACKET_BYTES {
+            self.plane.stats.talk_dropped.add(1);
+            return Err(PublishError::TooLarge);
+        }
+        let said = Said { topic, payload, qos: 1, retain, expiry: None, properties: &[], sender: None };
+        self.talk.announce(&said, clock::now())
     }
 
     /// Whether any tool is subscribed to this topic. Looks at every filter of every tool: for topics whose payload

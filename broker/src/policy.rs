@@ -35,7 +35,7 @@ pub enum Denial {
     Form,
     /// Outside what the identity was given.
     NotYours,
-    /// Retained messages are the hub's.
+    /// A node retains nothing: what is retained of it is the hub's to say.
     Retain,
     /// QoS 2 is not offered.
     Qos,
@@ -91,12 +91,13 @@ pub fn judge(identity: &Identity, action: Action<'_>) -> Result<(), Denial> {
             node_publish(me, topic, qos, retain).map(drop)
         }
         (Identity::Node(me), Action::Subscribe { filter }) => node_subscribe(me, filter).map(drop),
-        (Identity::Tool { grants, .. }, Action::Publish { topic, qos, retain }) => {
-            flags(qos, retain)?;
+        (Identity::Tool { grants, .. }, Action::Publish { topic, qos, retain: _ }) => {
+            if qos > 1 {
+                return Err(Denial::Qos);
+            }
             check_form(topic).map_err(|_| Denial::Form)?;
-            let plain = !topic.bytes().any(|byte| matches!(byte, b'+' | b'#'));
             let granted = grants.write.iter().any(|grant| is_filter(grant) && covers(grant, topic));
-            if plain && granted { Ok(()) } else { Err(Denial::NotYours) }
+            if is_for_tools(topic) && granted { Ok(()) } else { Err(Denial::NotYours) }
         }
         (Identity::Tool { grants, .. }, Action::Subscribe { filter }) => {
             filter_form(filter)?;
@@ -133,6 +134,17 @@ pub fn node_subscribe(me: &NodeId, filter: &str) -> Result<DownFilter, Denial> {
         Some(_) | None => Err(Denial::NotYours),
     }
 }
+
+/// Whether tools may speak on a topic at all, whatever they were granted: `fleet/…` is for nodes and the hub, `$…` for
+/// the broker.
+#[must_use]
+pub fn is_for_tools(topic: &str) -> bool {
+    let plain = !topic.bytes().any(|byte| matches!(byte, b'+' | b'#'));
+    plain && topic.split('/').next() != Some(FLEET) && !topic.starts_with('$')
+}
+
+/// The first level of all topics of the contract.
+pub(crate) const FLEET: &str = "fleet";
 
 fn below_me<'a>(me: &NodeId, text: &'a str) -> Option<&'a str> {
     let rest = text.strip_prefix(fleet_schemas::topic::ROOT)?.strip_prefix('/')?;
@@ -256,6 +268,42 @@ mod tests {
         assert_eq!(judge(&tool, publish), Err(Denial::NotYours));
     }
 
+    #[test]
+    fn a_tool_speaks_where_it_was_granted_and_never_for_nodes_the_hub_or_the_broker() {
+        let publish = |grant: &str, topic, qos, retain| {
+            let grants = Grants { read: vec![], write: vec![grant.into()] };
+            judge(&Identity::Tool { name: "t".into(), grants }, Action::Publish { topic, qos, retain })
+        };
+        for good in ["apps/a", "apps", "/apps", "fleets/a", "homeassistant/status"] {
+            assert_eq!(publish("#", good, 1, true), Ok(()), "{good}");
+        }
+        for bad in ["fleet", "fleet/", "fleet/v1/a/up/event", "fleet/v1/hub/node/a", "$SYS/a", "$share/g/a"] {
+            assert_eq!(publish("#", bad, 0, false), Err(Denial::NotYours), "{bad}");
+            assert_eq!(publish(bad, bad, 0, false), Err(Denial::NotYours), "{bad}");
+        }
+        assert_eq!(publish("apps/+/set", "apps/a/set", 0, false), Ok(()));
+        assert_eq!(publish("apps/+/set", "apps/a/b/set", 0, false), Err(Denial::NotYours));
+        assert_eq!(publish("#", "apps/+", 0, false), Err(Denial::NotYours));
+        assert_eq!(publish("#", "apps/a", 2, false), Err(Denial::Qos));
+        assert_eq!(publish("#", "", 0, false), Err(Denial::Form));
+        assert_eq!(publish("#", "apps/é", 0, false), Err(Denial::Form));
+    }
+
+    /// Matching as MQTT 5 §4.7 tells it, by recursion: another hand's work than [`covers`].
+    fn matches(filter: &str, topic: &str) -> bool {
+        fn level(filter: &[&str], topic: &[&str]) -> bool {
+            match (filter, topic) {
+                (["#"], _) | ([], []) => true,
+                ([one, rest @ ..], [other, tail @ ..]) => {
+                    (*one == "+" || (one == other && *one != "#")) && level(rest, tail)
+                }
+                ([], _) | (_, []) => false,
+            }
+        }
+        let (filter, topic): (Vec<_>, Vec<_>) = (filter.split('/').collect(), topic.split('/').collect());
+        level(&filter, &topic)
+    }
+
     fn word() -> impl Strategy<Value = String> {
         prop_oneof![
             Just("fleet".to_owned()),
@@ -294,6 +342,33 @@ mod tests {
             }
             if judge(&me, Action::Subscribe { filter: &text }).is_ok() {
                 prop_assert!(text.starts_with("fleet/v1/me/down/"));
+            }
+        }
+
+        #[test]
+        fn no_accepted_action_of_a_tool_is_outside_its_grants_or_speaks_for_the_fleet(
+            grants in proptest::collection::vec(proptest::collection::vec(word(), 1..5), 0..4),
+            words in proptest::collection::vec(word(), 0..6), qos in 0_u8..4, retain: bool,
+        ) {
+            let text = words.join("/");
+            let grants: Vec<_> = grants.iter().map(|words| words.join("/")).collect();
+            let lists = Grants { read: grants.clone(), write: grants.clone() };
+            let tool = Identity::Tool { name: "t".into(), grants: lists };
+            if judge(&tool, Action::Publish { topic: &text, qos, retain }).is_ok() {
+                prop_assert!(text != "fleet" && !text.starts_with("fleet/") && !text.starts_with('$'));
+                prop_assert!(text.is_ascii() && !text.contains(['+', '#']) && qos < 2);
+                prop_assert!(grants.iter().any(|grant| matches(grant, &text)), "{grants:?} {text}");
+            }
+            if judge(&tool, Action::Subscribe { filter: &text }).is_ok() {
+                // Whatever topic the filter matches, one grant matches too.
+                for fill in ["x", "fleet", "a/b/c", ""] {
+                    let topic = text.replace('+', fill.split('/').next().unwrap()).replace('#', fill);
+                    if topic.starts_with('$') || topic.is_empty() {
+                        continue;
+                    }
+                    prop_assert!(matches(&text, &topic), "{text} {topic}");
+                    prop_assert!(grants.iter().any(|grant| matches(grant, &topic)), "{grants:?} {text} {topic}");
+                }
             }
         }
 

@@ -20,6 +20,8 @@ pub(crate) struct Connect<'a> {
     pub(crate) receive_max: u16,
     /// Largest packet the client takes, in bytes.
     pub(crate) packet_max: u32,
+    /// It asks for its session to be kept after the connection.
+    pub(crate) keeps: bool,
     /// It asks for an authentication method, which is not offered.
     pub(crate) extended_auth: bool,
 }
@@ -31,6 +33,10 @@ pub(crate) struct Will<'a> {
     pub(crate) payload: &'a [u8],
     pub(crate) qos: u8,
     pub(crate) retain: bool,
+    /// Seconds for which it is worth delivering.
+    pub(crate) expiry: Option<u32>,
+    /// All its properties, as they came.
+    pub(crate) properties: &'a [u8],
 }
 
 /// Why a CONNECT cannot be read, and how to say so.
@@ -65,8 +71,10 @@ fn decode_rest(version: Version, mut take: Take<'_>) -> Result<Connect<'_>, Unre
     let flags = take.u8()?;
     let keepalive = take.u16()?;
     let (mut receive_max, mut packet_max, mut extended_auth) = (u16::MAX, u32::MAX, false);
+    // A 3.1.1 client that does not start afresh wants to be remembered (§3.1.2.4).
+    let mut keeps = version == Version::V4 && flags & 2 == 0;
     if version == Version::V5 {
-        let mut zero = false;
+        let (mut zero, mut data) = (false, false);
         wire::properties(&mut take, wire::CONNECT, |id, number| match id {
             0x21 => {
                 zero |= number == 0;
@@ -76,10 +84,12 @@ fn decode_rest(version: Version, mut take: Take<'_>) -> Result<Connect<'_>, Unre
                 zero |= number == 0;
                 packet_max = number;
             }
+            0x11 => keeps = number > 0,
             0x15 => extended_auth = true,
+            0x16 => data = true,
             _ => {}
         })?;
-        if zero {
+        if zero || (data && !extended_auth) {
             return Err(Unreadable::Protocol);
         }
     }
@@ -93,11 +103,17 @@ fn decode_rest(version: Version, mut take: Take<'_>) -> Result<Connect<'_>, Unre
     let client_id = take.text()?;
     let mut will = None;
     if will_flag {
+        let (mut expiry, before) = (None, take.0);
         if version == Version::V5 {
-            wire::properties(&mut take, wire::WILL, |_, _| ())?;
+            wire::properties(&mut take, wire::WILL, |id, number| {
+                if id == 0x02 {
+                    expiry = Some(number);
+                }
+            })?;
         }
-        will =
-            Some(Will { topic: take.text()?, payload: take.binary()?, qos: will_qos, retain: will_retain });
+        let properties = &before[..before.len() - take.0.len()];
+        let (topic, payload) = (take.text()?, take.binary()?);
+        will = Some(Will { topic, payload, qos: will_qos, retain: will_retain, expiry, properties });
     }
     let user = if user_flag { Some(take.text()?) } else { None };
     let password = if password_flag { Some(take.binary()?) } else { None };
@@ -112,6 +128,7 @@ fn decode_rest(version: Version, mut take: Take<'_>) -> Result<Connect<'_>, Unre
         will,
         receive_max,
         packet_max,
+        keeps,
         extended_auth,
     })
 }

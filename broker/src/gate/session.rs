@@ -6,6 +6,7 @@
 
 use std::{
     fmt,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -14,20 +15,25 @@ use fleet_schemas::NodeId;
 use crate::{
     branch::Branches,
     gate::{
-        encode::{self, code},
+        encode::{self, Forward, code},
         frame::FrameError,
-        wire::{self, Packet, Publish, Unreadable, Version},
+        retained::Full,
+        wire::{self, Ask, Packet, Publish, Unreadable, Version},
     },
     policy::{self, Denial, DownFilter},
-    router::pipe::Parcel,
+    router::{pipe::Parcel, saying::Saying},
     stats::Reason,
 };
 
+pub(crate) mod subs;
 #[cfg(test)]
 mod tests;
 pub(crate) mod tool;
+pub(crate) mod waiting;
 
-use tool::{Answer, Tool};
+use subs::{Sub, Subs};
+use tool::Tool;
+use waiting::Rest;
 
 /// One opened session.
 #[derive(Debug)]
@@ -38,7 +44,9 @@ pub(crate) struct Session {
     last_packet: Instant,
     /// While reading is paused: when the next PINGRESP is due.
     next_ping: Option<Instant>,
-    will: Option<Parcel>,
+    will: Option<Will>,
+    /// It asked at CONNECT for its session to be kept.
+    keeps: bool,
     /// Granted QoS by [`DownFilter::index`].
     granted: [Option<u8>; DownFilter::COUNT],
     in_flight: Vec<u16>,
@@ -54,13 +62,22 @@ pub(crate) enum Party {
     Tool(Box<Tool>),
 }
 
+/// What is said when a session is gone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Will {
+    Node(Parcel),
+    Tool(Saying),
+}
+
 /// What CONNECT agreed on.
 #[derive(Debug)]
 pub(crate) struct Terms {
     pub(crate) version: Version,
     /// A session without a packet for one and a half of these ends.
     pub(crate) keepalive: Duration,
-    pub(crate) will: Option<Parcel>,
+    pub(crate) will: Option<Will>,
+    /// Whether the client asked for its session to be kept, which it is not.
+    pub(crate) keeps: bool,
     pub(crate) receive_max: u16,
     pub(crate) packet_max: u32,
 }
@@ -72,12 +89,34 @@ pub(crate) struct Effects {
     pub(crate) write: Vec<u8>,
     /// Messages for the hub, in order.
     pub(crate) publish: Vec<Parcel>,
-    /// The filters that a tool hears from now on; due before anything is written.
-    pub(crate) listen: Option<Vec<String>>,
+    /// What a tool says; what became of it is due to [`Session::handle_said`] before the next packet.
+    pub(crate) say: Option<Say>,
+    /// How much it said since the effects were last empty.
+    pub(crate) said: usize,
+    /// What a tool says at its end.
+    pub(crate) last_word: Option<Saying>,
+    /// What a tool hears from now on; due before anything is written.
+    pub(crate) listen: Option<Listen>,
     /// What went wrong without ending the session.
     pub(crate) notes: Vec<Reason>,
     /// The session ended; `None` for the client's own DISCONNECT.
     pub(crate) end: Option<Option<Reason>>,
+}
+
+/// A publish of a tool.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Say {
+    pub(crate) saying: Saying,
+    /// The packet id to be acknowledged, at QoS 1.
+    pub(crate) id: Option<u16>,
+}
+
+/// What a tool hears.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Listen {
+    pub(crate) subs: Arc<Subs>,
+    /// Those that are to be answered with retained messages.
+    pub(crate) replay: Vec<Sub>,
 }
 
 /// What became of a message for the node.
@@ -116,6 +155,7 @@ impl Session {
             last_packet: now,
             next_ping: None,
             will: terms.will,
+            keeps: terms.keeps,
             granted: [None; DownFilter::COUNT],
             in_flight: Vec::new(),
             window: usize::from(terms.receive_max.min(WINDOW)),
@@ -139,13 +179,16 @@ impl Session {
         match packet {
             Packet::Publish(publish) => self.publish(&publish, out),
             Packet::PubAck { id } => self.in_flight.retain(|held| *held != id),
-            Packet::Subscribe { identified: true, .. } => {
-                self.fail(Reason::NotOffered, code::SUBSCRIPTION_ID, out);
+            Packet::Subscribe { id, filters, identifier } => {
+                self.subscribe(id, &filters, identifier, now, out);
             }
-            Packet::Subscribe { id, filters, identified: false } => self.subscribe(id, &filters, now, out),
             Packet::Unsubscribe { id, filters } => self.unsubscribe(id, &filters, out),
             Packet::Ping => encode::pingresp(&mut out.write),
-            Packet::Disconnect { reason } => self.disconnect(reason, out),
+            // What was not asked for at CONNECT cannot be asked for at the end (MQTT 5 §3.14.2.2.2).
+            Packet::Disconnect { keeps: true, .. } if !self.keeps => {
+                self.fail(Reason::Protocol, code::PROTOCOL, out);
+            }
+            Packet::Disconnect { reason, keeps: _ } => self.disconnect(reason, out),
             Packet::Connect | Packet::Unexpected => self.fail(Reason::Protocol, code::PROTOCOL, out),
         }
     }
@@ -168,10 +211,17 @@ impl Session {
         match cut {
             Cut::TakenOver => self.fail(Reason::TakenOver, code::TAKEN_OVER, out),
             Cut::Kicked(_) => self.fail(Reason::Kicked, code::ADMINISTRATIVE, out),
-            Cut::Slow => self.fail(Reason::ToolSlow, code::QUOTA, out),
+            Cut::Slow => {
+                let reason = match &self.party {
+                    Party::Node(_) => Reason::NodeSlow,
+                    Party::Tool(_) => Reason::ToolSlow,
+                };
+                self.fail(reason, code::QUOTA, out);
+            }
             Cut::RouterReplaced => self.fail(Reason::RouterReplaced, code::SHUTDOWN, out),
             Cut::Shutdown => {
-                self.will = None;
+                // The will of a node has nobody to hear it; that of a tool may be retained.
+                self.will.take_if(|will| matches!(will, Will::Node(_)));
                 self.fail(Reason::Shutdown, code::SHUTDOWN, out);
             }
         }
@@ -186,12 +236,48 @@ impl Session {
     pub(crate) fn handle_delivery(&mut self, parcel: &Parcel, out: &mut Effects) -> Delivery {
         let Some(qos) = self.granted_qos(parcel) else { return Delivery::Unwanted };
         let (topic, payload) = parcel.parts();
-        if encode::publish_size(self.version, topic, payload, qos) > self.packet_max {
+        let packet = Forward { topic, payload, qos, ..Forward::default() };
+        if packet.size(self.version) > self.packet_max {
             return Delivery::Unwanted;
         }
         let id = if qos > 0 { self.next_id() } else { 0 };
-        encode::publish(&mut out.write, self.version, topic, payload, qos, id);
+        Forward { id, ..packet }.write(&mut out.write, self.version);
         Delivery::Sent
+    }
+
+    /// What became of the last publish of a tool ([`Effects::say`]).
+    pub(crate) fn handle_said(&mut self, id: Option<u16>, said: Result<(), Full>, out: &mut Effects) {
+        match (said, self.version, id) {
+            (Ok(()), _, None) => {}
+            (Ok(()), version, Some(id)) => encode::puback(&mut out.write, version, id, 0),
+            (Err(Full), Version::V5, Some(id)) => {
+                out.notes.push(Reason::RetainedFull);
+                encode::puback(&mut out.write, self.version, id, code::QUOTA);
+            }
+            // As everywhere: what is thrown away is not acknowledged.
+            (Err(Full), Version::V4, Some(_)) => self.fail(Reason::RetainedFull, code::QUOTA, out),
+            (Err(Full), _, None) => out.notes.push(Reason::RetainedFull),
+        }
+    }
+
+    /// What is left of the chunk that [`Self::handle_chunk`] was last given.
+    pub(crate) fn rest(&mut self) -> Option<Rest> {
+        match &mut self.party {
+            Party::Node(_) => None,
+            Party::Tool(tool) => tool.rest.take(),
+        }
+    }
+
+    /// Packets for a tool; says whether all could be written. If not, the rest waits for acknowledgements.
+    pub(crate) fn handle_chunk(&mut self, mut rest: Rest, now: Instant, out: &mut Effects) -> bool {
+        let (version, window) = (self.version, self.window);
+        let mut next_id =
+            || (self.in_flight.len() < window).then(|| next_id(&mut self.in_flight, &mut self.last_id));
+        let all = rest.send(version, now, &mut next_id, &mut out.write);
+        if let (false, Party::Tool(tool)) = (all, &mut self.party) {
+            tool.rest = Some(rest);
+        }
+        all
     }
 
     /// Reading stops because the hub is behind: the client's silence is our doing from here on.
@@ -244,24 +330,22 @@ impl Session {
     /// MQTT 3.1.1 has no way to refuse a publish but to close (§3.3.5); an acknowledgement of what is thrown away
     /// would be a lie. MQTT 5 says it in the PUBACK; at QoS 0 it is counted and dropped.
     fn publish(&mut self, publish: &Publish<'_>, out: &mut Effects) {
-        if publish.not_offered {
+        if publish.alias {
             return self.fail(Reason::NotOffered, code::ALIAS, out);
         }
-        let judged = match &self.party {
+        let judged = match &mut self.party {
             Party::Node(node) => policy::node_publish(node, publish.topic, publish.qos, publish.retain),
-            Party::Tool(tool) => {
-                return match tool.refuse(self.version, publish) {
-                    Answer::End(reason, code) => self.fail(reason, code, out),
-                    Answer::Refuse(code) => {
-                        out.notes.push(Reason::PublishDenied);
-                        encode::puback(&mut out.write, self.version, publish.id, code);
-                    }
-                };
-            }
+            Party::Tool(tool) => match tool.publish(publish) {
+                Ok(saying) => {
+                    out.say = Some(Say { saying, id: (publish.qos > 0).then_some(publish.id) });
+                    return;
+                }
+                Err(denial) => Err(denial),
+            },
         };
         match judged {
             Ok(topic) => {
-                out.publish.push(Parcel::new(topic, publish.topic, publish.payload));
+                out.publish.push(Parcel::new(topic, publish.topic, publish.payload, publish.qos));
                 if publish.qos > 0 {
                     encode::puback(&mut out.write, self.version, publish.id, 0);
                 }
@@ -282,31 +366,37 @@ impl Session {
         }
     }
 
-    fn subscribe(&mut self, id: u16, filters: &[(&str, u8)], now: Instant, out: &mut Effects) {
+    fn subscribe(
+        &mut self,
+        id: u16,
+        asks: &[Ask<'_>],
+        identifier: Option<u32>,
+        now: Instant,
+        out: &mut Effects,
+    ) {
         let node = match &mut self.party {
+            Party::Node(_) if identifier.is_some() => {
+                return self.fail(Reason::NotOffered, code::SUBSCRIPTION_ID, out);
+            }
             Party::Node(node) => node,
             Party::Tool(tool) => {
-                if !tool.subscribe(self.version, id, filters, now, out) {
+                if !tool.subscribe(self.version, id, asks, identifier, now, out) {
                     self.fail(Reason::FilterLimit, code::QUOTA, out);
                 }
                 return;
             }
         };
-        let mut codes = Vec::with_capacity(filters.len());
-        for (filter, qos) in filters {
-            codes.push(match (policy::node_subscribe(node, filter), self.version) {
+        let mut codes = Vec::with_capacity(asks.len());
+        for ask in asks {
+            codes.push(match (policy::node_subscribe(node, ask.filter), self.version) {
                 (Ok(down), _) => {
-                    let granted = (*qos).min(1);
+                    let granted = ask.qos.min(1);
                     self.granted[down.index()] = Some(granted);
                     granted
                 }
                 (Err(denial), version) => {
                     out.notes.push(Reason::SubscribeDenied);
-                    match (version, denial) {
-                        (Version::V4, _) => 0x80,
-                        (Version::V5, Denial::Shared) => code::SHARED,
-                        (Version::V5, _) => code::NOT_AUTHORIZED,
-                    }
+                    refused_filter(version, denial)
                 }
             });
         }
@@ -343,13 +433,7 @@ impl Session {
     }
 
     fn next_id(&mut self) -> u16 {
-        loop {
-            self.last_id = self.last_id.checked_add(1).unwrap_or(1);
-            if !self.in_flight.contains(&self.last_id) {
-                self.in_flight.push(self.last_id);
-                return self.last_id;
-            }
-        }
+        next_id(&mut self.in_flight, &mut self.last_id)
     }
 
     /// Ends the session and says why, where the version can.
@@ -364,7 +448,32 @@ impl Session {
     }
 
     fn say_will(&mut self, out: &mut Effects) {
-        out.publish.extend(self.will.take());
+        match self.will.take() {
+            None => {}
+            Some(Will::Node(parcel)) => out.publish.push(parcel),
+            Some(Will::Tool(saying)) => out.last_word = Some(saying),
+        }
+    }
+}
+
+/// The code of a filter that is refused.
+fn refused_filter(version: Version, denial: Denial) -> u8 {
+    match (version, denial) {
+        (Version::V4, _) => 0x80,
+        (Version::V5, Denial::Shared) => code::SHARED,
+        (Version::V5, Denial::Form) => code::FILTER,
+        (Version::V5, Denial::NotYours | Denial::Retain | Denial::Qos) => code::NOT_AUTHORIZED,
+    }
+}
+
+/// A packet id that is free, taken; there are fewer in flight than there are ids.
+fn next_id(in_flight: &mut Vec<u16>, last: &mut u16) -> u16 {
+    loop {
+        *last = last.checked_add(1).unwrap_or(1);
+        if !in_flight.contains(last) {
+            in_flight.push(*last);
+            return *last;
+        }
     }
 }
 

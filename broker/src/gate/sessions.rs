@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 
 use crate::{
     gate::{rivals::Rivals, session::Cut},
-    router::pipe::Parcel,
+    router::pipe::{Carry, Parcel},
     stats::Stats,
 };
 

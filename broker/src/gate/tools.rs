@@ -1,11 +1,11 @@
-//! The third-party sessions of the gate: which are open, what each wants to hear, and the bytes that wait for it.
+//! The third-party sessions of the gate: which are open, and what of the hub's and of each other's messages any of them
+//! wants to hear.
 //!
-//! Bytes are whole PUBLISH packets in the session's version, copied from the router's memory where they are heard,
-//! so that a tool that reads slowly holds nothing of the router's. What waits is bounded for all tools together;
-//! a tool above its share is cut off, because a stream with a silent hole would be worse than an end.
+//! What waits for them is bounded for all together; a tool above its share is cut off, because a stream with a silent
+//! hole would be worse than an end.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -13,24 +13,32 @@ use std::{
 };
 
 use fleet_schemas::Topic;
-use tokio::sync::Notify;
 
 use crate::{
-    branch::{Branch, Branches},
+    branch::{Branch, Branches, HubKind, HubKinds},
     gate::{
-        session::{Cut, tool::ToolKey},
+        session::{
+            Cut, Listen,
+            tool::ToolKey,
+            waiting::Chunk,
+        },
         wire::Version,
     },
-    policy,
     stats::Stats,
 };
+
+mod outlet;
+
+pub(crate) use outlet::{Ended, Outlet};
 
 /// All third-party sessions.
 pub(crate) struct Tools {
     open: Mutex<Open>,
-    /// Sessions that are open, and those of them that hear the hub; written under the lock, read without.
+    /// Sessions that are open, and those of them that hear a kind of the hub's topics, and each other; written when that
+    /// changes, read without a lock.
     count: AtomicUsize,
-    hub: AtomicUsize,
+    kinds: [AtomicUsize; HubKind::ALL.len()],
+    talk: AtomicUsize,
     max: usize,
     budget: usize,
     stats: Arc<Stats>,
@@ -43,42 +51,20 @@ struct Open {
     closed: bool,
 }
 
-/// What one session wants, and what waits for it.
-pub(crate) struct Outlet {
-    pub(crate) key: ToolKey,
-    pub(crate) version: Version,
-    /// Largest packet the tool takes, in bytes.
-    pub(crate) packet_max: usize,
-    queue: Mutex<Queue>,
-    /// Told when anything changed that the session has to see.
-    pub(crate) wake: Notify,
-}
-
-#[derive(Default)]
-struct Queue {
-    chunks: VecDeque<Vec<u8>>,
-    bytes: usize,
-    filters: Arc<[String]>,
-    wanted: Branches,
-    linked: Branches,
-    /// Whether something hears for it, and the router of which generation.
-    heard: bool,
-    hears: Option<u64>,
-    cut: Option<Cut>,
-    closed: bool,
-}
-
-/// The session is over, or about to be.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Ended;
-
 /// The budget is shared by at least so many: few tools may hold more each.
 const SHARES_MIN: usize = 4;
 
 impl Tools {
     pub(crate) fn new(max: usize, budget: usize, stats: Arc<Stats>) -> Self {
-        let (count, hub) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        Self { open: Mutex::default(), count, hub, max, budget, stats }
+        Self {
+            open: Mutex::default(),
+            count: AtomicUsize::new(0),
+            kinds: Default::default(),
+            talk: AtomicUsize::new(0),
+            max,
+            budget,
+            stats,
+        }
     }
 
     /// Whether there is no room for a session of this key; one that takes another's place always has room.
@@ -96,13 +82,7 @@ impl Tools {
 
     /// Makes a new session the key's current one and ends the one before. `None` when the gate closes.
     pub(crate) fn open(&self, key: ToolKey, version: Version, packet_max: u32) -> Option<Arc<Outlet>> {
-        let outlet = Arc::new(Outlet {
-            key: key.clone(),
-            version,
-            packet_max: usize::try_from(packet_max).unwrap_or(usize::MAX),
-            queue: Mutex::default(),
-            wake: Notify::new(),
-        });
+        let outlet = Arc::new(Outlet::new(key.clone(), version, packet_max));
         let mut open = lock(&self.open);
         if open.closed {
             return None;
@@ -117,44 +97,38 @@ impl Tools {
     }
 
     /// What the session hears from now on. Says whether something has to start hearing for it.
-    pub(crate) fn listen(&self, outlet: &Outlet, filters: Vec<String>) -> bool {
-        let wanted = Branches::of(&filters);
-        let mut queue = lock(&outlet.queue);
-        self.count_hub(queue.wanted, wanted);
-        queue.wanted = wanted;
-        queue.filters = filters.into();
-        let start = !queue.heard && wanted != Branches::default();
-        queue.heard |= start;
+    pub(crate) fn listen(&self, outlet: &Outlet, listen: Listen) -> bool {
+        let (before, now, start) = outlet.listen(listen);
+        self.recount(before, now);
         start
     }
 
-    fn count_hub(&self, before: Branches, now: Branches) {
-        match (before.has(Branch::Hub), now.has(Branch::Hub)) {
-            (false, true) => drop(self.hub.fetch_add(1, Ordering::AcqRel)),
-            (true, false) => drop(self.hub.fetch_sub(1, Ordering::AcqRel)),
+    fn recount(&self, before: (Branches, HubKinds), now: (Branches, HubKinds)) {
+        let count = |counter: &AtomicUsize, before: bool, now: bool| match (before, now) {
+            (false, true) => drop(counter.fetch_add(1, Ordering::AcqRel)),
+            (true, false) => drop(counter.fetch_sub(1, Ordering::AcqRel)),
             (true, true) | (false, false) => {}
+        };
+        for kind in HubKind::ALL {
+            count(&self.kinds[kind as usize], before.1.has(kind), now.1.has(kind));
         }
+        count(&self.talk, before.0.has(Branch::Tools), now.0.has(Branch::Tools));
     }
 
     /// Appends packets to what waits for a session, and cuts one off that has more than its share waiting.
-    pub(crate) fn queue(&self, outlet: &Outlet, packets: Vec<u8>) -> Result<(), Ended> {
-        let share = self.budget / self.count.load(Ordering::Acquire).max(SHARES_MIN);
-        let mut queue = lock(&outlet.queue);
-        if queue.cut.is_some() || queue.closed {
-            return Err(Ended);
-        }
-        let within = queue.bytes + packets.capacity() <= share;
-        if within {
-            self.stats.tool_queue_bytes.add(packets.capacity());
-            queue.bytes += packets.capacity();
-            queue.chunks.push_back(packets);
-        } else {
-            queue.cut = Some(Cut::Slow);
-            self.clear(&mut queue);
-        }
-        drop(queue);
-        outlet.wake.notify_one();
-        if within { Ok(()) } else { Err(Ended) }
+    pub(crate) fn queue(&self, outlet: &Outlet, chunk: Chunk) -> Result<(), Ended> {
+        outlet.queue(chunk, self.share(), &self.stats.tool_queue_bytes)
+    }
+
+    /// The same for what answers a subscription: waits for a session that reads slowly, as long as it reads at all.
+    pub(crate) fn queue_patiently(&self, outlet: &Outlet, chunk: Chunk) -> Result<(), Ended> {
+        // The other half is for what comes meanwhile.
+        outlet.wait_for_room(self.share() / 2)?;
+        self.queue(outlet, chunk)
+    }
+
+    fn share(&self) -> usize {
+        self.budget / self.count.load(Ordering::Acquire).max(SHARES_MIN)
     }
 
     /// A message was copied for a tool.
@@ -168,28 +142,13 @@ impl Tools {
     }
 
     /// The next packets for a session's socket.
-    pub(crate) fn pop(&self, outlet: &Outlet) -> Option<Vec<u8>> {
-        let mut queue = lock(&outlet.queue);
-        let packets = queue.chunks.pop_front()?;
-        queue.bytes -= packets.capacity();
-        self.stats.tool_queue_bytes.sub(packets.capacity());
-        Some(packets)
-    }
-
-    fn clear(&self, queue: &mut Queue) {
-        queue.chunks = VecDeque::new();
-        self.stats.tool_queue_bytes.sub(queue.bytes);
-        queue.bytes = 0;
+    pub(crate) fn pop(&self, outlet: &Outlet) -> Option<Chunk> {
+        outlet.pop(&self.stats.tool_queue_bytes)
     }
 
     /// A session ended; a newer one of the same key stays.
     pub(crate) fn close(&self, outlet: &Arc<Outlet>) {
-        let mut queue = lock(&outlet.queue);
-        queue.closed = true;
-        self.count_hub(queue.wanted, Branches::default());
-        queue.wanted = Branches::default();
-        self.clear(&mut queue);
-        drop(queue);
+        self.recount(outlet.close(&self.stats.tool_queue_bytes), Default::default());
         let mut open = lock(&self.open);
         if open.outlets.get(&outlet.key).is_some_and(|current| Arc::ptr_eq(current, outlet)) {
             open.outlets.remove(&outlet.key);
@@ -199,21 +158,29 @@ impl Tools {
 
     /// Whether any tool hears anything of the hub's own topics.
     pub(crate) fn hub_wanted(&self) -> bool {
-        self.hub.load(Ordering::Acquire) > 0
+        HubKind::ALL.into_iter().any(|kind| self.kind_wanted(kind))
+    }
+
+    /// Whether any tool hears anything of this kind.
+    pub(crate) fn kind_wanted(&self, kind: HubKind) -> bool {
+        self.kinds[kind as usize].load(Ordering::Acquire) > 0
+    }
+
+    /// Whether any tool hears anything of what tools say.
+    pub(crate) fn talk_wanted(&self) -> bool {
+        self.talk.load(Ordering::Acquire) > 0
     }
 
     /// Whether any tool hears this topic.
     pub(crate) fn wanted(&self, topic: &Topic) -> bool {
         let text = topic.to_string();
-        self.outlets()
-            .iter()
-            .any(|outlet| lock(&outlet.queue).filters.iter().any(|filter| policy::covers(filter, &text)))
+        self.outlets().iter().any(|outlet| outlet.subs().is_ok_and(|subs| subs.cover(&text)))
     }
 
     /// Ends the sessions that hear the router of this generation.
     pub(crate) fn cut_hearers(&self, generation: u64) {
         for outlet in self.outlets() {
-            if lock(&outlet.queue).hears == Some(generation) {
+            if outlet.hears() == Some(generation) {
                 outlet.cut(Cut::RouterReplaced);
             }
         }
@@ -232,52 +199,25 @@ impl Tools {
     }
 }
 
-impl Outlet {
-    /// Why the session is to end, if it is.
-    pub(crate) fn cut_due(&self) -> Option<Cut> {
-        lock(&self.queue).cut
-    }
-
-    pub(crate) fn cut(&self, cut: Cut) {
-        lock(&self.queue).cut.get_or_insert(cut);
-        self.wake.notify_one();
-    }
-
-    /// What is to be heard for the session.
-    pub(crate) fn wanted(&self) -> Result<(Branches, Arc<[String]>), Ended> {
-        let queue = lock(&self.queue);
-        if queue.cut.is_some() || queue.closed {
-            Err(Ended)
-        } else {
-            Ok((queue.wanted, queue.filters.clone()))
-        }
-    }
-
-    /// What is heard for the session.
-    pub(crate) fn linked(&self) -> Branches {
-        lock(&self.queue).linked
-    }
-
-    pub(crate) fn set_hears(&self, generation: u64) {
-        lock(&self.queue).hears = Some(generation);
-    }
-
-    pub(crate) fn set_linked(&self, linked: Branches) {
-        lock(&self.queue).linked = linked;
-        self.wake.notify_one();
-    }
-}
-
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::thread;
+
     use fleet_schemas::{NodeId, topic::Hub};
 
     use super::*;
-    use crate::clock;
+    use crate::{
+        clock,
+        gate::{
+            encode::Forward,
+            session::subs::{Sub, Subs},
+            wire::{Ask, Replay},
+        },
+    };
 
     fn key(client_id: &str) -> ToolKey {
         ToolKey { user: "grafana".into(), client_id: client_id.into() }
@@ -292,39 +232,75 @@ mod tests {
         tools.open(key(id), Version::V4, u32::MAX).unwrap()
     }
 
+    fn chunk(bytes: usize) -> Chunk {
+        let mut chunk = Chunk { bytes: Vec::with_capacity(bytes), ..Chunk::default() };
+        chunk.push(Version::V4, &Forward { topic: b"t", ..Forward::default() }, clock::now);
+        chunk
+    }
+
+    fn listen(filters: &[&str]) -> Listen {
+        let mut subs = Subs::default();
+        for filter in filters {
+            let ask = Ask { filter, qos: 0, no_local: false, as_published: false, replay: Replay::Never };
+            subs.insert(Sub::new(&ask, None));
+        }
+        Listen { subs: Arc::new(subs), replay: vec![] }
+    }
+
     #[test]
     fn a_tool_above_its_share_is_cut_off_and_holds_nothing_and_others_keep_theirs() {
         let (tools, stats) = tools();
         let (slow, other) = (open(&tools, "slow"), open(&tools, "other"));
-        assert_eq!(tools.queue(&other, vec![0; 500]), Ok(()));
-        assert_eq!(tools.queue(&slow, vec![0; 2_000]), Ok(()));
-        assert_eq!(tools.queue(&slow, vec![0; 1]), Err(Ended));
+        assert_eq!(tools.queue(&other, chunk(500)), Ok(()));
+        assert_eq!(tools.queue(&slow, chunk(2_000)), Ok(()));
+        assert_eq!(tools.queue(&slow, chunk(10)), Err(Ended));
         assert_eq!((slow.cut_due(), other.cut_due()), (Some(Cut::Slow), None));
         assert_eq!((tools.pop(&slow), stats.tool_queue_bytes.get()), (None, 500));
         for n in 0..6 {
             open(&tools, &n.to_string());
         }
-        assert_eq!(tools.queue(&other, vec![0; 501]), Err(Ended), "eight share what four shared");
+        assert_eq!(tools.queue(&other, chunk(501)), Err(Ended), "eight share what four shared");
         tools.close(&other);
         assert_eq!(stats.tool_queue_bytes.get(), 0);
     }
 
     #[test]
-    fn the_hub_is_wanted_while_a_filter_of_an_open_session_reaches_it() {
+    fn an_answer_waits_for_room_and_leaves_half_of_it_for_what_comes_meanwhile() {
+        let (tools, stats) = tools();
+        let outlet = open(&tools, "slow");
+        thread::scope(|scope| {
+            let answer = scope.spawn(|| (0..20).try_for_each(|_| tools.queue_patiently(&outlet, chunk(500))));
+            let mut got = 0;
+            while got < 20 {
+                assert!(stats.tool_queue_bytes.get() <= 1_500);
+                got += usize::from(tools.pop(&outlet).is_some());
+            }
+            assert_eq!(answer.join().unwrap(), Ok(()));
+            let waits = scope.spawn(|| (0..20).try_for_each(|_| tools.queue_patiently(&outlet, chunk(500))));
+            while stats.tool_queue_bytes.get() < 1_000 {
+                thread::yield_now();
+            }
+            outlet.cut(Cut::TakenOver);
+            assert_eq!(waits.join().unwrap(), Err(Ended));
+        });
+    }
+
+    #[test]
+    fn kinds_of_the_hub_s_topics_are_wanted_while_a_filter_of_an_open_session_reaches_them() {
         let (tools, _) = tools();
         let node = Topic::Hub(Hub::Node(NodeId::parse("edge-1").unwrap()));
-        let wanted = |tools: &Tools| (tools.hub_wanted(), tools.wanted(&node));
+        let wanted = |tools: &Tools| (tools.hub_wanted(), tools.wanted(&node), tools.kind_wanted(HubKind::Node));
         let (a, b) = (open(&tools, "a"), open(&tools, "b"));
-        assert!(tools.listen(&a, vec!["fleet/v1/+/up/#".into()]), "now it needs to be heard for");
-        assert_eq!(wanted(&tools), (false, false));
-        assert!(!tools.listen(&a, vec!["fleet/v1/+/up/#".into(), "fleet/v1/hub/event/+".into()]));
-        assert_eq!(wanted(&tools), (true, false));
-        tools.listen(&b, vec!["fleet/v1/hub/#".into()]);
-        assert_eq!(wanted(&tools), (true, true));
+        assert!(tools.listen(&a, listen(&["fleet/v1/+/up/#"])), "now it needs to be heard for");
+        assert_eq!(wanted(&tools), (false, false, false));
+        assert!(!tools.listen(&a, listen(&["fleet/v1/+/up/#", "fleet/v1/hub/event/+"])));
+        assert_eq!(wanted(&tools), (true, false, false));
+        tools.listen(&b, listen(&["fleet/v1/hub/#", "apps/#"]));
+        assert_eq!((wanted(&tools), tools.talk_wanted()), ((true, true, true), true));
         tools.close(&b);
-        assert_eq!(wanted(&tools), (true, false));
-        tools.listen(&a, vec![]);
-        assert_eq!(wanted(&tools), (false, false));
+        assert_eq!((wanted(&tools), tools.talk_wanted()), ((true, false, false), false));
+        tools.listen(&a, listen(&[]));
+        assert_eq!(wanted(&tools), (false, false, false));
     }
 
     #[test]

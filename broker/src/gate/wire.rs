@@ -32,8 +32,9 @@ pub(crate) enum Packet<'a> {
     },
     Subscribe {
         id: u16,
-        filters: Vec<(&'a str, u8)>,
-        identified: bool,
+        filters: Vec<Ask<'a>>,
+        /// The subscription identifier (MQTT 5 §3.8.2.1.2).
+        identifier: Option<u32>,
     },
     Unsubscribe {
         id: u16,
@@ -42,6 +43,8 @@ pub(crate) enum Packet<'a> {
     Ping,
     Disconnect {
         reason: u8,
+        /// It asks for its session to be kept.
+        keeps: bool,
     },
     /// Packets that a client sends to a server only after something this server never does.
     Unexpected,
@@ -55,12 +58,38 @@ pub(crate) struct Publish<'a> {
     pub(crate) id: u16,
     pub(crate) qos: u8,
     pub(crate) retain: bool,
-    /// It uses a topic alias or carries a subscription identifier.
-    pub(crate) not_offered: bool,
+    /// It uses a topic alias, which is not offered.
+    pub(crate) alias: bool,
+    /// Seconds for which it is worth delivering (MQTT 5 §3.3.2.3.3).
+    pub(crate) expiry: Option<u32>,
+    /// All its properties, as they came.
+    pub(crate) properties: &'a [u8],
 }
 
-/// Most filters in one SUBSCRIBE or UNSUBSCRIBE: a node has five to choose from.
-const FILTERS: usize = 32;
+/// One filter of a SUBSCRIBE with its options (MQTT 5 §3.8.3.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ask<'a> {
+    pub(crate) filter: &'a str,
+    pub(crate) qos: u8,
+    /// What the session itself says it does not want to hear.
+    pub(crate) no_local: bool,
+    /// The retain flag is to stay as it was published.
+    pub(crate) as_published: bool,
+    pub(crate) replay: Replay,
+}
+
+/// When a subscription is answered with retained messages: the retain handling of MQTT 5.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Replay {
+    Always,
+    /// Only where there was no such subscription.
+    New,
+    Never,
+}
+
+/// Most filters in one SUBSCRIBE or UNSUBSCRIBE. A node has five to choose from, and Home Assistant asks for up to
+/// 500 at once.
+const FILTERS: usize = 512;
 
 /// Reads one packet.
 pub(crate) fn decode(version: Version, first: u8, body: &[u8]) -> Result<Packet<'_>, Unreadable> {
@@ -82,14 +111,14 @@ pub(crate) fn decode(version: Version, first: u8, body: &[u8]) -> Result<Packet<
         10 => return unsubscribe(version, take),
         12 => Packet::Ping,
         14 => {
-            let mut reason = 0;
+            let (mut reason, mut keeps) = (0, false);
             if version == Version::V5 && !take.0.is_empty() {
                 reason = take.u8()?;
                 if !take.0.is_empty() {
-                    properties(&mut take, DISCONNECT, |_, _| ())?;
+                    properties(&mut take, DISCONNECT, |id, number| keeps |= id == 0x11 && number > 0)?;
                 }
             }
-            Packet::Disconnect { reason }
+            Packet::Disconnect { reason, keeps }
         }
         _ => return Ok(Packet::Unexpected),
     };
@@ -103,32 +132,43 @@ fn publish(version: Version, first: u8, mut take: Take<'_>) -> Result<Publish<'_
         return Err(Unreadable::Malformed);
     }
     let topic = take.text()?;
-    let id = if qos > 0 { take.id()? } else { 0 };
-    let mut not_offered = false;
-    if version == Version::V5 {
-        properties(&mut take, PUBLISH, |id, _| not_offered |= matches!(id, 0x0B | 0x23))?;
+    if topic.contains(['+', '#']) {
+        return Err(Unreadable::Malformed);
     }
-    Ok(Publish { topic, payload: take.0, id, qos, retain: first & 1 != 0, not_offered })
+    let id = if qos > 0 { take.id()? } else { 0 };
+    let (mut alias, mut expiry, mut identified) = (false, None, false);
+    let mut raw: &[u8] = &[];
+    if version == Version::V5 {
+        let before = take.0;
+        properties(&mut take, PUBLISH, |id, number| match id {
+            0x02 => expiry = Some(number),
+            0x0B => identified = true,
+            0x23 => alias = true,
+            _ => {}
+        })?;
+        raw = &before[..before.len() - take.0.len()];
+    }
+    // Only a server says whose subscription it is (MQTT 5 §3.3.4), and only an alias stands for a topic.
+    if identified || (topic.is_empty() && !alias) {
+        return Err(Unreadable::Protocol);
+    }
+    Ok(Publish { topic, payload: take.0, id, qos, retain: first & 1 != 0, alias, expiry, properties: raw })
 }
 
 fn subscribe(version: Version, mut take: Take<'_>) -> Result<Packet<'_>, Unreadable> {
     let id = take.id()?;
-    let mut identified = false;
+    let mut identifier = None;
     if version == Version::V5 {
-        properties(&mut take, SUBSCRIBE, |id, _| identified |= id == 0x0B)?;
+        properties(&mut take, SUBSCRIBE, |_, number| identifier = Some(number))?;
+        if identifier == Some(0) {
+            return Err(Unreadable::Protocol);
+        }
     }
     let mut filters = Vec::new();
     while !take.0.is_empty() {
         let filter = take.text()?;
         let options = take.u8()?;
-        let sound = match version {
-            Version::V4 => options < 3,
-            Version::V5 => options & 3 < 3 && options & 0xC0 == 0 && options & 0x30 < 0x30,
-        };
-        if !sound {
-            return Err(Unreadable::Malformed);
-        }
-        filters.push((filter, options & 3));
+        filters.push(ask(version, filter, options)?);
         if filters.len() > FILTERS {
             return Err(Unreadable::Protocol);
         }
@@ -136,8 +176,28 @@ fn subscribe(version: Version, mut take: Take<'_>) -> Result<Packet<'_>, Unreada
     if filters.is_empty() {
         Err(Unreadable::Protocol)
     } else {
-        Ok(Packet::Subscribe { id, filters, identified })
+        Ok(Packet::Subscribe { id, filters, identifier })
     }
+}
+
+fn ask(version: Version, filter: &str, options: u8) -> Result<Ask<'_>, Unreadable> {
+    let reserved = if version == Version::V4 { 0xFC } else { 0xC0 };
+    if options & reserved != 0 {
+        return Err(Unreadable::Malformed);
+    }
+    let no_local = options & 4 != 0;
+    let replay = match (options >> 4) & 3 {
+        0 => Replay::Always,
+        1 => Replay::New,
+        2 => Replay::Never,
+        _ => return Err(Unreadable::Protocol),
+    };
+    // A group's members do not hear each other anyway (MQTT 5 §3.8.3.1).
+    let shared = no_local && filter.starts_with("$share/");
+    if options & 3 == 3 || filter.is_empty() || shared {
+        return Err(Unreadable::Protocol);
+    }
+    Ok(Ask { filter, qos: options & 3, no_local, as_published: options & 8 != 0, replay })
 }
 
 fn unsubscribe(version: Version, mut take: Take<'_>) -> Result<Packet<'_>, Unreadable> {
@@ -251,31 +311,64 @@ pub(crate) fn properties(
     let mut take = Take(take.bytes(length)?);
     let mut seen: u64 = 0;
     while !take.0.is_empty() {
-        let id = take.u8()?;
-        if id > 0x2A || allowed & (1 << id) == 0 {
+        let (id, number) = property(&mut take)?;
+        if allowed & (1 << id) == 0 {
             return Err(Unreadable::Malformed);
         }
         if id != 0x26 && seen & (1 << id) != 0 {
             return Err(Unreadable::Protocol);
         }
         seen |= 1 << id;
-        let mut number = 0;
-        match id {
-            0x01 | 0x17 | 0x19 | 0x24 | 0x25 | 0x28..=0x2A => number = u32::from(take.u8()?),
-            0x13 | 0x21..=0x23 => number = u32::from(take.u16()?),
-            0x02 | 0x11 | 0x18 | 0x27 => number = take.u32()?,
-            0x0B => number = u32::try_from(take.varint()?).map_err(|_| Unreadable::Malformed)?,
-            0x03 | 0x08 | 0x12 | 0x15 | 0x1A | 0x1C | 0x1F => drop(take.text()?),
-            0x09 | 0x16 => drop(take.binary()?),
-            0x26 => {
-                take.text()?;
-                take.text()?;
-            }
-            _ => return Err(Unreadable::Malformed),
-        }
         see(id, number);
     }
     Ok(())
+}
+
+/// Reads one property.
+fn property(take: &mut Take<'_>) -> Result<(u8, u32), Unreadable> {
+    let id = take.u8()?;
+    let mut number = 0;
+    match id {
+        0x01 | 0x17 | 0x19 | 0x24 | 0x25 | 0x28..=0x2A => {
+            number = u32::from(take.u8()?);
+            if number > 1 {
+                return Err(Unreadable::Protocol);
+            }
+        }
+        0x13 | 0x21..=0x23 => number = u32::from(take.u16()?),
+        0x02 | 0x11 | 0x18 | 0x27 => number = take.u32()?,
+        0x0B => number = u32::try_from(take.varint()?).map_err(|_| Unreadable::Malformed)?,
+        0x03 | 0x12 | 0x15 | 0x1A | 0x1C | 0x1F => drop(take.text()?),
+        // A response topic is a topic name (MQTT 5 §3.3.2.3.5).
+        0x08 => {
+            if take.text()?.contains(['+', '#']) {
+                return Err(Unreadable::Protocol);
+            }
+        }
+        0x09 | 0x16 => drop(take.binary()?),
+        0x26 => {
+            take.text()?;
+            take.text()?;
+        }
+        _ => return Err(Unreadable::Malformed),
+    }
+    Ok((id, number))
+}
+
+/// Appends those of a PUBLISH's or a will's properties that subscribers are given as they are (MQTT 5 §3.3.2.3): all
+/// but expiry, alias and will delay. `raw` was read by [`properties`].
+pub(crate) fn forwarded(raw: &[u8], out: &mut Vec<u8>) {
+    let mut take = Take(raw);
+    if take.varint().is_err() {
+        return;
+    }
+    while !take.0.is_empty() {
+        let before = take.0;
+        let Ok((id, _)) = property(&mut take) else { return };
+        if matches!(id, 0x01 | 0x03 | 0x08 | 0x09 | 0x26) {
+            out.extend_from_slice(&before[..before.len() - take.0.len()]);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -294,6 +387,30 @@ mod tests {
     }
 
     #[test]
+    fn options_of_a_subscription_are_read_and_reserved_ones_refused() {
+        let asked = |options| ask(Version::V5, "t", options);
+        let all = Ask { filter: "t", qos: 1, no_local: true, as_published: true, replay: Replay::Never };
+        assert_eq!(asked(0x2D), Ok(all));
+        assert_eq!(asked(0x11).map(|ask| ask.replay), Ok(Replay::New));
+        assert_eq!(asked(0x30), Err(Unreadable::Protocol));
+        assert_eq!(asked(0x03), Err(Unreadable::Protocol));
+        assert_eq!(asked(0x40), Err(Unreadable::Malformed));
+        assert_eq!(ask(Version::V5, "$share/g/t", 4), Err(Unreadable::Protocol));
+        assert_eq!(decode(Version::V4, 0x82, &[0, 1, 0, 1, b't', 4]), Err(Unreadable::Malformed));
+    }
+
+    #[test]
+    fn of_the_properties_of_a_publish_subscribers_get_what_is_theirs_in_order() {
+        let all = [0x26, 0, 1, b'a', 0, 1, b'b', 2, 0, 0, 0, 9, 0x01, 1, 0x23, 0, 4, 0x09, 0, 1, 7];
+        let body = [&[0, 1, b't', 21][..], &all].concat();
+        let Ok(Packet::Publish(publish)) = decode(Version::V5, 0x30, &body) else { panic!("{body:x?}") };
+        assert_eq!((publish.expiry, publish.alias, publish.payload), (Some(9), true, &[][..]));
+        let mut theirs = vec![];
+        forwarded(publish.properties, &mut theirs);
+        assert_eq!(theirs, [0x26, 0, 1, b'a', 0, 1, b'b', 0x01, 1, 0x09, 0, 1, 7]);
+    }
+
+    #[test]
     fn foreign_and_repeated_properties_are_refused() {
         let with = |properties: &[u8]| {
             let mut body = vec![0, 1, b't', u8::try_from(properties.len()).unwrap()];
@@ -301,6 +418,9 @@ mod tests {
             decode(Version::V5, 0x30, &body).map(|_| ())
         };
         assert_eq!(with(&[0x01, 1]), Ok(()));
+        assert_eq!(with(&[0x01, 2]), Err(Unreadable::Protocol));
+        assert_eq!(with(&[0x08, 0, 1, b'#']), Err(Unreadable::Protocol));
+        assert_eq!(with(&[0x0B, 1]), Err(Unreadable::Protocol));
         assert_eq!(with(&[0x01, 1, 0x01, 1]), Err(Unreadable::Protocol));
         assert_eq!(with(&[0x21, 0, 1]), Err(Unreadable::Malformed));
         assert_eq!(with(&[0x7F]), Err(Unreadable::Malformed));

@@ -1,12 +1,14 @@
 //! The ears of third-party sessions: each hears the router over a link and a thread of its own, copies what its
-//! session subscribed to, and is gone with the session.
+//! session subscribed to, answers its subscriptions with retained messages, and is gone with the session.
 //!
 //! Owns the manners of links that come and go (DESIGN section 9): `build` may hang beside a dying router and then
 //! keeps its thread only; nothing is written to a link after its DISCONNECT; names are used again, because a router
-//! remembers every name it has seen. An ear never waits for its session's socket.
+//! remembers every name it has seen. What is heard never waits for the session's socket; an answer does, because it is
+//! as long as the fleet is large.
 
 use std::{
     io,
+    ops::ControlFlow,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread,
     time::{Duration, Instant},
@@ -16,12 +18,18 @@ use crate::{
     branch::Branch,
     clock,
     gate::{
-        encode,
-        session::Cut,
+        encode::Forward,
+        retained::{Shelf, Shown},
+        session::{
+            Cut,
+            subs::{Manner, Sub, Subs},
+            waiting::Chunk,
+        },
         tools::{Ended, Outlet, Tools},
     },
-    policy,
     router::{
+        pipe,
+        saying::{self, Said},
         tap::{Heard, Letter, Tap},
         wires::{Gone, Linker},
     },
@@ -32,6 +40,7 @@ pub(crate) struct Ears {
     state: Mutex<State>,
     changed: Condvar,
     tools: Arc<Tools>,
+    shelf: Arc<Shelf>,
 }
 
 #[derive(Default)]
@@ -48,9 +57,10 @@ struct State {
 struct Ear<'a> {
     outlet: &'a Outlet,
     tools: &'a Tools,
+    shelf: &'a Shelf,
     /// Where each branch's log goes on; a router that laps a slow reader jumps ahead without a word.
     next: [Option<u64>; Branch::ALL.len()],
-    packets: Vec<u8>,
+    packets: Chunk,
 }
 
 /// Why an ear stops.
@@ -74,8 +84,8 @@ const HEAR: usize = 256;
 const CHUNK: usize = 64 * 1024;
 
 impl Ears {
-    pub(crate) fn new(tools: Arc<Tools>) -> Arc<Self> {
-        Arc::new(Self { state: Mutex::default(), changed: Condvar::new(), tools })
+    pub(crate) fn new(tools: Arc<Tools>, shelf: Arc<Shelf>) -> Arc<Self> {
+        Arc::new(Self { state: Mutex::default(), changed: Condvar::new(), tools, shelf })
     }
 
     /// Starts to hear for a session. Never waits; what goes wrong ends the session.
@@ -149,7 +159,7 @@ impl Ears {
             return self.retract(generation);
         };
         drop(linker);
-        let mut ear = Ear { outlet, tools: &self.tools, next: [None; 3], packets: Vec::new() };
+        let mut ear = Ear::new(outlet, &self.tools, &self.shelf);
         match ear.hear(&mut |branch| ask.subscribe(branch.filter()), &mut tap) {
             Deaf::Ended => {}
             Deaf::Gone => self.retract(generation),
@@ -186,7 +196,11 @@ impl Ears {
     }
 }
 
-impl Ear<'_> {
+impl<'a> Ear<'a> {
+    fn new(outlet: &'a Outlet, tools: &'a Tools, shelf: &'a Shelf) -> Self {
+        Self { outlet, tools, shelf, next: [None; Branch::ALL.len()], packets: Chunk::default() }
+    }
+
     /// Hears until it cannot or need not any more.
     fn hear(&mut self, ask: &mut dyn FnMut(Branch) -> Result<(), Gone>, tap: &mut Tap) -> Deaf {
         loop {
@@ -198,7 +212,7 @@ impl Ear<'_> {
 
     fn listen(&mut self, ask: &mut dyn FnMut(Branch) -> Result<(), Gone>, tap: &mut Tap) -> Result<(), Deaf> {
         let mut linked = self.outlet.linked();
-        let (wanted, _) = self.outlet.wanted()?;
+        let (wanted, replay) = self.outlet.wanted()?;
         for branch in Branch::ALL.into_iter().filter(|branch| wanted.has(*branch)) {
             if !linked.has(branch) {
                 ask(branch)?;
@@ -208,6 +222,10 @@ impl Ear<'_> {
         }
         if linked != self.outlet.linked() {
             self.outlet.set_linked(linked);
+        }
+        // Only now: what is said from here on is heard, so nothing is missed between the answer and the stream.
+        for sub in &replay {
+            self.answer(sub)?;
         }
         let mut letters = Vec::new();
         tap.hear(clock::now() + LOOK, HEAR, &mut |heard| match heard {
@@ -238,13 +256,22 @@ impl Ear<'_> {
 
     fn pass_on(&mut self, letters: &[Letter]) -> Result<(), Deaf> {
         // Asked after hearing: a filter that was acknowledged to the tool counts for all that came later.
-        let (_, filters) = self.outlet.wanted()?;
+        let subs = self.outlet.subs()?;
         for letter in letters {
             let Ok(topic) = str::from_utf8(&letter.topic) else { continue };
-            self.follow(Branch::of(topic), letter.offset)?;
-            if filters.iter().any(|filter| policy::covers(filter, topic)) {
-                self.copy(letter)?;
-            }
+            let branch = Branch::of(topic);
+            self.follow(branch, letter.offset)?;
+            let said = match branch {
+                Branch::Up | Branch::Down | Branch::Hub => {
+                    let (payload, qos) = pipe::unpack(&letter.payload);
+                    Said { topic, payload, qos, retain: false, expiry: None, properties: &[], sender: None }
+                }
+                Branch::Tools => match saying::open(&letter.payload) {
+                    Some(said) => said,
+                    None => continue,
+                },
+            };
+            self.pass(&subs, &said)?;
         }
         self.flush()
     }
@@ -256,22 +283,86 @@ impl Ear<'_> {
         if next.is_none_or(|next| next == offset) { Ok(()) } else { Err(Deaf::Lapped) }
     }
 
-    fn copy(&mut self, letter: &Letter) -> Result<(), Deaf> {
-        let Outlet { version, packet_max, .. } = *self.outlet;
-        if encode::publish_size(version, &letter.topic, &letter.payload, 0) > packet_max {
-            self.tools.skipped();
-            return Ok(());
+    fn pass(&mut self, subs: &Subs, said: &Said<'_>) -> Result<(), Deaf> {
+        let key = &self.outlet.key;
+        let own = said.sender == Some((&key.user, &key.client_id));
+        let manner = Manner { qos: said.qos, retain: said.retain, own };
+        let Some(heard) = subs.hear(said.topic, manner) else { return Ok(()) };
+        self.copy(&Forward {
+            topic: said.topic.as_bytes(),
+            payload: said.payload,
+            qos: heard.qos,
+            retain: heard.retain,
+            id: 0,
+            expiry: said.expiry,
+            subscriptions: &heard.identifiers,
+            properties: said.properties,
+        });
+        if self.packets.bytes.len() < CHUNK { Ok(()) } else { self.flush() }
+    }
+
+    /// Answers a subscription with what is retained, all of it.
+    fn answer(&mut self, sub: &Sub) -> Result<(), Deaf> {
+        if sub.branches.has(Branch::Hub) {
+            let shelf = self.shelf;
+            let mut outcome = Ok(());
+            shelf.of_hub(&sub.filter, &mut |shown| {
+                if sub.covers(shown.topic) {
+                    self.show(sub, shown);
+                    outcome = self.flush_patiently(CHUNK);
+                }
+                if outcome.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            });
+            outcome?;
         }
-        encode::publish(&mut self.packets, version, &letter.topic, &letter.payload, 0, 0);
+        if sub.branches.has(Branch::Tools) {
+            let mut after = None;
+            loop {
+                after = self.shelf.page(&sub.filter, after.as_deref(), clock::now(), |shown| self.show(sub, shown));
+                self.flush_patiently(CHUNK)?;
+                if after.is_none() {
+                    break;
+                }
+            }
+        }
+        self.flush_patiently(0)
+    }
+
+    fn show(&mut self, sub: &Sub, shown: &Shown<'_>) {
+        self.copy(&Forward {
+            topic: shown.topic.as_bytes(),
+            payload: shown.payload,
+            qos: sub.qos.min(shown.qos),
+            retain: true,
+            id: 0,
+            expiry: shown.expiry,
+            subscriptions: sub.identifier.as_slice(),
+            properties: shown.properties,
+        });
+    }
+
+    fn copy(&mut self, packet: &Forward<'_>) {
+        let Outlet { version, packet_max, .. } = *self.outlet;
+        if packet.size(version) > packet_max {
+            return self.tools.skipped();
+        }
+        self.packets.push(version, packet, clock::now);
         self.tools.copied();
-        if self.packets.len() < CHUNK { Ok(()) } else { self.flush() }
     }
 
     fn flush(&mut self) -> Result<(), Deaf> {
-        if self.packets.is_empty() {
+        if self.packets.bytes.is_empty() {
             return Ok(());
         }
         Ok(self.tools.queue(self.outlet, std::mem::take(&mut self.packets))?)
+    }
+
+    /// Passes on what is more than `least` bytes, and waits for a tool that reads slowly.
+    fn flush_patiently(&mut self, least: usize) -> Result<(), Deaf> {
+        if self.packets.bytes.len() <= least {
+            return Ok(());
+        }
+        Ok(self.tools.queue_patiently(self.outlet, std::mem::take(&mut self.packets))?)
     }
 }
 

@@ -16,17 +16,19 @@ use std::{
 
 use crate::{
     clock,
-    gate::{sessions::Sessions, tools::Tools},
+    gate::{retained::Shelf, sessions::Sessions, tools::Tools},
     stats::Stats,
 };
 
 pub(crate) mod ear;
 pub(crate) mod pipe;
+pub(crate) mod saying;
 pub(crate) mod tap;
 pub(crate) mod wires;
 
 use ear::Ears;
-use pipe::{Parcel, Pipe};
+use pipe::{Carry, Pipe};
+use saying::Saying;
 use tap::Tap;
 use wires::{Feed, Fuse, SpawnError, Wires};
 
@@ -36,6 +38,8 @@ pub(crate) struct Plane {
     pub(crate) down: Arc<Pipe>,
     /// The hub's own topics: missed by whom they do not reach, so nothing of it is said twice.
     pub(crate) news: Arc<Pipe>,
+    /// What tools say to each other, and the hub to them: missed likewise, and tools are cut off with their router.
+    pub(crate) talk: Arc<Pipe<Saying>>,
     pub(crate) stats: Arc<Stats>,
     sessions: Arc<Sessions>,
     pub(crate) tools: Arc<Tools>,
@@ -95,6 +99,8 @@ const END_STEP: Duration = Duration::from_millis(1);
 const DOWN_WINDOW: usize = 1024 * 1024;
 /// Bytes of the hub's own topics that wait in the plane, above which more are dropped.
 const NEWS_BUDGET: usize = 8 * 1024 * 1024;
+/// Bytes of what tools say that wait in the plane, above which tools are not read.
+const TALK_BUDGET: usize = 4 * 1024 * 1024;
 /// Messages heard at once.
 const HEAR: usize = 4_096;
 
@@ -104,6 +110,7 @@ impl Plane {
         stats: Arc<Stats>,
         sessions: Arc<Sessions>,
         tools: Arc<Tools>,
+        shelf: Arc<Shelf>,
         budget: usize,
         down_budget: usize,
     ) -> Result<(Arc<Self>, Supervisor), StartError> {
@@ -112,9 +119,10 @@ impl Plane {
             up: Arc::new(Pipe::new(budget, stats.in_flight_bytes.clone())),
             down: Arc::new(Pipe::new(down_budget, stats.down_in_flight_bytes.clone())),
             news: Arc::new(Pipe::new(NEWS_BUDGET, stats.hub_in_flight_bytes.clone())),
+            talk: Arc::new(Pipe::new(TALK_BUDGET, stats.talk_in_flight_bytes.clone())),
             stats,
             sessions,
-            ears: Ears::new(tools.clone()),
+            ears: Ears::new(tools.clone(), shelf),
             tools,
             budget,
             hub: Mutex::default(),
@@ -159,11 +167,13 @@ impl Plane {
 
     /// Gives a new router its threads, its backlog and the hub's ear.
     fn enliven(self: &Arc<Self>, generation: u64, wires: Wires) -> io::Result<Life> {
-        let Wires { up, up_rx, hub_rx, down, down_rx, news, news_rx, linker, fuse } = wires;
+        let Wires { up, up_rx, hub_rx, down, down_rx, news, news_rx, talk, talk_rx, linker, fuse } = wires;
         self.up.restart(generation, &self.stats.router_quarantined);
         self.down.restart(generation, &self.stats.router_quarantined);
         self.news.forget();
         self.news.restart(generation, &self.stats.router_quarantined);
+        self.talk.forget();
+        self.talk.restart(generation, &self.stats.router_quarantined);
         let heard = Arc::new(AtomicBool::new(false));
         let thread = |name: &str, run: Box<dyn FnOnce(&Self) + Send>| {
             let plane = self.clone();
@@ -171,7 +181,7 @@ impl Plane {
         };
         let probes = heard.clone();
         let (up_tap, down_tap) = (Tap::new(up_rx, generation), Tap::new(down_rx, generation));
-        let news_tap = Tap::new(news_rx, generation);
+        let (news_tap, talk_tap) = (Tap::new(news_rx, generation), Tap::new(talk_rx, generation));
         let threads = vec![
             thread("up-watch", Box::new(move |plane| plane.hear_probes(up_tap, &probes)))?,
             thread(
@@ -180,6 +190,11 @@ impl Plane {
             )?,
             // Tools hear for themselves; this one only says what has left the pipe.
             thread("news-hear", Box::new(move |plane| plane.hear(&plane.news, news_tap, drop)))?,
+            thread("talk-hear", Box::new(move |plane| plane.hear(&plane.talk, talk_tap, drop)))?,
+            thread(
+                "talk-feed",
+                Box::new(move |plane| plane.feed(&plane.talk, DOWN_WINDOW, generation, talk)),
+            )?,
             thread(
                 "news-feed",
                 Box::new(move |plane| plane.feed(&plane.news, DOWN_WINDOW, generation, news)),
@@ -227,6 +242,7 @@ impl Plane {
         self.up.close();
         self.down.close();
         self.news.close();
+        self.talk.close();
         life.end();
         self.ears.close(clock::now() + END);
         let mut hub = self.hub();
@@ -251,8 +267,8 @@ impl Plane {
         }
     }
 
-    fn feed(&self, pipe: &Pipe, window: usize, generation: u64, mut feed: Feed) {
-        let mut batch: Vec<Parcel> = Vec::new();
+    fn feed<P: Carry>(&self, pipe: &Pipe<P>, window: usize, generation: u64, mut feed: Feed) {
+        let mut batch = Vec::new();
         while pipe.next_batch(generation, window, &mut batch).is_ok() {
             if feed.hand_over(&mut batch).is_err() {
                 return self.report_gone(generation);
@@ -274,7 +290,7 @@ impl Plane {
         }
     }
 
-    fn hear(&self, pipe: &Pipe, mut tap: Tap, deliver: impl Fn(Parcel)) {
+    fn hear<P: Carry>(&self, pipe: &Pipe<P>, mut tap: Tap, deliver: impl Fn(P)) {
         let (mut addresses, mut parcels) = (Vec::new(), Vec::new());
         loop {
             let gone = tap.collect(clock::now() + LOOK, HEAR, &mut addresses).is_err();

@@ -20,7 +20,21 @@ use tokio::sync::Notify;
 
 use crate::stats::{Counter, Gauge};
 
-/// A message in the plane: its topic, read and as text, and its payload, in one allocation of its own.
+/// What a pipe takes through the router.
+pub(crate) trait Carry: Clone {
+    /// Topic and payload as the router has them.
+    fn carried(&self) -> (Bytes, Bytes);
+
+    /// Bytes that it counts for in the budget.
+    fn cost(&self) -> usize;
+
+    /// Where the topic's bytes are, in an allocation of its own: the router passes them on without copying.
+    fn address(&self) -> usize;
+}
+
+/// A message of a node, to one, or of the hub: its topic, read and as text, and its payload, in one allocation of its
+/// own. The last byte is the QoS it was published at: the router, which is spoken to at QoS 0, carries it to the ears
+/// of tools as a part of the payload.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Parcel {
     pub(crate) topic: Topic,
@@ -29,8 +43,8 @@ pub(crate) struct Parcel {
 }
 
 /// A ring of parcels with three marks: received ≤ handed ≤ length.
-pub(crate) struct Pipe {
-    state: Mutex<State>,
+pub(crate) struct Pipe<P = Parcel> {
+    state: Mutex<State<P>>,
     work: Condvar,
     /// Bytes of all parcels of the ring; written under the lock, read without.
     cost: AtomicUsize,
@@ -40,8 +54,8 @@ pub(crate) struct Pipe {
     room: Notify,
 }
 
-struct State {
-    ring: VecDeque<Entry>,
+struct State<P> {
+    ring: VecDeque<Entry<P>>,
     received: usize,
     handed: usize,
     /// Bytes of the entries between the two marks.
@@ -50,8 +64,8 @@ struct State {
     closed: bool,
 }
 
-struct Entry {
-    parcel: Parcel,
+struct Entry<P> {
+    parcel: P,
     /// How many routers died with it in flight.
     deaths: u8,
 }
@@ -71,7 +85,7 @@ pub(crate) struct Stale;
 
 /// What a message costs beyond its bytes: the router's log entry, the ring's, the allocation's own head. Counted,
 /// or ten thousand small messages would cost many times the budget.
-const OVERHEAD: usize = 512;
+pub(crate) const OVERHEAD: usize = 512;
 /// Most parcels handed over at once: bounds how long the router is busy with one batch.
 const BATCH: usize = 4_096;
 /// A parcel in flight at this many deaths is not shown to a router again.
@@ -80,36 +94,44 @@ const DEATHS: u8 = 2;
 const LOOK: Duration = Duration::from_millis(500);
 
 impl Parcel {
-    pub(crate) fn new(topic: Topic, text: &str, payload: &[u8]) -> Self {
-        let mut bytes = BytesMut::with_capacity(text.len() + payload.len());
+    /// `text` is the topic's; `qos` is 0 or 1.
+    pub(crate) fn new(topic: Topic, text: &str, payload: &[u8], qos: u8) -> Self {
+        let mut bytes = BytesMut::with_capacity(text.len() + payload.len() + 1);
         bytes.put_slice(text.as_bytes());
         bytes.put_slice(payload);
+        bytes.put_u8(qos);
         Self { topic, bytes: bytes.freeze(), topic_len: text.len() }
     }
 
-    pub(crate) fn text(&self) -> Bytes {
-        self.bytes.slice(..self.topic_len)
-    }
-
     pub(crate) fn payload(&self) -> Bytes {
-        self.bytes.slice(self.topic_len..)
+        self.bytes.slice(self.topic_len..self.bytes.len() - 1)
     }
 
     pub(crate) fn parts(&self) -> (&[u8], &[u8]) {
-        self.bytes.split_at(self.topic_len)
+        self.bytes[..self.bytes.len() - 1].split_at(self.topic_len)
+    }
+}
+
+/// The payload and the QoS of a [`Parcel`], of the payload that came out of the router.
+pub(crate) fn unpack(carried: &[u8]) -> (&[u8], u8) {
+    carried.split_last().map_or((carried, 0), |(qos, payload)| (payload, *qos))
+}
+
+impl Carry for Parcel {
+    fn carried(&self) -> (Bytes, Bytes) {
+        (self.bytes.slice(..self.topic_len), self.bytes.slice(self.topic_len..))
     }
 
-    pub(crate) fn cost(&self) -> usize {
+    fn cost(&self) -> usize {
         self.bytes.len() + OVERHEAD
     }
 
-    /// What the router gives back: it passes `text` on without copying.
     fn address(&self) -> usize {
         self.bytes.as_ptr().addr()
     }
 }
 
-impl Pipe {
+impl<P: Carry> Pipe<P> {
     pub(crate) fn new(budget: usize, gauge: Arc<Gauge>) -> Self {
         let state = State {
             ring: VecDeque::new(),
@@ -147,9 +169,9 @@ impl Pipe {
     }
 
     /// Appends parcels, over the budget if need be: they were already read.
-    pub(crate) fn push(&self, parcels: &mut Vec<Parcel>) {
+    pub(crate) fn push(&self, parcels: &mut Vec<P>) {
         let mut state = self.lock();
-        let cost: usize = parcels.iter().map(Parcel::cost).sum();
+        let cost: usize = parcels.iter().map(P::cost).sum();
         state.ring.extend(parcels.drain(..).map(|parcel| Entry { parcel, deaths: 0 }));
         self.grow(cost);
         drop(state);
@@ -157,7 +179,7 @@ impl Pipe {
     }
 
     /// Appends a parcel if the budget has room and the pipe is open.
-    pub(crate) fn try_push(&self, parcel: Parcel) -> Result<(), Parcel> {
+    pub(crate) fn try_push(&self, parcel: P) -> Result<(), P> {
         let mut state = self.lock();
         if state.closed || !self.has_room() {
             return Err(parcel);
@@ -171,12 +193,7 @@ impl Pipe {
     }
 
     /// Waits for parcels to hand to the router of `generation`, at most `window` bytes being in it.
-    pub(crate) fn next_batch(
-        &self,
-        generation: u64,
-        window: usize,
-        into: &mut Vec<Parcel>,
-    ) -> Result<(), Stale> {
+    pub(crate) fn next_batch(&self, generation: u64, window: usize, into: &mut Vec<P>) -> Result<(), Stale> {
         let mut state = self.lock();
         loop {
             if state.closed || state.generation != generation {
@@ -204,7 +221,7 @@ impl Pipe {
         &self,
         generation: u64,
         addresses: &[usize],
-        into: &mut Vec<Parcel>,
+        into: &mut Vec<P>,
     ) -> Result<Received, Stale> {
         let mut state = self.lock();
         if state.generation != generation {
@@ -232,7 +249,7 @@ impl Pipe {
     }
 
     /// After [`Self::close`]: what no router will deliver any more, from the ring.
-    pub(crate) fn drain(&self, max: usize, into: &mut Vec<Parcel>) {
+    pub(crate) fn drain(&self, max: usize, into: &mut Vec<P>) {
         let mut state = self.lock();
         if state.closed {
             state.handed = state.ring.len();
@@ -303,14 +320,14 @@ impl Pipe {
         self.gauge.add(cost);
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, State<P>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl<P: Carry> State<P> {
     /// Moves the received mark over one entry; says whether the entry was in the router.
-    fn advance(&mut self, into: &mut Vec<Parcel>) -> bool {
+    fn advance(&mut self, into: &mut Vec<P>) -> bool {
         let entry = &self.ring[self.received];
         into.push(entry.parcel.clone());
         self.received += 1;
@@ -319,7 +336,7 @@ impl State {
     }
 
     /// Moves the received mark over entries that no router is shown.
-    fn unrouted(&mut self, into: &mut Vec<Parcel>) {
+    fn unrouted(&mut self, into: &mut Vec<P>) {
         while self.received < self.ring.len() && self.ring[self.received].deaths >= DEATHS {
             if self.handed == self.received {
                 self.in_router += self.ring[self.handed].parcel.cost();
@@ -338,11 +355,23 @@ mod tests {
 
     fn parcels(range: std::ops::Range<u8>) -> Vec<Parcel> {
         let topic = Topic::Up(NodeId::parse("a").unwrap(), Up::Heartbeat);
-        range.map(|n| Parcel::new(topic.clone(), "fleet/v1/a/up/heartbeat", &[n])).collect()
+        range.map(|n| Parcel::new(topic.clone(), "fleet/v1/a/up/heartbeat", &[n], 0)).collect()
     }
 
     fn pipe() -> Pipe {
         Pipe::new(10 * 1024, Arc::default())
+    }
+
+    #[test]
+    fn a_parcel_carries_its_qos_behind_its_payload() {
+        let topic = Topic::Up(NodeId::parse("a").unwrap(), Up::Heartbeat);
+        for (payload, qos) in [(&b""[..], 1), (b"payload", 0)] {
+            let parcel = Parcel::new(topic.clone(), "t", payload, qos);
+            let (text, carried) = parcel.carried();
+            assert_eq!((&text[..], text.as_ptr().addr()), (&b"t"[..], parcel.address()));
+            assert_eq!(unpack(&carried), (payload, qos));
+            assert_eq!((parcel.parts(), &parcel.payload()[..]), ((&b"t"[..], payload), payload));
+        }
     }
 
     fn numbers(parcels: &[Parcel]) -> Vec<u8> {

@@ -26,7 +26,7 @@ use rumqttd::{
 
 use crate::{
     branch::Branch,
-    router::{pipe::Parcel, tap::Tap},
+    router::{pipe::Carry, tap::Tap},
 };
 
 /// A spawned router with its links.
@@ -45,6 +45,10 @@ pub(super) struct Wires {
     pub(super) news: Feed,
     /// Hears that they went through.
     pub(super) news_rx: LinkRx,
+    /// Publishes what tools say.
+    pub(super) talk: Feed,
+    /// Hears that it went through.
+    pub(super) talk_rx: LinkRx,
     pub(super) linker: Linker,
     pub(super) fuse: Fuse,
 }
@@ -130,10 +134,12 @@ fn link(id: usize, config: RouterConfig, generation: u64) -> Result<Wires, Spawn
     let (mut down, down_rx, _) = build("fleet-down")?;
     let (mut up, up_rx, _) = build("fleet-up")?;
     let (mut news, news_rx, _) = build("fleet-news")?;
+    let (mut talk, talk_rx, _) = build("fleet-talk")?;
     let (fuse, _, _) = build("fleet-fuse")?;
     subscribe(&mut hub, ALL_UP)?;
     subscribe(&mut down, ALL_DOWN)?;
     subscribe(&mut news, &Branch::Hub.filter())?;
+    subscribe(&mut talk, &Branch::Tools.filter())?;
     subscribe(&mut up, PROBE)?;
     let linking = events.clone();
     let link = Box::new(move |name: &str| {
@@ -164,6 +170,8 @@ fn link(id: usize, config: RouterConfig, generation: u64) -> Result<Wires, Spawn
         down_rx,
         news: Feed(news),
         news_rx,
+        talk: Feed(talk),
+        talk_rx,
         linker,
         fuse,
     })
@@ -171,17 +179,17 @@ fn link(id: usize, config: RouterConfig, generation: u64) -> Result<Wires, Spawn
 
 impl Feed {
     /// Hands a batch over. Blocks while the router is busy, and for ever when it hangs.
-    pub(super) fn hand_over(&mut self, parcels: &mut Vec<Parcel>) -> Result<(), Gone> {
+    pub(super) fn hand_over<P: Carry>(&mut self, parcels: &mut Vec<P>) -> Result<(), Gone> {
         let Some(last) = parcels.pop() else { return Ok(()) };
         let mut buffer = self.0.buffer();
-        buffer.extend(
-            parcels
-                .drain(..)
-                .map(|parcel| Packet::Publish(Publish::new(parcel.text(), parcel.payload(), false), None)),
-        );
+        buffer.extend(parcels.drain(..).map(|parcel| {
+            let (topic, payload) = parcel.carried();
+            Packet::Publish(Publish::new(topic, payload, false), None)
+        }));
         drop(buffer);
         // The last one also tells the router to look.
-        self.0.publish(last.text(), last.payload()).map(drop).map_err(|_| Gone)
+        let (topic, payload) = last.carried();
+        self.0.publish(topic, payload).map(drop).map_err(|_| Gone)
     }
 }
 

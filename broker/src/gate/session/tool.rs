@@ -1,22 +1,28 @@
-//! The rules of a third-party session: it hears what its grants allow, at QoS 0, and says nothing yet.
+//! The rules of a third-party session: what it may hear and say by its grants.
 //!
-//! QoS 0 because that is the truth: a clean session on a stream that may be missed. What a tool loses it loses by
-//! being cut off, never silently. A SUBACK waits until the router really listens for the filters it is about.
+//! It is clean, so what it loses it loses by being cut off, never silently. A SUBACK waits until the router really
+//! listens for the filters it is about.
 
 use std::{
     fmt,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use crate::{
-    branch::Branches,
+    branch::{Branch, Branches},
     gate::{
         encode::{self, code},
-        session::Effects,
-        wire::{Publish, Version},
+        session::{
+            Effects, Listen, refused_filter,
+            subs::{Sub, Subs},
+            waiting::Rest,
+        },
+        wire::{self, Ask, Publish, Replay, Version},
     },
     identity::{Grants, Identity},
     policy::{self, Action, Denial},
+    router::saying::{Said, Saying},
     stats::Reason,
 };
 
@@ -34,21 +40,14 @@ pub(crate) struct Tool {
     pub(crate) key: ToolKey,
     identity: Identity,
     most_filters: usize,
-    filters: Vec<String>,
+    subs: Arc<Subs>,
     linked: Branches,
+    /// Packets that wait for acknowledgements of earlier ones.
+    pub(super) rest: Option<Rest>,
     /// SUBACKs that wait for the router, as bytes.
     held: Vec<u8>,
     /// When they have waited too long.
     link_by: Option<Instant>,
-}
-
-/// What becomes of a publish that is refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Answer {
-    /// The session ends with this reason and code.
-    End(Reason, u8),
-    /// A PUBACK with this code.
-    Refuse(u8),
 }
 
 /// How long the router has to listen for a tool's first filters.
@@ -62,8 +61,9 @@ impl Tool {
             identity: Identity::Tool { name: key.user.clone(), grants },
             key,
             most_filters,
-            filters: Vec::new(),
+            subs: Arc::default(),
             linked: Branches::default(),
+            rest: None,
             held: Vec::new(),
             link_by: None,
         }
@@ -74,19 +74,14 @@ impl Tool {
         self.link_by
     }
 
-    /// How a publish is refused: all are, what was granted too, until the hub takes what tools say.
-    pub(super) fn refuse(&self, version: Version, publish: &Publish<'_>) -> Answer {
-        let action = Action::Publish { topic: publish.topic, qos: publish.qos, retain: publish.retain };
-        let code = match policy::judge(&self.identity, action) {
-            Err(Denial::Qos) => return Answer::End(Reason::Qos, code::QOS),
-            Err(Denial::Retain) => return Answer::End(Reason::Retain, code::RETAIN),
-            Err(Denial::Form) => code::TOPIC_NAME,
-            Err(Denial::NotYours | Denial::Shared) | Ok(()) => code::NOT_AUTHORIZED,
-        };
-        match (version, publish.qos) {
-            (Version::V5, 1..) => Answer::Refuse(code),
-            (Version::V5 | Version::V4, _) => Answer::End(Reason::PublishDenied, code),
-        }
+    /// Judges a publish.
+    pub(super) fn publish(&self, publish: &Publish<'_>) -> Result<Saying, Denial> {
+        let Publish { topic, payload, qos, retain, expiry, properties, .. } = *publish;
+        let mut forwarded = Vec::new();
+        wire::forwarded(properties, &mut forwarded);
+        let sender = Some((&self.key.user[..], &self.key.client_id[..]));
+        let said = Said { topic, payload, qos, retain, expiry, properties: &forwarded, sender };
+        say(&self.identity, &said)
     }
 
     /// Judges the filters one by one; `false` when the session asks too much and has to end.
@@ -94,23 +89,35 @@ impl Tool {
         &mut self,
         version: Version,
         id: u16,
-        filters: &[(&str, u8)],
+        asks: &[Ask<'_>],
+        identifier: Option<u32>,
         now: Instant,
         out: &mut Effects,
     ) -> bool {
-        let before = self.filters.len();
-        let codes: Vec<u8> = filters
-            .iter()
-            .map(|(filter, _)| match self.take(filter) {
-                Ok(()) => 0,
+        let mut replay = Vec::new();
+        let (mut codes, mut changed) = (Vec::with_capacity(asks.len()), false);
+        for ask in asks {
+            codes.push(match self.judge(version, ask) {
+                Ok(()) => {
+                    changed = true;
+                    let known = self.subs.has(ask.filter);
+                    let sub = Sub::new(ask, identifier);
+                    let kept = sub.branches.has(Branch::Hub) || sub.branches.has(Branch::Tools);
+                    if kept && (ask.replay == Replay::Always || (ask.replay == Replay::New && !known)) {
+                        replay.push(sub.clone());
+                    }
+                    let granted = sub.qos;
+                    Arc::make_mut(&mut self.subs).insert(sub);
+                    granted
+                }
                 Err((reason, code)) => {
                     out.notes.push(reason);
-                    if version == Version::V4 { 0x80 } else { code }
+                    code
                 }
-            })
-            .collect();
-        if self.filters.len() > before {
-            out.listen = Some(self.filters.clone());
+            });
+        }
+        if changed {
+            out.listen = Some(Listen { subs: self.subs.clone(), replay });
         }
         encode::suback(&mut self.held, version, 0x90, id, &codes);
         self.link_by.get_or_insert(now + LINK);
@@ -118,34 +125,24 @@ impl Tool {
         self.held.len() <= HELD
     }
 
-    fn take(&mut self, filter: &str) -> Result<(), (Reason, u8)> {
-        match policy::judge(&self.identity, Action::Subscribe { filter }) {
-            Ok(()) => {}
-            Err(Denial::Shared) => return Err((Reason::SubscribeDenied, code::SHARED)),
-            Err(Denial::Form) => return Err((Reason::SubscribeDenied, code::FILTER)),
-            Err(Denial::NotYours | Denial::Retain | Denial::Qos) => {
-                return Err((Reason::SubscribeDenied, code::NOT_AUTHORIZED));
-            }
+    fn judge(&self, version: Version, ask: &Ask<'_>) -> Result<(), (Reason, u8)> {
+        policy::judge(&self.identity, Action::Subscribe { filter: ask.filter })
+            .map_err(|denial| (Reason::SubscribeDenied, refused_filter(version, denial)))?;
+        if self.subs.len() >= self.most_filters && !self.subs.has(ask.filter) {
+            let code = if version == Version::V4 { 0x80 } else { code::QUOTA };
+            return Err((Reason::FilterLimit, code));
         }
-        if self.filters.iter().any(|held| held == filter) {
-            return Ok(());
-        }
-        if self.filters.len() >= self.most_filters {
-            return Err((Reason::FilterLimit, code::QUOTA));
-        }
-        self.filters.push(filter.to_owned());
         Ok(())
     }
 
     pub(super) fn unsubscribe(&mut self, version: Version, id: u16, filters: &[&str], out: &mut Effects) {
         let mut codes = Vec::with_capacity(filters.len());
         for filter in filters {
-            let before = self.filters.len();
-            self.filters.retain(|held| held != filter);
-            codes.push(if self.filters.len() < before { 0 } else { code::NO_SUBSCRIPTION });
+            let held = self.subs.has(filter) && Arc::make_mut(&mut self.subs).remove(filter);
+            codes.push(if held { 0 } else { code::NO_SUBSCRIPTION });
         }
         if codes.contains(&0) {
-            out.listen = Some(self.filters.clone());
+            out.listen = Some(Listen { subs: self.subs.clone(), replay: Vec::new() });
         }
         let codes = if version == Version::V5 { &codes[..] } else { &[] };
         encode::suback(&mut out.write, version, 0xB0, id, codes);
@@ -160,12 +157,18 @@ impl Tool {
 
     /// Says the SUBACKs that wait, if the router listens to all they are about.
     fn speak(&mut self, out: &mut Effects) {
-        if !self.held.is_empty() && Branches::of(&self.filters).inside(self.linked) {
+        if !self.held.is_empty() && self.subs.branches().inside(self.linked) {
             out.write.append(&mut self.held);
             self.held = Vec::new();
             self.link_by = None;
         }
     }
+}
+
+/// What a tool says, if it may: a publish, or the will that is one later.
+pub(crate) fn say(identity: &Identity, said: &Said<'_>) -> Result<Saying, Denial> {
+    let Said { topic, qos, retain, .. } = *said;
+    policy::judge(identity, Action::Publish { topic, qos, retain }).map(|()| Saying::new(said))
 }
 
 impl fmt::Display for ToolKey {
