@@ -4,9 +4,10 @@
 //! Stores nothing: who may connect it asks a [`Directory`], and an acknowledgement from here means "in the gate's
 //! memory", no more.
 //!
-//! A tool ([`Identity::Tool`]) listens: to filters inside its grants, at QoS 0, in a clean session, without will,
-//! without retained messages. It gets the bytes that nodes and the hub published, in order and without a silent
-//! gap: one that does not keep up is disconnected (MQTT 5: 0x97), and so are all when the router is replaced (0x8B).
+//! A tool ([`Identity::Tool`]) listens to filters inside its grants and speaks on topics inside them, outside `fleet/`:
+//! at QoS 0 and 1, retained or not, with a will, in a clean session. It gets the bytes that nodes, the hub and other
+//! tools published, in order and without a silent gap: one that does not keep up is disconnected (MQTT 5: 0x97), and so
+//! are all when the router is replaced (0x8B).
 //!
 //! rumqttd opens a tracing span at error level for every message; a program that logs should turn its target off
 //! ([`LOG_FILTER`]).
@@ -34,6 +35,7 @@ mod stats;
 #[cfg(test)]
 mod tests;
 
+pub use branch::HubKind;
 pub use identity::{Credentials, Directory, Grants, Identity, Refusal, Retained, Verdict};
 pub use keys::{Keys, Mqtts};
 pub use link::{Link, LinkClosed, Message, PublishError, Publisher};
@@ -44,7 +46,9 @@ use gate::{
     caps::{Caps, Limits},
     judge::Judge,
     session::Cut,
+    retained::{Room, Shelf},
     sessions::Sessions,
+    talk::Talk,
     tools::Tools,
 };
 use router::{Plane, Supervisor};
@@ -83,6 +87,12 @@ pub struct Config {
     pub max_tools: usize,
     /// Most filters of one third-party session.
     pub max_tool_filters: usize,
+    /// How fast one third-party session may publish.
+    pub tool_publish_limit: PublishLimit,
+    /// Most topics on which tools may have a retained message. The hub may have twice as many outside `fleet/`.
+    pub max_retained_topics: usize,
+    /// Bytes of retained messages of tools, with 256 bytes of overhead each. The hub may have four times as many.
+    pub retained_budget_bytes: usize,
     /// Bytes that wait for all tools that read too slowly, in equal shares and at most a quarter each. A tool above
     /// its share is disconnected.
     pub tool_budget_bytes: usize,
@@ -148,7 +158,15 @@ impl Default for Config {
             budget_bytes: 8 * 1024 * 1024,
             down_budget_bytes: 16 * 1024 * 1024,
             max_tools: 64,
-            max_tool_filters: 16,
+            // Home Assistant asks for one a device and some for each of its platforms.
+            max_tool_filters: 1_024,
+            tool_publish_limit: PublishLimit {
+                messages_per_s: 2_000,
+                bytes_per_s: 8 * 1024 * 1024,
+                burst: Duration::from_secs(4),
+            },
+            max_retained_topics: 10_000,
+            retained_budget_bytes: 16 * 1024 * 1024,
             tool_budget_bytes: 32 * 1024 * 1024,
             // The router has one thread, and the consumer another.
             gate_threads: (cores / 2).clamp(1, 4),
@@ -176,10 +194,20 @@ impl Broker {
         let stats = Arc::new(Stats::new(clock::now()));
         let sessions = Arc::new(Sessions::new(stats.clone()));
         let tools = Arc::new(Tools::new(config.max_tools, config.tool_budget_bytes, stats.clone()));
+        let room = Room { topics: config.max_retained_topics, bytes: config.retained_budget_bytes };
+        let shelf = Arc::new(Shelf::load(directory.clone(), room, stats.clone()));
         let (budget, down_budget) = (config.budget_bytes, config.down_budget_bytes);
         let (plane, supervisor) =
-            Plane::start(stats.clone(), sessions.clone(), tools.clone(), budget, down_budget)
+            Plane::start(stats.clone(), sessions.clone(), tools.clone(), shelf.clone(), budget, down_budget)
                 .map_err(|error| Error::Router(error.into()))?;
+        let talk = Arc::new(Talk {
+            pipe: plane.talk.clone(),
+            shelf,
+            tools: tools.clone(),
+            limit: config.tool_publish_limit,
+            directory: directory.clone(),
+            stats: stats.clone(),
+        });
         let sessions_most = config.max_connections.saturating_add(config.max_tools);
         let limits = Limits {
             total: sessions_most.saturating_add(config.max_handshakes).saturating_add(CLOSING),
@@ -196,6 +224,7 @@ impl Broker {
             tools,
             max_tool_filters: config.max_tool_filters,
             ears: plane.ears.clone(),
+            talk: talk.clone(),
             crowd: Crowd::default(),
             judge,
             publish_limit: config.publish_limit,
@@ -209,7 +238,7 @@ impl Broker {
         match gate::start(&gate, doors, &caps, config.gate_threads) {
             Ok(running) => {
                 let addrs = running.addrs.clone();
-                Ok((Self { gate, addrs, running: Some((running, supervisor)) }, Link::new(plane)))
+                Ok((Self { gate, addrs, running: Some((running, supervisor)) }, Link::new(plane, talk)))
             }
             Err((addr, source)) => {
                 gate.judge.stop();

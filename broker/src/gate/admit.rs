@@ -10,12 +10,15 @@ use crate::{
     gate::{
         connect::{self, Connect, ConnectError},
         encode::{self, code},
-        session::{Effects, Terms, tool::ToolKey},
-        wire::{Unreadable, Version},
+        session::{
+            Effects, Terms, Will,
+            tool::{self, ToolKey},
+        },
+        wire::{self, Unreadable, Version},
     },
     identity::{Credentials, Directory, Grants, Identity, Refusal, Verdict},
     policy::{self, Denial},
-    router::pipe::Parcel,
+    router::{pipe::Parcel, saying::Said},
     stats::Reason,
 };
 
@@ -59,6 +62,9 @@ const KEEPALIVE_MAX: u16 = 3_600;
 /// Longest client id of a tool, in bytes: a key that is logged.
 const CLIENT_ID_BYTES: usize = 128;
 
+/// Smallest packet that a client has to take, in bytes: a CONNACK, or a SUBACK for some filters.
+const PACKET_MIN: u32 = 64;
+
 /// What the connection tells beside the packet.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Origin<'a> {
@@ -93,6 +99,13 @@ pub(crate) fn admit(
     if full(&guest) {
         return Err(turned_away(version, Refusal::Busy));
     }
+    if connect.packet_max < PACKET_MIN {
+        return Err(refused(version, Reason::TooLarge, 0, code::TOO_LARGE));
+    }
+    // Not to be remembered, and to believe otherwise, would be worse than not to be let in. MQTT 5 has words for it.
+    if version == Version::V4 && connect.keeps && matches!(guest, Guest::Tool(..)) {
+        return Err(refused(version, Reason::Persistent, 0x05, code::NOT_AUTHORIZED));
+    }
     let will = will(&guest, &connect)?;
     let asked = connect.keepalive;
     let keepalive = if asked == 0 { KEEPALIVE_MAX } else { asked.min(KEEPALIVE_MAX) };
@@ -104,6 +117,7 @@ pub(crate) fn admit(
             version,
             keepalive: Duration::from_secs(u64::from(silence)),
             will,
+            keeps: connect.keeps,
             receive_max: connect.receive_max,
             packet_max: connect.packet_max,
         },
@@ -128,13 +142,29 @@ fn guest(identity: Identity, connect: &Connect<'_>) -> Result<Guest, Refusal> {
     }
 }
 
-fn will(guest: &Guest, connect: &Connect<'_>) -> Result<Option<Parcel>, Refused> {
+fn will(guest: &Guest, connect: &Connect<'_>) -> Result<Option<Will>, Refused> {
     let Some(will) = &connect.will else { return Ok(None) };
-    let Guest::Node(node) = guest else {
-        return Err(refused(connect.version, Reason::WillDenied, 0x05, code::NOT_AUTHORIZED));
+    let judged = match guest {
+        Guest::Node(node) => policy::node_publish(node, will.topic, will.qos, will.retain)
+            .map(|topic| Will::Node(Parcel::new(topic, will.topic, will.payload, will.qos))),
+        Guest::Tool(key, grants) => {
+            let mut properties = Vec::new();
+            wire::forwarded(will.properties, &mut properties);
+            let said = Said {
+                topic: will.topic,
+                payload: will.payload,
+                qos: will.qos,
+                retain: will.retain,
+                expiry: will.expiry,
+                properties: &properties,
+                sender: Some((&key.user, &key.client_id)),
+            };
+            let identity = Identity::Tool { name: key.user.clone(), grants: grants.clone() };
+            tool::say(&identity, &said).map(Will::Tool)
+        }
     };
-    match policy::node_publish(node, will.topic, will.qos, will.retain) {
-        Ok(topic) => Ok(Some(Parcel::new(topic, will.topic, will.payload))),
+    match judged {
+        Ok(will) => Ok(Some(will)),
         Err(denial) => {
             let code = match denial {
                 Denial::Qos => code::QOS,

@@ -15,10 +15,12 @@ use crate::{
         caps::Slot,
         frame::FrameReader,
         outlet::{Opened, Outlet},
-        session::{Cut, Delivery, Effects},
+        session::{Cut, Delivery, Effects, waiting::Rest},
+        talk::Talk,
         transport::Transport,
     },
     keys::Keys,
+    router::pipe::Pipe,
     stats::Reason,
 };
 
@@ -74,6 +76,12 @@ enum Wake {
     Judged,
     Crowded,
     Timer,
+}
+
+/// The pipe that a session fills.
+enum Room<'a> {
+    Up(&'a Pipe),
+    Talk(&'a Talk),
 }
 
 /// With more than this unsent, a session is not read: its peer does not read its acknowledgements either.
@@ -154,7 +162,8 @@ impl Conn {
 
     async fn wait(&mut self, stream: &TcpStream, timer: Pin<&mut time::Sleep>, more: bool) -> Wake {
         self.balance(clock::now());
-        let no_room = self.paused && !self.gate.up.has_room();
+        let room = self.room();
+        let no_room = self.paused && !room.is_free();
         let reading = !self.paused && self.out.len() < OUT_READ;
         let (outlet, judgement) = match &self.stage {
             Stage::Open(open) => (Some(open.outlet.wake()), None),
@@ -182,9 +191,21 @@ impl Conn {
             () = self.slot.crowded_out() => Wake::Crowded,
             _ = stream.writable(), if !self.out.is_empty() => Wake::Writable,
             _ = stream.readable(), if reading => Wake::Readable,
-            () = self.gate.up.wait_for_room(), if no_room => Wake::Room,
+            () = room.wait(), if no_room => Wake::Room,
             () = timer => Wake::Timer,
             () = future::ready(()), if more => Wake::Outlet,
+        }
+    }
+
+    /// Where what the session says has to find room.
+    fn room(&self) -> Room<'_> {
+        match &self.stage {
+            Stage::Open(open) if matches!(open.outlet, Outlet::Tool(_)) => Room::Talk(&self.gate.talk),
+            Stage::Open(_)
+            | Stage::Handshake { .. }
+            | Stage::Fresh { .. }
+            | Stage::Judging(_)
+            | Stage::Closing { .. } => Room::Up(&self.gate.up),
         }
     }
 
@@ -205,12 +226,12 @@ impl Conn {
 
     /// Pauses or resumes reading, as the consumer's backlog and the session's publish limit want it.
     fn balance(&mut self, now: Instant) {
+        let full = !self.room().is_free();
         let Stage::Open(open) = &mut self.stage else { return };
         if self.throttled.is_some_and(|until| now >= until) {
             self.throttled = None;
         }
         let stats = &self.gate.stats;
-        let full = matches!(open.outlet, Outlet::Node(_)) && !self.gate.up.has_room();
         let pause = full || self.throttled.is_some();
         if pause != self.paused {
             self.paused = pause;
@@ -278,7 +299,7 @@ impl Conn {
                         tracing::info!(who = %open.session.party(), why, "a session was ended");
                     }
                 } else {
-                    full = deliver(&self.gate, open, self.out.len(), effects);
+                    full = deliver(&self.gate, open, self.out.len(), now, effects);
                 }
             }
             self.apply(transport, scratch, now);
@@ -301,9 +322,15 @@ impl Conn {
             stats.up_payload_bytes.add(effects.publish.iter().map(|parcel| parcel.parts().1.len()).sum());
             self.gate.up.push(&mut effects.publish);
         }
-        if let (Some(filters), Stage::Open(open)) = (effects.listen.take(), &self.stage)
+        effects.said = 0;
+        if let Some(word) = effects.last_word.take()
+            && self.gate.talk.say(word, now).is_err()
+        {
+            effects.notes.push(Reason::RetainedFull);
+        }
+        if let (Some(listen), Stage::Open(open)) = (effects.listen.take(), &self.stage)
             && let Outlet::Tool(outlet) = &open.outlet
-            && self.gate.tools.listen(outlet, filters)
+            && self.gate.tools.listen(outlet, listen)
         {
             self.gate.ears.start(outlet);
         }
@@ -386,6 +413,22 @@ impl Drop for Conn {
     }
 }
 
+impl Room<'_> {
+    fn is_free(&self) -> bool {
+        match self {
+            Self::Up(pipe) => pipe.has_room(),
+            Self::Talk(talk) => talk.pipe.has_room(),
+        }
+    }
+
+    async fn wait(&self) {
+        match self {
+            Self::Up(pipe) => pipe.wait_for_room().await,
+            Self::Talk(talk) => talk.pipe.wait_for_room().await,
+        }
+    }
+}
+
 impl Busy {
     fn new(gate: &Arc<Gate>) -> Self {
         gate.crowd.enter();
@@ -401,7 +444,13 @@ impl Drop for Busy {
 
 /// Moves what waits for a session into `effects`, as far as the session takes it and up to a limit; says whether it
 /// stopped at the limit. `unsent` bytes wait for the socket already.
-fn deliver(gate: &Gate, open: &mut Opened, unsent: usize, effects: &mut Effects) -> bool {
+fn deliver(
+    gate: &Gate,
+    open: &mut Opened,
+    unsent: usize,
+    now: Instant,
+    effects: &mut Effects,
+) -> bool {
     let Opened { session, outlet, .. } = open;
     if let Outlet::Tool(outlet) = outlet {
         session.handle_linked(outlet.linked(), effects);
@@ -417,10 +466,16 @@ fn deliver(gate: &Gate, open: &mut Opened, unsent: usize, effects: &mut Effects)
                     Delivery::Unwanted => gate.stats.down_unwanted.add(1),
                 }
             }
-            Outlet::Tool(outlet) => match gate.tools.pop(outlet) {
-                Some(packets) => effects.write.extend_from_slice(&packets),
-                None => return false,
-            },
+            Outlet::Tool(outlet) => {
+                let Some(rest) = session.rest().or_else(|| gate.tools.pop(outlet).map(Rest::new)) else {
+                    return false;
+                };
+                // The acknowledgement of a subscription goes before what answers it.
+                session.handle_linked(outlet.linked(), effects);
+                if !session.handle_chunk(rest, now, effects) {
+                    return false;
+                }
+            }
         }
     }
     true

@@ -38,9 +38,11 @@ pub(crate) mod frame;
 pub(crate) mod judge;
 pub(crate) mod outlet;
 pub(crate) mod pace;
+pub(crate) mod retained;
 pub(crate) mod rivals;
 pub(crate) mod session;
 pub(crate) mod sessions;
+pub(crate) mod talk;
 pub(crate) mod tools;
 pub(crate) mod transport;
 pub(crate) mod wire;
@@ -55,6 +57,7 @@ pub(crate) struct Gate {
     pub(crate) tools: Arc<tools::Tools>,
     pub(crate) max_tool_filters: usize,
     pub(crate) ears: Arc<Ears>,
+    pub(crate) talk: Arc<talk::Talk>,
     pub(crate) crowd: Crowd,
     pub(crate) judge: judge::Judge,
     pub(crate) publish_limit: PublishLimit,

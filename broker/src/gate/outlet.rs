@@ -10,10 +10,11 @@ use std::{
 use tokio::sync::Notify;
 
 use crate::{
+    PublishLimit,
     gate::{
         Gate,
         admit::{self, Admitted, Guest},
-        encode,
+        encode::{self, Welcome},
         pace::Pace,
         session::{Cut, Effects, Party, Session, tool::Tool},
         sessions::{self, NotOpened},
@@ -36,6 +37,16 @@ pub(crate) struct Opened {
     pub(crate) pace: Pace,
     /// How long the peer's socket may take nothing of what waits for it.
     pub(crate) patience: Duration,
+}
+
+impl Opened {
+    /// How fast it may publish.
+    pub(crate) fn limit<'a>(&self, gate: &'a Gate) -> &'a PublishLimit {
+        match &self.outlet {
+            Outlet::Node(_) => &gate.publish_limit,
+            Outlet::Tool(_) => &gate.talk.limit,
+        }
+    }
 }
 
 impl Outlet {
@@ -129,7 +140,9 @@ pub(crate) fn open(
     };
     count.add(1);
     total.add(1);
-    encode::welcome(&mut effects.write, terms.version, server_keepalive, assigned.as_deref());
+    let tool = matches!(party, Party::Tool(_));
+    let welcome = Welcome { keepalive: server_keepalive, assigned: assigned.as_deref(), tool };
+    encode::welcome(&mut effects.write, terms.version, welcome);
     let patience = terms.keepalive * 3 / 2;
     Some(Opened { session: Session::new(party, terms, now), outlet, pace: Pace::new(now), patience })
 }

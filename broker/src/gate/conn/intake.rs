@@ -12,7 +12,7 @@ use crate::{
         frame::FrameError,
         judge::Judgement,
         outlet,
-        session::Effects,
+        session::{Effects, Say},
         transport::{Got, Transport},
     },
     identity::{Identity, Refusal, Verdict},
@@ -34,9 +34,7 @@ const CONNECT_BYTES: usize = 16 * 1024;
 
 impl Conn {
     pub(super) fn read(&mut self, transport: &mut Transport, now: Instant) {
-        let speaks =
-            matches!(&self.stage, Stage::Open(open) if matches!(open.outlet, outlet::Outlet::Node(_)));
-        if speaks && !self.gate.up.has_room() {
+        if matches!(self.stage, Stage::Open(_)) && !self.room().is_free() {
             return;
         }
         with_scratch(|scratch| {
@@ -47,7 +45,7 @@ impl Conn {
                         self.stage = Stage::Fresh { since: now };
                     }
                     self.digest(input, transport, now, effects);
-                    self.pace(input.len(), effects.publish.len(), now);
+                    self.pace(input.len(), effects.publish.len() + effects.said, now);
                     match got {
                         Got::Bytes => {}
                         Got::End if effects.end.is_none() => self.lose(effects),
@@ -94,7 +92,13 @@ impl Conn {
                 }
                 Stage::Open(open) => match self.reader.next(&mut input, limits::PACKET_BYTES) {
                     Ok(None) => return,
-                    Ok(Some(frame)) => open.session.handle_packet(frame.first, frame.body, now, effects),
+                    Ok(Some(frame)) => {
+                        open.session.handle_packet(frame.first, frame.body, now, effects);
+                        if let Some(Say { saying, id }) = effects.say.take() {
+                            effects.said += 1;
+                            open.session.handle_said(id, self.gate.talk.say(saying, now), effects);
+                        }
+                    }
                     Err(error) => open.session.handle_broken_stream(error, effects),
                 },
                 // What came behind the CONNECT is held with it.
@@ -147,7 +151,7 @@ impl Conn {
     /// Holds what came against the session's publish limit.
     fn pace(&mut self, bytes: usize, messages: usize, now: Instant) {
         if let Stage::Open(open) = &mut self.stage
-            && let Some(until) = open.pace.spend(&self.gate.publish_limit, messages, bytes, now)
+            && let Some(until) = open.pace.spend(open.limit(&self.gate), messages, bytes, now)
         {
             self.throttled = Some(until);
             self.gate.stats.throttles.add(1);
