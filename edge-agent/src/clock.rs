@@ -20,8 +20,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::core::Now;
 
-/// When this source was written (2026-08-01): a wall clock that shows less is wrong.
-const PLAUSIBLE_FROM_MS: i64 = 1_785_542_400_000;
+/// When this source was written (2026-08-01): a clock that shows less is wrong.
+pub const BUILT_MS: i64 = 1_785_542_400_000;
+/// A wall clock that shows less is wrong.
+const PLAUSIBLE_FROM_MS: i64 = BUILT_MS;
 /// Fifty years later: one that shows more is wrong too.
 const PLAUSIBLE_UNTIL_MS: i64 = PLAUSIBLE_FROM_MS + 50 * 31_557_600_000;
 /// How often the time daemon's word is read again: it changes once or twice in a boot.

@@ -219,6 +219,10 @@ impl Config {
         if keep_alive < Duration::from_secs(1) || keep_alive > Duration::from_secs(3_600) {
             return out("hub.keep_alive_s", &keep_alive, "it may be 1 to 3600 seconds");
         }
+        let trust = self.hub.trust;
+        if trust < Duration::from_secs(1) || trust > Duration::from_secs(7 * 86_400) {
+            return out("hub.trust_s", &trust, "it may be 1 to 604800 seconds");
+        }
         if self.outbox.batch_samples == 0 || self.outbox.batch_samples > limits::BATCH_RECORDS {
             return out("outbox.batch_samples", &self.outbox.batch_samples, "it may be 1 to 10000");
         }
@@ -465,6 +469,7 @@ mod tests {
             ("[node]\nidd = \"x\"", "idd"),
             ("[node]\nid = \"Not Valid\"", "node id"),
             ("[hub]\nurl = \"http://x\"", "mqtt://host:port"),
+            ("[hub]\ntrust_s = 0", "hub.trust_s"),
             ("[hub]\nkeep_alive_s = 0", "hub.keep_alive_s"),
             ("[outbox]\nbatch_samples = 0", "outbox.batch_samples"),
             ("[outbox]\nupload_s = -1", "duration"),

@@ -3,12 +3,14 @@
 //! `core/` decides and is pure; `store/` is the only room that names redb (`outbox/file` hands it its file); `uplink`
 //! joins the two and is what the simulator runs. Everything else is the shell that moves bytes and time in and out.
 
+mod address;
 pub mod api;
 pub mod clock;
 pub mod collect;
 pub mod config;
 pub mod core;
 mod exec;
+pub mod identity;
 pub mod metrics;
 pub mod mqtt;
 pub mod outbox;

@@ -20,8 +20,14 @@ use crate::{
     clock::{self, Clock},
     collect::{driver, system},
     config::{Config, ConfigError},
+    identity::{
+        folder::{Folder, replace},
+        live::{self, Live},
+        record::Joined,
+        upkeep,
+    },
     metrics::Metrics,
-    mqtt::{self, Secret},
+    mqtt::{self, HubUrl, Proof, Scheme, Secret},
     outbox::{self, OpenError, Silent, SubmitError},
     stop::{self, Stop, Stopper},
     uplink::{Profile, Submission},
@@ -60,6 +66,26 @@ pub enum StartError {
         path: PathBuf,
         /// What the system said.
         source: io::Error,
+    },
+    /// The identity.
+    #[error(transparent)]
+    Identity(#[from] live::OpenError),
+    /// TLS to a hub that the node has not joined.
+    #[error(
+        "this machine has not joined a hub, and {0} takes only nodes that have; run \
+         `fleet-agent join HUB --token T` first, with a token that `fleet join-token create` prints on the hub"
+    )]
+    NotJoined(HubUrl),
+    /// Told to be another node.
+    #[error(
+        "this machine has joined as node {joined}, and is told to be {told}; leave --node (or `id` under [node]) \
+         away, or join anew: fleet-agent join HUB --token T --node {told} --force"
+    )]
+    OtherNode {
+        /// Who it is.
+        joined: NodeId,
+        /// Who it is told to be.
+        told: NodeId,
     },
     /// The outbox.
     #[error(transparent)]
@@ -145,9 +171,8 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
 /// [`StartError`]: nothing is left running.
 pub async fn start(config: Config) -> Result<Handle, StartError> {
     config.check()?;
-    let node = config.node_id()?;
     make_folder(&config.data)?;
-    let secret = config.hub.url.is_some().then(|| read_secret(&config)).transpose()?;
+    let Role { node, name, way } = role(&config)?;
     // Bound first: an address that is taken must not cost an opening of the outbox.
     let bound = api::bind(&config.api).await?;
     let clock = Clock::new(config.clock);
@@ -156,17 +181,18 @@ pub async fn start(config: Config) -> Result<Handle, StartError> {
     let (outbox, thread) = outbox::spawn(
         config.outbox.clone(),
         config.data.clone(),
-        profile(&config, &node),
+        Profile { name: name.clone(), ..profile(&config, &node) },
         clock.clone(),
         metrics.clone(),
     )
     .await?;
     let facts = Facts {
         node: node.clone(),
-        name: config.node.name.clone(),
+        name,
         kind: config.node.kind.clone(),
         version: VERSION,
-        hub: config.hub.url.as_ref().map(ToString::to_string),
+        hub: way.as_ref().map(|(hub, _)| hub.to_string()),
+        identity: way.as_ref().and_then(|(_, proof)| proof.identity().cloned()),
         started: now.up,
     };
     let address = bound.address;
@@ -174,12 +200,17 @@ pub async fn start(config: Config) -> Result<Handle, StartError> {
     let parts = Parts {
         config,
         node: node.clone(),
-        secret,
+        way,
         clock: clock.clone(),
         outbox: outbox.clone(),
         metrics: metrics.clone(),
     };
     info!(%node, api = %address, hub = facts.hub.as_deref().unwrap_or("none"), "the agent runs");
+    if facts.hub.is_none() {
+        warn!(
+            "no hub: records are only collected until this machine joins one (`fleet-agent join HUB --token T`)"
+        );
+    }
     let ended = tokio::spawn(parts.run(bound, facts.clone(), thread, stopping));
     Ok(Handle { node, address, outbox, clock, facts, metrics, stop, ended })
 }
@@ -203,10 +234,50 @@ pub fn profile(config: &Config, node: &NodeId) -> Profile {
 struct Parts {
     config: Config,
     node: NodeId,
-    secret: Option<Secret>,
+    way: Option<(HubUrl, Proof)>,
     clock: Clock,
     outbox: outbox::Handle,
     metrics: Arc<Metrics>,
+}
+
+/// Who the node is and how it reaches its hub.
+struct Role {
+    node: NodeId,
+    name: Option<String>,
+    way: Option<(HubUrl, Proof)>,
+}
+
+/// A hub on this machine is told a secret; any other is shown the certificate that the node was given when it joined.
+fn role(config: &Config) -> Result<Role, StartError> {
+    let folder = Folder::new(&config.data);
+    let url = config.hub.url.clone();
+    let joined = folder.load().map_err(live::OpenError::from)?;
+    let own = |joined: Option<&Joined>| {
+        let name = config.node.name.clone().or_else(|| joined.and_then(|joined| joined.name.clone()));
+        let id = config.node.id.clone().or_else(|| joined.map(|joined| joined.node.clone()));
+        Ok::<_, StartError>((id.map_or_else(|| config.node_id(), Ok)?, name))
+    };
+    match (url.as_ref().map(|url| url.scheme), url, joined) {
+        (Some(Scheme::Mqtt), Some(hub), joined) => {
+            let (node, name) = own(joined.as_ref())?;
+            Ok(Role { node, name, way: Some((hub, Proof::Secret(read_secret(config)?))) })
+        }
+        (Some(Scheme::Mqtts), Some(hub), None) => Err(StartError::NotJoined(hub)),
+        (_, url, Some(joined)) => {
+            let (node, name) = own(Some(&joined))?;
+            if node != joined.node {
+                return Err(StartError::OtherNode { joined: joined.node, told: node });
+            }
+            let host = url.as_ref().map(|url| url.host.clone());
+            let hub = url.unwrap_or_else(|| HubUrl::from(&joined.hub));
+            let live = Live::open(folder, joined, host)?;
+            Ok(Role { node, name, way: Some((hub, Proof::Certificate(Arc::new(live)))) })
+        }
+        (_, _, None) => {
+            let (node, name) = own(None)?;
+            Ok(Role { node, name, way: None })
+        }
+    }
 }
 
 /// Tasks that end together.
@@ -297,12 +368,16 @@ impl Parts {
     /// What speaks to the hub.
     fn link(&self, stop: Stop) -> Tasks {
         let mut tasks = Tasks(Vec::new());
-        if let (Some(hub), Some(secret)) = (self.config.hub.url.clone(), self.secret.clone()) {
-            let keep_alive = self.config.hub.keep_alive;
-            let account = mqtt::Account { hub, node: self.node.clone(), secret, keep_alive };
-            let (clock, outbox, metrics) = (self.clock.clone(), self.outbox.clone(), self.metrics.clone());
-            tasks.spawn("mqtt".to_owned(), mqtt::run(account, clock, outbox, metrics, stop));
+        let Some((hub, proof)) = self.way.clone() else { return tasks };
+        let (clock, outbox, metrics) = (self.clock.clone(), self.outbox.clone(), self.metrics.clone());
+        if let Some(live) = proof.identity().cloned() {
+            let upkeep =
+                upkeep::run(live, self.config.hub.trust, clock.clone(), outbox.clone(), stop.clone());
+            tasks.spawn("identity".to_owned(), upkeep);
         }
+        let keep_alive = self.config.hub.keep_alive;
+        let account = mqtt::Account { hub, node: self.node.clone(), proof, keep_alive };
+        tasks.spawn("mqtt".to_owned(), mqtt::run(account, clock, outbox, metrics, stop));
         tasks
     }
 }
@@ -333,16 +408,10 @@ fn read_secret(config: &Config) -> Result<Secret, StartError> {
 }
 
 fn make_secret(path: &Path) -> io::Result<Secret> {
-    use std::{io::Write as _, os::unix::fs::OpenOptionsExt as _};
     let secret: String = clock::random::<16>().iter().map(|byte| format!("{byte:02x}")).collect();
     if let Some(folder) = path.parent() {
         make_folder(folder).map_err(io::Error::other)?;
     }
-    // Under another name first: a power cut must not leave half a secret.
-    let new = path.with_extension("new");
-    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-    writeln!(file, "{secret}")?;
-    file.sync_all()?;
-    fs::rename(new, path)?;
+    replace(path, &format!("{secret}\n"))?;
     Ok(Secret(secret))
 }

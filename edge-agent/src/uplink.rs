@@ -127,6 +127,8 @@ pub struct Status {
     pub credit: u32,
     /// Hub time minus ours at the last ack, in milliseconds.
     pub hub_offset_ms: Option<i64>,
+    /// Hub time at the last ack, Unix milliseconds.
+    pub hub_ms: Option<i64>,
     /// Time since boot at the last ack.
     pub last_ack: Option<Duration>,
     /// Streams per lane with the hub's mark and the batches in flight on the lane.
@@ -190,6 +192,7 @@ pub struct Uplink {
     system: BTreeMap<String, f64>,
     store_id: Option<StoreId>,
     hub_offset_ms: Option<i64>,
+    hub_ms: Option<i64>,
     last_ack: Option<Duration>,
     lost: u64,
     damaged_rows: u64,
@@ -237,6 +240,7 @@ impl Uplink {
             system: BTreeMap::new(),
             store_id: None,
             hub_offset_ms: None,
+            hub_ms: None,
             last_ack: None,
             lost: 0,
             damaged_rows: found.damaged_rows,
@@ -314,6 +318,7 @@ impl Uplink {
             store_id: self.store_id,
             credit: self.session.as_ref().map_or(0, |session| session.credit),
             hub_offset_ms: self.hub_offset_ms,
+            hub_ms: self.hub_ms,
             last_ack: self.last_ack,
             lanes: Lane::ALL.iter().map(lane).collect(),
             pending: self.pending(),

@@ -1,12 +1,13 @@
 //! What the edge API and the command line say of the agent, as JSON.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use fleet_schemas::{Lane, NodeId, SessionId, StoreId, StreamId};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     core::Now,
+    identity::live::{IdentityView, Live},
     uplink::{LaneStatus, Status},
 };
 
@@ -50,6 +51,9 @@ pub struct StatusView {
     pub time_ms: i64,
     /// `synced` or `unsynced`.
     pub clock: fleet_schemas::batch::Clock,
+    /// What proves who the node is, once it has joined.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<IdentityView>,
     /// What the outbox holds.
     pub outbox: OutboxView,
 }
@@ -122,6 +126,8 @@ pub struct Facts {
     pub version: &'static str,
     /// Where the hub is.
     pub hub: Option<String>,
+    /// What proves who the node is, once it has joined.
+    pub identity: Option<Arc<Live>>,
     /// Time since boot at which the agent started.
     pub started: Duration,
 }
@@ -145,6 +151,7 @@ impl StatusView {
             hub_offset_ms: status.hub_offset_ms,
             time_ms: now.wall_ms,
             clock: now.clock,
+            identity: facts.identity.as_ref().map(|live| live.view()),
             outbox: OutboxView::from(status),
         }
     }

@@ -1,6 +1,7 @@
 //! The command line: one file per verb, one place that maps what happened to an exit code.
 
 mod ask;
+mod join;
 mod outbox;
 mod run;
 mod status;
@@ -21,15 +22,19 @@ struct Cli {
 
 const EXAMPLES: &str = "\
 Examples:
-  fleet-agent run --hub mqtt://127.0.0.1:1883 --node edge-1 --data /var/lib/fleet-agent
+  fleet-agent join hub.example --token-file token --data /var/lib/fleet-agent
+  fleet-agent run --data /var/lib/fleet-agent
+  fleet-agent run --hub mqtt://127.0.0.1:1883 --node edge-1     a hub on this machine
   fleet-agent run --print-config > agent.toml
   fleet-agent status
   fleet-agent outbox -o json
 
-Exit codes: 0 done, 1 failed, 2 usage, 5 the agent is not reachable.";
+Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 denied, 5 not reachable, 7 conflict.";
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    /// Make this machine a node of a hub, with a join token
+    Join(join::Join),
     /// Run the agent until SIGTERM or SIGINT
     Run(run::Run),
     /// Tell how the running agent is
@@ -47,10 +52,10 @@ struct Place {
     /// Address of the edge API; port 0 picks one [env: FLEET_API] [default: 127.0.0.1:9099]
     #[arg(long, value_name = "ADDR", global = true)]
     api: Option<SocketAddr>,
-    /// The hub, as mqtt://host:port [env: FLEET_HUB]
+    /// The hub, as mqtts://host:port, or mqtt://host:port on this machine [env: FLEET_HUB] [default: where it joined]
     #[arg(long, value_name = "URL", global = true)]
     hub: Option<fleet_edge_agent::mqtt::HubUrl>,
-    /// The node's id, never to change [env: FLEET_NODE] [default: the host's name]
+    /// The node's id, never to change [env: FLEET_NODE] [default: as joined, else the host's name]
     #[arg(long, value_name = "ID", global = true)]
     node: Option<NodeId>,
     /// File with the node's secret [env: FLEET_SECRET_FILE] [default: identity/secret in the data folder]
@@ -73,12 +78,16 @@ enum Format {
 impl Place {
     fn load(self) -> Result<Config, ConfigError> {
         let Self { data, api, hub, node, secret_file, config } = self;
-        let variables: Vec<_> = std::env::vars_os()
-            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-            .filter(|(name, _)| name.starts_with("FLEET_"))
-            .collect();
-        Config::load(Flags { data, file: config, node, hub, api, secret_file }, &variables)
+        load(Flags { data, file: config, node, hub, api, secret_file })
     }
+}
+
+fn load(flags: Flags) -> Result<Config, ConfigError> {
+    let variables: Vec<_> = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .filter(|(name, _)| name.starts_with("FLEET_"))
+        .collect();
+    Config::load(flags, &variables)
 }
 
 /// What ends a verb early, by exit code.
@@ -87,8 +96,14 @@ enum Failure {
     Failed(anyhow::Error),
     /// 2: flags, variables or `agent.toml` are wrong.
     Usage(anyhow::Error),
+    /// 3.
+    NotFound(anyhow::Error),
+    /// 4.
+    Denied(anyhow::Error),
     /// 5.
     Unreachable(anyhow::Error),
+    /// 7.
+    Conflict(anyhow::Error),
 }
 
 impl From<ConfigError> for Failure {
@@ -106,6 +121,7 @@ pub(crate) fn main() -> ExitCode {
         }
     };
     let done = match cli.verb {
+        Verb::Join(verb) => verb.main(),
         Verb::Run(verb) => verb.main(),
         Verb::Status(verb) => verb.main(),
         Verb::Outbox(verb) => verb.main(),
@@ -114,7 +130,10 @@ pub(crate) fn main() -> ExitCode {
         Ok(()) => return ExitCode::SUCCESS,
         Err(Failure::Failed(error)) => (1, error),
         Err(Failure::Usage(error)) => (2, error),
+        Err(Failure::NotFound(error)) => (3, error),
+        Err(Failure::Denied(error)) => (4, error),
         Err(Failure::Unreachable(error)) => (5, error),
+        Err(Failure::Conflict(error)) => (7, error),
     };
     eprintln!("fleet-agent: {error:#}");
     ExitCode::from(code)

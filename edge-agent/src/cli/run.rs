@@ -22,7 +22,9 @@ pub(super) struct Run {
 
 const EXAMPLES: &str = "\
 Examples:
-  fleet-agent run --hub mqtt://127.0.0.1:1883 --node edge-1
+  fleet-agent run                                   a node that has joined (fleet-agent join) needs no more
+  fleet-agent run --hub mqtts://10.0.0.7:8883       the same hub at another address
+  fleet-agent run --hub mqtt://127.0.0.1:1883 --node edge-1     a hub on this machine
   FLEET_OUTBOX_UPLOAD_S=10 fleet-agent run          any setting as FLEET_{SECTION}_{KEY}
   FLEET_LOG=debug fleet-agent run                   more to read
 
@@ -49,15 +51,13 @@ impl Run {
                     _ = interrupt.recv() => {}
                 }
             };
-            match run::run(config, shutdown).await {
-                Ok(()) => Ok(()),
-                Err(error @ StartError::Config(_)) => Err(Failure::Usage(error.into())),
-                Err(error) => Err(Failure::Failed(anyhow::Error::new(error))),
-            }
-            .map_err(|failure| match failure {
-                Failure::Failed(error) => Failure::Failed(error.context("failed to start")),
-                Failure::Usage(error) => Failure::Usage(error.context("failed to start")),
-                Failure::Unreachable(error) => Failure::Unreachable(error),
+            run::run(config, shutdown).await.map_err(|error| {
+                let usage = matches!(
+                    error,
+                    StartError::Config(_) | StartError::NotJoined(_) | StartError::OtherNode { .. }
+                );
+                let error = anyhow::Error::new(error).context("failed to start");
+                if usage { Failure::Usage(error) } else { Failure::Failed(error) }
             })
         })
     }

@@ -2,7 +2,8 @@
 
 use clap::Args;
 use comfy_table::{Table, presets};
-use fleet_edge_agent::api::StatusView;
+use fleet_edge_agent::{api::StatusView, identity::live::IdentityView};
+use jiff::Timestamp;
 
 use super::{Failure, Format, Place, ask, print};
 
@@ -46,6 +47,28 @@ fn table(status: &StatusView) -> String {
         .add_row(["last ack", &status.last_ack_s.map_or_else(|| "never".to_owned(), ago)])
         .add_row(["credit", &format!("{} batches", status.credit)])
         .add_row(["clock", &format!("{:?}", status.clock).to_lowercase()])
+        .add_row(["identity", &status.identity.as_ref().map_or_else(not_joined, identity)])
         .add_row(["outbox", &super::outbox::summary(&status.outbox)]);
     format!("{}\n", table.trim_fmt())
+}
+
+fn not_joined() -> String {
+    "has not joined (fleet-agent join)".to_owned()
+}
+
+fn identity(identity: &IdentityView) -> String {
+    let day =
+        |ms: i64| Timestamp::from_millisecond(ms).map_or_else(|_| ms.to_string(), |time| time.to_string());
+    let mut text = format!(
+        "joined at {}, certificate ends {}, renewed {}{}, trusts {}",
+        identity.hub,
+        day(identity.certificate_ends_ms),
+        day(identity.certificate_renews_ms),
+        if identity.renewed { " (a new one waits for the next session)" } else { "" },
+        identity.trust.join(", "),
+    );
+    if let Some(refused) = &identity.refused {
+        text.push_str(&format!("; {refused}"));
+    }
+    text
 }

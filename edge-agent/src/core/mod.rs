@@ -2,6 +2,7 @@
 
 pub mod lanes;
 pub mod now;
+pub mod renewal;
 pub mod share;
 
 pub use now::Now;

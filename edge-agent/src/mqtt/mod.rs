@@ -6,17 +6,28 @@ mod session;
 
 use std::{fmt, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
 
-use fleet_schemas::NodeId;
+use fleet_schemas::{NodeId, enrol::MQTTS_PORT};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use tokio::{select, time};
 use tracing::{info, warn};
 
-use crate::{clock, clock::Clock, config::seconds, metrics::Metrics, outbox, stop::Stop};
+use crate::{
+    address::Address,
+    clock,
+    clock::Clock,
+    config::seconds,
+    identity::{live::Live, record::Place},
+    metrics::Metrics,
+    outbox,
+    stop::Stop,
+};
 
 /// First pause before the next attempt, doubled each time, spread by a jitter.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 /// Longest such pause.
 const RETRY_LAST: Duration = Duration::from_secs(60);
+/// How long the first session waits for a certificate that has ended to be renewed.
+const RENEWAL: Duration = Duration::from_secs(60);
 /// A session that lasted this long was a success; one that ends earlier may be a node id used twice, where two agents
 /// would otherwise throw each other out without end.
 const PROVED: Duration = Duration::from_secs(10);
@@ -25,12 +36,17 @@ const PROVED: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Where: `mqtt://host:port`. Absent: the agent only collects.
+    /// Where: `mqtts://host:port`, or `mqtt://host:port` on this machine. Absent: where the node has joined; a node that
+    /// has not only collects.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub url: Option<HubUrl>,
     /// How long the connection may be silent before it is probed, in seconds.
     #[serde(rename = "keep_alive_s", with = "seconds")]
     pub keep_alive: Duration,
+    /// How often the hub is asked which CAs to trust, in seconds. What fails is tried again after a 360th of it, then
+    /// more slowly.
+    #[serde(rename = "trust_s", with = "seconds")]
+    pub trust: Duration,
     /// The file with the node's secret; absent: `identity/secret` in the data folder.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub secret_file: Option<PathBuf>,
@@ -41,11 +57,17 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { url: None, keep_alive: Duration::from_secs(30), secret_file: None, secret: None }
+        Self {
+            url: None,
+            keep_alive: Duration::from_secs(30),
+            trust: Duration::from_secs(6 * 3_600),
+            secret_file: None,
+            secret: None,
+        }
     }
 }
 
-/// Where the hub is.
+/// Where the hub is, and how it is spoken to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HubUrl {
     /// How it is spoken to.
@@ -61,6 +83,8 @@ pub struct HubUrl {
 pub enum Scheme {
     /// MQTT over plain TCP with a secret: for a hub on the same machine.
     Mqtt,
+    /// MQTT over TLS with the certificate that the node was given when it joined.
+    Mqtts,
 }
 
 /// Port of [`Scheme::Mqtt`] when the URL has none.
@@ -68,7 +92,9 @@ const MQTT_PORT: u16 = 1883;
 
 /// Why a text is not the URL of a hub.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no hub; write mqtt://host:port, such as mqtt://127.0.0.1:1883")]
+#[error(
+    "{0:?} is no hub; write mqtts://host:port, or mqtt://host:port for one on this machine (mqtt://127.0.0.1:1883)"
+)]
 pub struct BadUrl(String);
 
 impl FromStr for HubUrl {
@@ -76,22 +102,14 @@ impl FromStr for HubUrl {
 
     fn from_str(text: &str) -> Result<Self, BadUrl> {
         let bad = || BadUrl(text.to_owned());
-        let rest = text.strip_prefix("mqtt://").ok_or_else(bad)?;
-        let rest = rest.strip_suffix('/').unwrap_or(rest);
-        let (host, port) = match rest.strip_prefix('[') {
-            Some(rest) => rest.split_once(']').ok_or_else(bad)?,
-            None => rest.split_at(rest.find(':').unwrap_or(rest.len())),
+        let (scheme, rest) = text.split_once("://").ok_or_else(bad)?;
+        let (scheme, port) = match scheme {
+            "mqtt" => (Scheme::Mqtt, MQTT_PORT),
+            "mqtts" => (Scheme::Mqtts, MQTTS_PORT),
+            _ => return Err(bad()),
         };
-        let port = match port.strip_prefix(':') {
-            Some(port) => port.parse().map_err(|_| bad())?,
-            None if port.is_empty() => MQTT_PORT,
-            None => return Err(bad()),
-        };
-        let plausible = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':' | '%');
-        if host.is_empty() || !host.chars().all(plausible) {
-            return Err(bad());
-        }
-        Ok(Self { scheme: Scheme::Mqtt, host: host.to_owned(), port })
+        let Address { host, port } = Address::parse(rest, port).ok_or_else(bad)?;
+        Ok(Self { scheme, host, port })
     }
 }
 
@@ -99,12 +117,9 @@ impl fmt::Display for HubUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let scheme = match self.scheme {
             Scheme::Mqtt => "mqtt",
+            Scheme::Mqtts => "mqtts",
         };
-        if self.host.contains(':') {
-            write!(f, "{scheme}://[{}]:{}", self.host, self.port)
-        } else {
-            write!(f, "{scheme}://{}:{}", self.host, self.port)
-        }
+        write!(f, "{scheme}://{}", Address { host: self.host.clone(), port: self.port })
     }
 }
 
@@ -135,8 +150,32 @@ impl fmt::Debug for Secret {
 pub(crate) struct Account {
     pub(crate) hub: HubUrl,
     pub(crate) node: NodeId,
-    pub(crate) secret: Secret,
+    pub(crate) proof: Proof,
     pub(crate) keep_alive: Duration,
+}
+
+/// What proves who the node is.
+#[derive(Debug, Clone)]
+pub(crate) enum Proof {
+    /// A secret, to a hub on the same machine.
+    Secret(Secret),
+    /// The certificate it was given.
+    Certificate(Arc<Live>),
+}
+
+impl Proof {
+    pub(crate) fn identity(&self) -> Option<&Arc<Live>> {
+        match self {
+            Self::Secret(_) => None,
+            Self::Certificate(live) => Some(live),
+        }
+    }
+}
+
+impl From<&Place> for HubUrl {
+    fn from(place: &Place) -> Self {
+        Self { scheme: Scheme::Mqtts, host: place.host.clone(), port: place.mqtts_port }
+    }
 }
 
 /// Connects, and connects again, until told to stop; then says goodbye.
@@ -148,6 +187,13 @@ pub(crate) async fn run(
     mut stop: Stop,
 ) {
     let mut patience = Patience::default();
+    if let Proof::Certificate(live) = &account.proof {
+        // A certificate that has ended is renewed first. Should that hang, the hub is asked all the same.
+        select! {
+            _ = time::timeout(RENEWAL, live.settled()) => {}
+            () = stop.wanted() => return,
+        }
+    }
     while !stop.is_wanted() {
         let started = clock.now().up;
         let end = session::run(&account, &outbox, &metrics, &mut stop).await;
@@ -155,6 +201,9 @@ pub(crate) async fn run(
         let lasted = clock.now().up.saturating_sub(started);
         match end {
             Ok(()) => return info!(hub = %account.hub, "said goodbye to the hub"),
+            Err(session::End::Outdated) => {
+                info!(hub = %account.hub, "connecting again with the renewed certificate");
+            }
             Err(error) => {
                 metrics.connect_failures.increment(1);
                 let pause = clock::jitter(patience.pause(error.was_open() && lasted >= PROVED));
@@ -195,12 +244,14 @@ mod tests {
             ("mqtt://127.0.0.1:1883", "127.0.0.1", 1883),
             ("mqtt://hub.example:2000", "hub.example", 2000),
             ("mqtt://[::1]:7", "::1", 7),
+            ("mqtts://hub.example:8884", "hub.example", 8884),
         ] {
             let url: HubUrl = text.parse().unwrap();
             assert_eq!((url.host.as_str(), url.port), (host, port));
             assert_eq!(url.to_string(), text);
         }
         assert_eq!("mqtt://hub/".parse::<HubUrl>().unwrap().port, MQTT_PORT);
+        assert_eq!("mqtts://hub".parse::<HubUrl>().unwrap().port, MQTTS_PORT);
         for bad in [
             "",
             "hub:1883",

@@ -46,6 +46,7 @@ impl Uplink {
         }
         self.store_id = Some(ack.store_id);
         self.hub_offset_ms = Some(ack.hub_ms.saturating_sub(now.wall_ms));
+        self.hub_ms = Some(ack.hub_ms);
         self.last_ack = Some(now.up);
         for (lane, acks) in &ack.lanes {
             for stream in acks {
