@@ -264,3 +264,137 @@ impl Retained {
         2 * self.topic.len() + self.payload.len() + self.properties.len() + OVERHEAD
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::HashMap, iter};
+
+    use super::*;
+    use crate::{Credentials, Refusal, Verdict, clock};
+
+    /// Keeps what it is told to, and what it had.
+    #[derive(Default)]
+    struct Store {
+        kept: Mutex<HashMap<String, Retained>>,
+        changes: Mutex<usize>,
+    }
+
+    impl Directory for Store {
+        fn authenticate(&self, _: &Credentials<'_>) -> Verdict {
+            Err(Refusal::Banned).into()
+        }
+
+        fn load_retained(&self) -> Vec<Retained> {
+            self.kept.lock().unwrap().values().cloned().collect()
+        }
+
+        fn keep_retained(&self, topic: &str, value: Option<&Retained>) {
+            *self.changes.lock().unwrap() += 1;
+            let mut kept = self.kept.lock().unwrap();
+            match value {
+                Some(value) => drop(kept.insert(topic.to_owned(), value.clone())),
+                None => assert!(kept.remove(topic).is_some(), "{topic} was not kept"),
+            }
+        }
+    }
+
+    fn shelf(store: &Arc<Store>, topics: usize) -> Shelf {
+        let stats = Arc::new(Stats::new(clock::now()));
+        Shelf::load(store.clone(), Room { topics, bytes: 100_000 }, stats)
+    }
+
+    fn said<'a>(topic: &'a str, payload: &'a [u8]) -> Said<'a> {
+        let sender = Some(("nodered", "n"));
+        Said { topic, payload, qos: 1, retain: true, expiry: None, properties: &[], sender }
+    }
+
+    fn all(shelf: &Shelf, filter: &str, now: Instant) -> Vec<(String, Vec<u8>, Option<u32>)> {
+        let mut shown = vec![];
+        let mut after = None;
+        let pages = iter::from_fn(|| {
+            after = shelf.page(filter, after.as_deref(), now, |it| {
+                shown.push((it.topic.to_owned(), it.payload.to_owned(), it.expiry));
+            });
+            after.clone()
+        });
+        pages.for_each(drop);
+        shown
+    }
+
+    fn topics(shelf: &Shelf, filter: &str) -> Vec<String> {
+        all(shelf, filter, clock::now()).into_iter().map(|(topic, _, _)| topic).collect()
+    }
+
+    #[test]
+    fn what_tools_retain_is_shown_to_filters_that_match_and_kept_over_a_restart() {
+        let (store, now) = (Arc::new(Store::default()), clock::now());
+        let first = shelf(&store, 10);
+        for topic in ["a", "a/b", "a/b/c", "a-b", "z/b"] {
+            first.keep(&Said { properties: &[1, 1], ..said(topic, topic.as_bytes()) }, now).unwrap();
+        }
+        first.keep(&said("a/b", b"newer"), now).unwrap();
+        first.keep(&said("a-b", b""), now).unwrap();
+        first.keep(&said("never/was", b""), now).unwrap();
+        let second = shelf(&store, 10);
+        for shelf in [&first, &second] {
+            assert_eq!(topics(shelf, "#"), ["a", "a/b", "a/b/c", "z/b"]);
+            assert_eq!(topics(shelf, "a/#"), ["a", "a/b", "a/b/c"]);
+            assert_eq!(topics(shelf, "+/b"), ["a/b", "z/b"]);
+            assert_eq!(topics(shelf, "a/b"), ["a/b"]);
+            assert_eq!(all(shelf, "a/b", now)[0].1, b"newer");
+            assert_eq!(shelf.stats.retained_topics.get(), 4);
+        }
+    }
+
+    #[test]
+    fn what_expires_is_shown_with_what_is_left_of_it_and_never_stored() {
+        let (store, now) = (Arc::new(Store::default()), clock::now());
+        let shelf = shelf(&store, 2);
+        shelf.keep(&said("a", b"for ever"), now).unwrap();
+        shelf.keep(&Said { expiry: Some(10), ..said("a", b"a while") }, now).unwrap();
+        assert!(store.kept.lock().unwrap().is_empty());
+        let later = now + Duration::from_secs(4);
+        assert_eq!(all(&shelf, "a", later), [("a".to_owned(), b"a while".to_vec(), Some(6))]);
+        let late = now + Duration::from_secs(10);
+        assert_eq!(all(&shelf, "a", late), []);
+        shelf.keep(&said("b", b"x"), late).unwrap();
+        assert_eq!(shelf.keep(&said("c", b"x"), late), Ok(()), "what expired makes room");
+        assert_eq!(topics(&shelf, "#"), ["b", "c"]);
+    }
+
+    #[test]
+    fn room_is_bounded_in_topics_and_bytes_and_each_side_has_its_own() {
+        let (store, now) = (Arc::new(Store::default()), clock::now());
+        let shelf = shelf(&store, 2);
+        for topic in ["a", "b", "a"] {
+            assert_eq!(shelf.keep(&said(topic, b"x"), now), Ok(()));
+        }
+        assert_eq!(shelf.keep(&said("c", b"x"), now), Err(Full));
+        assert_eq!(shelf.keep(&Said { sender: None, ..said("c", b"x") }, now), Ok(()), "the hub's");
+        let large = vec![0; 200_000];
+        assert_eq!(shelf.keep(&said("a", &large), now), Err(Full));
+        assert_eq!(all(&shelf, "a", now)[0].1, b"x", "not acknowledged, so nothing changed");
+        assert_eq!(shelf.keep(&Said { qos: 0, ..said("a", &large) }, now), Err(Full));
+        assert_eq!(topics(&shelf, "#"), ["b", "c"], "but not the older one in place of a newer");
+        assert_eq!(store.kept.lock().unwrap().len(), 1, "the hub says its own anew");
+        shelf.keep(&Said { sender: None, ..said("b", b"the hub's now") }, now).unwrap();
+        assert_eq!((store.kept.lock().unwrap().len(), shelf.kept().tools.bytes), (0, 0));
+        assert_eq!((*store.changes.lock().unwrap(), shelf.stats.retained_refused.get()), (5, 3));
+    }
+
+    #[test]
+    fn long_answers_come_in_pages_without_holes() {
+        let (store, now) = (Arc::new(Store::default()), clock::now());
+        let shelf = Shelf::load(
+            store,
+            Room { topics: 5_000, bytes: 100_000_000 },
+            Arc::new(Stats::new(clock::now())),
+        );
+        let expected: Vec<_> = (0..5_000).map(|n| format!("apps/{n:04}")).collect();
+        for topic in &expected {
+            shelf.keep(&said(topic, &[7; 50]), now).unwrap();
+        }
+        assert_eq!(topics(&shelf, "apps/+"), expected);
+        assert_eq!(topics(&shelf, "apps/4999"), expected[4_999..]);
+    }
+}

@@ -190,7 +190,7 @@ mod tests {
         let outlet = sessions.open(&node, clock::now()).unwrap();
         let drained = |payload: &[u8]| {
             for _ in 0..2 * QUEUE {
-                sessions.deliver(Parcel::new(Topic::Down(node.clone(), Down::Ack), "t", payload));
+                sessions.deliver(Parcel::new(Topic::Down(node.clone(), Down::Ack), "t", payload, 1));
             }
             std::iter::from_fn(|| outlet.pop()).count()
         };

@@ -233,7 +233,8 @@ mod tests {
     }
 
     fn chunk(bytes: usize) -> Chunk {
-        let mut chunk = Chunk { bytes: Vec::with_capacity(bytes), ..Chunk::default() };
+        let mut chunk = Chunk::default();
+        chunk.bytes.reserve_exact(bytes);
         chunk.push(Version::V4, &Forward { topic: b"t", ..Forward::default() }, clock::now);
         chunk
     }

@@ -143,7 +143,10 @@ impl Transport {
             Some(Tls::Due(_) | Tls::Over) => return Err(Unsealable),
             Some(Tls::Begun(begun)) => {
                 let room = plain.len() + OVERHEAD * (plain.len() / RECORD + 1);
-                begun.write(sealed, room, |traffic, out| traffic.encrypt(plain, out))?;
+                if begun.write(sealed, room, |traffic, out| traffic.encrypt(plain, out)).is_err() {
+                    self.tls = Some(Tls::Over);
+                    return Err(Unsealable);
+                }
             }
         }
         Ok(())
@@ -213,9 +216,10 @@ impl Begun {
         got
     }
 
-    /// Fetches the alert that an error left behind.
+    /// Fetches the alert that an error left behind. Asked twice, rustls would look at the same bytes again, and panic
+    /// over its second alert.
     fn alert(&mut self, rest: &mut [u8], answer: &mut Vec<u8>) {
-        while let UnbufferedStatus { state: Ok(ConnectionState::EncodeTlsData(mut data)), .. } =
+        if let UnbufferedStatus { state: Ok(ConnectionState::EncodeTlsData(mut data)), .. } =
             self.connection.process_tls_records(rest)
         {
             append(answer, |out| data.encode(out));

@@ -384,26 +384,82 @@ mod tests {
 
     use super::*;
     use crate::{
-        gate::{session::tool::ToolKey, wire::Version},
+        Credentials, Directory, Refusal, Verdict,
+        gate::{
+            retained::Room,
+            session::{Listen, tool::ToolKey},
+            wire::{Ask, Replay, Version},
+        },
+        router::{pipe::Carry, saying::Saying},
         stats::Stats,
     };
 
-    fn letter(topic: &'static str, payload: &'static [u8], offset: u64) -> Letter {
-        Letter {
-            topic: Bytes::from_static(topic.as_bytes()),
-            payload: Bytes::from_static(payload),
-            offset: Some(offset),
+    struct Hub;
+
+    impl Directory for Hub {
+        fn authenticate(&self, _: &Credentials<'_>) -> Verdict {
+            Err(Refusal::Banned).into()
         }
+
+        fn retained(&self, _: &str, visit: &mut dyn FnMut(&str, &[u8]) -> ControlFlow<()>) {
+            for node in ["a", "b", "c"] {
+                if visit(&format!("fleet/v1/hub/node/{node}"), node.as_bytes()).is_break() {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// As a parcel carries it, published at QoS 1.
+    fn letter(topic: &'static str, payload: &[u8], offset: u64) -> Letter {
+        let payload = [payload, &[1]].concat().into();
+        Letter { topic: Bytes::from_static(topic.as_bytes()), payload, offset: Some(offset) }
+    }
+
+    fn spoken(said: &Said<'_>, offset: u64) -> Letter {
+        let (topic, payload) = Saying::new(said).carried();
+        Letter { topic, payload, offset: Some(offset) }
+    }
+
+    fn ask(filter: &str, qos: u8) -> Ask<'_> {
+        Ask { filter, qos, no_local: false, as_published: false, replay: Replay::Always }
+    }
+
+    fn listen(asks: &[(Ask<'_>, Option<u32>)]) -> Listen {
+        let mut subs = Subs::default();
+        asks.iter().for_each(|(ask, identifier)| subs.insert(Sub::new(ask, *identifier)));
+        let replay = asks.iter().map(|(ask, identifier)| Sub::new(ask, *identifier)).collect();
+        Listen { subs: Arc::new(subs), replay }
+    }
+
+    struct Place {
+        stats: Arc<Stats>,
+        tools: Tools,
+        shelf: Shelf,
+        outlet: Arc<Outlet>,
+    }
+
+    fn place(version: Version, packet_max: u32) -> Place {
+        let stats = Arc::new(Stats::new(clock::now()));
+        let tools = Tools::new(4, 1_000_000, stats.clone());
+        let shelf = Shelf::load(Arc::new(Hub), Room { topics: 100, bytes: 1_000_000 }, stats.clone());
+        let key = ToolKey { user: "grafana".into(), client_id: "g".into() };
+        let outlet = tools.open(key, version, packet_max).unwrap();
+        Place { stats, tools, shelf, outlet }
+    }
+
+    fn packet(version: Version, packet: &Forward<'_>) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        packet.write(&mut bytes, version);
+        bytes
     }
 
     #[test]
     fn an_ear_copies_what_matches_counts_what_does_not_fit_and_notices_a_jump_in_any_log() {
-        let stats = Arc::new(Stats::new(clock::now()));
-        let tools = Tools::new(4, 1_000_000, stats.clone());
-        let key = ToolKey { user: "grafana".into(), client_id: "g".into() };
-        let outlet = tools.open(key, Version::V4, 60).unwrap();
-        tools.listen(&outlet, vec!["fleet/v1/+/up/event".into(), "fleet/v1/hub/#".into()]);
-        let mut ear = Ear { outlet: &outlet, tools: &tools, next: [None; 3], packets: Vec::new() };
+        let Place { stats, tools, shelf, outlet } = place(Version::V4, 60);
+        let filters = [(ask("fleet/v1/+/up/event", 1), None), (ask("fleet/v1/hub/#", 0), None)];
+        tools.listen(&outlet, listen(&filters));
+        let mut ear = Ear::new(&outlet, &tools, &shelf);
         let (event, news) = ("fleet/v1/a/up/event", "fleet/v1/hub/rollout/r");
         let said = [
             letter(event, b"1", 700),
@@ -412,14 +468,73 @@ mod tests {
             letter(event, &[0; 60], 702),
         ];
         assert_eq!(ear.pass_on(&said), Ok(()));
-        let mut packets = Vec::new();
-        encode::publish(&mut packets, Version::V4, event.as_bytes(), b"1", 0, 0);
-        encode::publish(&mut packets, Version::V4, news.as_bytes(), b"3", 0, 0);
-        assert_eq!((tools.pop(&outlet), tools.pop(&outlet)), (Some(packets), None));
+        let event_packet = Forward { topic: event.as_bytes(), payload: b"1", qos: 1, ..Forward::default() };
+        let news_packet = Forward { topic: news.as_bytes(), payload: b"3", ..Forward::default() };
+        let packets = [event_packet, news_packet].map(|it| packet(Version::V4, &it)).concat();
+        assert_eq!(tools.pop(&outlet).map(|chunk| chunk.bytes), Some(packets));
+        assert_eq!(tools.pop(&outlet), None);
         assert_eq!((stats.tool_messages.get(), stats.tool_skipped.get()), (2, 1));
         assert_eq!(ear.pass_on(&[letter(news, b"", 6), letter(event, b"", 703)]), Ok(()));
         assert_eq!(ear.pass_on(&[letter(event, b"", 705)]), Err(Deaf::Lapped));
         outlet.cut(Cut::Slow);
         assert_eq!(ear.pass_on(&[]), Err(Deaf::Ended));
+    }
+
+    #[test]
+    fn what_tools_say_is_passed_on_with_all_that_belongs_to_it_but_not_to_who_wants_none_of_its_own() {
+        let Place { tools, shelf, outlet, .. } = place(Version::V5, u32::MAX);
+        let no_local = Ask { no_local: true, ..ask("apps/#", 1) };
+        tools.listen(&outlet, listen(&[(no_local, Some(7))]));
+        let mut ear = Ear::new(&outlet, &tools, &shelf);
+        let own = Said {
+            topic: "apps/a",
+            payload: b"x",
+            qos: 1,
+            retain: true,
+            expiry: Some(60),
+            properties: &[0x01, 1],
+            sender: Some(("grafana", "g")),
+        };
+        let other = Said { sender: Some(("grafana", "other")), ..own };
+        assert_eq!(ear.pass_on(&[spoken(&own, 0), spoken(&other, 1)]), Ok(()));
+        let expected = Forward {
+            topic: b"apps/a",
+            payload: b"x",
+            qos: 1,
+            retain: false,
+            id: 0,
+            expiry: Some(60),
+            subscriptions: &[7],
+            properties: &[0x01, 1],
+        };
+        let chunk = tools.pop(&outlet).unwrap();
+        assert_eq!(chunk.bytes, packet(Version::V5, &expected));
+    }
+
+    #[test]
+    fn a_subscription_is_answered_with_what_is_retained_of_the_hub_and_of_tools() {
+        let Place { tools, shelf, outlet, .. } = place(Version::V5, u32::MAX);
+        let kept = |topic, qos| Said {
+            topic,
+            payload: b"kept",
+            qos,
+            retain: true,
+            expiry: None,
+            properties: &[],
+            sender: Some(("nodered", "n")),
+        };
+        assert_eq!(shelf.keep(&kept("apps/b", 0), clock::now()), Ok(()));
+        assert_eq!(shelf.keep(&kept("other", 1), clock::now()), Ok(()));
+        tools.listen(&outlet, listen(&[(ask("+/v1/hub/node/b", 1), None), (ask("apps/#", 1), Some(300))]));
+        let mut ear = Ear::new(&outlet, &tools, &shelf);
+        let (_, replay) = outlet.wanted().unwrap();
+        assert!(outlet.wanted().unwrap().1.is_empty(), "taken once");
+        replay.iter().for_each(|sub| assert_eq!(ear.answer(sub), Ok(())));
+        let hub = Forward { topic: b"fleet/v1/hub/node/b", payload: b"b", qos: 1, retain: true, ..Forward::default() };
+        let tool = Forward { topic: b"apps/b", payload: b"kept", retain: true, subscriptions: &[300], ..Forward::default() };
+        for expected in [hub, tool] {
+            assert_eq!(tools.pop(&outlet).unwrap().bytes, packet(Version::V5, &expected));
+        }
+        assert_eq!(tools.pop(&outlet), None);
     }
 }
