@@ -6,6 +6,7 @@
 //! error the value is dead: open a new one on the same file.
 
 mod accept;
+mod commands;
 mod evict;
 mod receive;
 mod send;
@@ -27,7 +28,9 @@ use redb::StorageBackend;
 
 pub use crate::store::outbox::Error;
 pub use accept::{Submission, SubmitError};
+pub use commands::Judge;
 
+use self::commands::Commands;
 use crate::{
     core::{
         Now,
@@ -196,6 +199,7 @@ pub struct Uplink {
     last_ack: Option<Duration>,
     lost: u64,
     damaged_rows: u64,
+    commands: Commands,
     // Stamps of the latest batch and of the latest birth or heartbeat. A batch that a heartbeat does not know is
     // stamped later than it, so that the hub can order them whatever the network does.
     sealed_up_ms: u64,
@@ -244,6 +248,7 @@ impl Uplink {
             last_ack: None,
             lost: 0,
             damaged_rows: found.damaged_rows,
+            commands: Commands::new(found.commands),
             sealed_up_ms: 0,
             said_up_ms: 0,
         })
@@ -371,7 +376,7 @@ impl Uplink {
             lanes,
             partial,
             pending: self.pending(),
-            commands: None,
+            commands: self.held_ids(),
             config: None,
         };
         Outgoing {
@@ -417,6 +422,7 @@ impl Uplink {
         self.marks_due = None;
         self.outbox.apply(&staged)?;
         self.fresh.clear();
+        self.commands.committed();
         Ok(())
     }
 

@@ -1,7 +1,9 @@
-//! What the agent decides, as values: windows, credit, eviction. Reads no clock, touches no disk or socket.
+//! What the agent decides, as values: windows, credit, eviction, the command
+//! queues. Reads no clock, touches no disk or socket.
 
 pub mod lanes;
 pub mod now;
+pub mod queue;
 pub mod renewal;
 pub mod share;
 

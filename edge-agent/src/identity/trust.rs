@@ -156,14 +156,11 @@ impl Verifier {
     }
 
     /// The time at which the chain is judged: no earlier than any of it begins, for nobody is refused for being too
-    /// early, and no earlier than what is surely past.
+    /// early, and no earlier than what is surely past. What begins after the leaf has ended cannot be of its chain.
     fn judged_at_ms(&self, leaf: &Certificate, shown: &[CertificateDer<'_>]) -> i64 {
-        let begins = shown.iter().filter_map(|der| Certificate::from_der(der.clone().into_owned()).ok());
-        begins
-            .map(|certificate| certificate.not_before_ms)
-            .chain([leaf.not_before_ms, self.bound.ms()])
-            .max()
-            .unwrap_or(0)
+        let shown = shown.iter().filter_map(|der| Certificate::from_der(der.clone().into_owned()).ok());
+        let begins = shown.map(|other| other.not_before_ms).filter(|begins| *begins <= leaf.not_after_ms);
+        begins.chain([leaf.not_before_ms, self.bound.ms()]).max().unwrap_or(0)
     }
 }
 

@@ -1,5 +1,6 @@
 //! The agent's disk: the only room that names redb.
 
+pub mod commands;
 mod fresh;
 pub mod outbox;
 pub mod rows;

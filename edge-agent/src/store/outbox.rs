@@ -5,14 +5,18 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use fleet_schemas::{Lane, StreamId, telemetry::Sample};
+use fleet_schemas::{CommandId, Lane, StreamId, telemetry::Sample};
 use redb::{Database, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition};
 
 use super::{
+    commands::{self, FoundCommands},
     fresh::Fresh,
     rows::{self, Held},
 };
-use crate::core::lanes::{Lanes, Stream, StreamNo};
+use crate::core::{
+    lanes::{Lanes, Stream, StreamNo},
+    queue::{self, Over},
+};
 
 /// Format of the file; a newer one is refused by name.
 pub const FORMAT: u64 = 1;
@@ -53,7 +57,7 @@ impl<E: Into<redb::Error>> From<E> for Error {
 }
 
 /// One change of the file. A list of them is one transaction.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Write {
     /// Samples that were accepted together.
     Rows {
@@ -114,6 +118,13 @@ pub enum Write {
     },
     /// The count of sessions.
     Epoch(u64),
+    /// A command changed, or is over.
+    Command(queue::Change),
+    /// The oldest result of those that may be forgotten early, or of the others, is forgotten.
+    ForgetResult {
+        /// Which of the two.
+        harmless: bool,
+    },
 }
 
 impl Write {
@@ -140,6 +151,8 @@ pub struct Found {
     pub epoch: u64,
     /// Rows that were damaged: their samples are gone, how many nobody knows.
     pub damaged_rows: u64,
+    /// The commands.
+    pub commands: FoundCommands,
 }
 
 /// The open file.
@@ -209,11 +222,29 @@ impl Outbox {
                         }
                     }
                     Write::Epoch(epoch) => drop(write.open_table(META)?.insert("epoch", epoch)?),
+                    Write::Command(change) => commands::apply(&write, change)?,
+                    Write::ForgetResult { harmless } => commands::forget(&write, *harmless)?,
                 }
             }
         }
         write.commit()?;
         Ok(())
+    }
+
+    /// What is remembered of a command that is over.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn result(&self, id: CommandId) -> Result<Option<Over>, Error> {
+        commands::result(&self.db.begin_read()?, id)
+    }
+
+    /// The oldest remembered result of those that may be forgotten early, or of the others.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn oldest_result(&self, harmless: bool) -> Result<Option<Over>, Error> {
+        commands::oldest(&self.db.begin_read()?, harmless)
     }
 
     /// The held batch at or after `seq`, with its number; `Err` inside when it is damaged.
@@ -310,5 +341,6 @@ fn find(write: &redb::WriteTransaction) -> Result<Found, Error> {
             Err(rows::Damaged) => found.damaged_rows += 1,
         }
     }
+    found.commands = commands::find(write)?;
     Ok(found)
 }

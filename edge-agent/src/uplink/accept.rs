@@ -8,6 +8,7 @@ use fleet_schemas::{
     limits,
     telemetry::{Builder, Sample},
 };
+use serde::Serialize;
 
 use super::{Error, Uplink};
 use crate::{
@@ -18,9 +19,9 @@ use crate::{
     },
 };
 
-/// Plain bytes after which a batch of events is closed: with the envelope it stays below the packet limit even if
-/// nothing compresses.
-const EVENT_BODY_BYTES: usize =
+/// Plain bytes after which a batch of events or reports is closed: with the envelope it stays below the packet limit
+/// even if nothing compresses.
+const RECORD_BODY_BYTES: usize =
     limits::PACKET_BYTES - limits::EVENT_DATA_BYTES - limits::EVENT_MESSAGE_BYTES - 4096;
 /// Room for topic and MQTT header beside a payload.
 const PACKET_MARGIN: usize = 1024;
@@ -83,9 +84,7 @@ impl Uplink {
             self.stage_rows(samples);
             self.seal_due = self.seal_due.min(now.up + self.config.prompt);
         }
-        if !events.is_empty() {
-            self.seal_events(&events, now);
-        }
+        self.seal_records(Lane::Event, &events, now);
         if !self.staged.is_empty() {
             self.stage_lazy();
             self.commit()?;
@@ -165,17 +164,18 @@ impl Uplink {
         }
     }
 
-    fn seal_events(&mut self, events: &[Event], now: Now) {
-        let mut rest = events;
+    /// Seals events or reports at once, in as many batches as packets are needed.
+    pub(super) fn seal_records<T: Serialize>(&mut self, lane: Lane, records: &[T], now: Now) {
+        let mut rest = records;
         while !rest.is_empty() {
             let mut bytes = 0;
-            let fits = |event: &&Event| {
-                bytes += cbor::encode(event).len();
-                bytes <= EVENT_BODY_BYTES
+            let fits = |record: &&T| {
+                bytes += cbor::encode(record).len();
+                bytes <= RECORD_BODY_BYTES
             };
             let len = rest.iter().take_while(fits).count().clamp(1, limits::BATCH_RECORDS);
             let (batch, others) = rest.split_at(len);
-            self.stage_batch(Lane::Event, batch.len() as u64, cbor::encode(&batch), None, now);
+            self.stage_batch(lane, batch.len() as u64, cbor::encode(&batch), None, now);
             rest = others;
         }
     }

@@ -33,6 +33,7 @@ impl Uplink {
             self.sweep_due = now.up + SWEEP;
             let keep_ms = i64::try_from(self.config.keep.as_millis()).unwrap_or(i64::MAX);
             self.evict_acked(0, now.wall_ms.saturating_sub(keep_ms))?;
+            self.forget_results(now)?;
         }
         if self.used_bytes() >= self.config.quota_bytes {
             // A twentieth at once, so that a full outbox does not write a tombstone with every sample.

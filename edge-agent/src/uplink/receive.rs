@@ -5,6 +5,7 @@ use fleet_schemas::{
     ack::{Ack, Verdict},
     batch::{Batch, Envelope, Lost},
     cbor,
+    command::Orders,
     topic::Down,
 };
 use sha2::{Digest as _, Sha256};
@@ -30,8 +31,13 @@ impl Uplink {
                     None => Ok(()),
                 }
             }
-            // This build has no command queue and no configuration document yet; the hub sends neither.
-            Down::Command | Down::Config => Ok(()),
+            Down::Command => {
+                let orders: Option<Orders> =
+                    self.unpacker.unpack(payload).ok().and_then(|plain| cbor::decode(plain).ok());
+                orders.map_or(Ok(()), |orders| self.take_orders(&orders, now))
+            }
+            // This build has no configuration document yet; the hub sends none.
+            Down::Config => Ok(()),
         }
     }
 
@@ -48,6 +54,7 @@ impl Uplink {
         self.hub_offset_ms = Some(ack.hub_ms.saturating_sub(now.wall_ms));
         self.hub_ms = Some(ack.hub_ms);
         self.last_ack = Some(now.up);
+        self.hear(ack.hub_ms, now);
         for (lane, acks) in &ack.lanes {
             for stream in acks {
                 let moved = self.lanes.get_mut(*lane).acked(stream, ack.birth);

@@ -30,10 +30,13 @@ impl Uplink {
         }
         self.make_room(now)?;
         self.seal_if_due(now);
+        self.advance(now);
         let mut outgoing = Vec::new();
         self.choose(now, &mut outgoing)?;
         if !self.staged.is_empty() || self.marks_due.is_some_and(|due| due <= now.up) {
             self.commit()?;
+        } else {
+            self.commands.committed();
         }
         // After the choice and the commit, so that it tells what is on disk.
         let hello = self.hello(now);
@@ -47,6 +50,7 @@ impl Uplink {
         let mut due = vec![self.sweep_due];
         due.extend(waiting.then_some(self.seal_due));
         due.extend(self.marks_due);
+        due.extend(self.commands.due());
         if let Some(session) = &self.session {
             due.push(session.heartbeat_due);
             due.extend((!session.answered).then_some(session.birth_due));

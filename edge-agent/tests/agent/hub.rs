@@ -9,7 +9,7 @@ use std::{
 };
 
 use fleet_broker::{Broker, Credentials, Directory, Identity, Link, Refusal};
-use fleet_edge_agent::{config::Config, run::Handle};
+use fleet_edge_agent::{clock::Clock, config::Config, run::Handle};
 use fleet_schemas::{
     Lane, NodeId, SessionId, StoreId, StreamId, Topic, VERSION,
     ack::{Ack, StreamAck, Verdict},
@@ -44,8 +44,8 @@ enum Said {
 }
 
 /// A hub reduced to its broker and the rule of the ledger: what is next is marked and acked.
-struct Hub {
-    broker: Option<Broker>,
+pub(crate) struct Hub {
+    pub(crate) broker: Option<Broker>,
     said: mpsc::Receiver<Said>,
     consumer: Option<thread::JoinHandle<()>>,
     quit: Arc<std::sync::atomic::AtomicBool>,
@@ -54,9 +54,13 @@ struct Hub {
 
 impl Hub {
     fn start(address: &str, acks: bool) -> Self {
-        let config =
-            fleet_broker::Config { mqtt: address.parse().unwrap(), gate_threads: 1, ..Default::default() };
-        let (broker, link) = Broker::start(config, Arc::new(Fleet)).unwrap();
+        let config = fleet_broker::Config { mqtt: address.parse().unwrap(), ..Default::default() };
+        Self::serve(config, Arc::new(Fleet), acks)
+    }
+
+    pub(crate) fn serve(config: fleet_broker::Config, directory: Arc<dyn Directory>, acks: bool) -> Self {
+        let config = fleet_broker::Config { gate_threads: 1, ..config };
+        let (broker, link) = Broker::start(config, directory).unwrap();
         let (says, said) = mpsc::channel();
         let quit = Arc::new(std::sync::atomic::AtomicBool::new(false));
         let quitting = quit.clone();
@@ -75,7 +79,7 @@ impl Hub {
         }
     }
 
-    fn birth(&self) -> Birth {
+    pub(crate) fn birth(&self) -> Birth {
         self.hear("a birth", |said| match said {
             Said::Birth(birth) => Some(*birth),
             Said::Death(_) | Said::Heartbeat(_) | Said::Batch(..) => None,
@@ -152,7 +156,7 @@ fn consume(mut link: Link, says: &mpsc::Sender<Said>, acks: bool, quit: &std::sy
                     store_id: StoreId([9; 16]),
                     session: sessions[&node],
                     birth: matches!(said, Said::Birth(_)),
-                    hub_ms: 1_790_000_000_000,
+                    hub_ms: Clock::new(Default::default()).now().wall_ms,
                     credit: 8,
                     lanes,
                 };

@@ -7,7 +7,10 @@
 mod drivers;
 mod edge_api;
 mod hub;
+mod identity;
+mod join;
 mod process;
+mod site;
 
 use std::{fmt::Debug, os::unix::fs::PermissionsExt as _, path::Path, time::Duration};
 

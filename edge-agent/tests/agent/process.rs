@@ -14,12 +14,12 @@ use tokio::time;
 
 use crate::{post, until};
 
-const BINARY: &str = env!("CARGO_BIN_EXE_fleet-agent");
+pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_fleet-agent");
 
 /// A running agent; killed when a test fails.
-struct Process {
-    child: Child,
-    api: SocketAddr,
+pub(crate) struct Process {
+    pub(crate) child: Child,
+    pub(crate) api: SocketAddr,
 }
 
 impl Drop for Process {
@@ -31,7 +31,7 @@ impl Drop for Process {
 
 impl Process {
     /// Starts it, and reads from its log where it listens.
-    fn start(mut command: Command) -> Self {
+    pub(crate) fn start(mut command: Command) -> Self {
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let mut log = BufReader::new(child.stderr.take().unwrap());
         let mut line = String::new();
@@ -52,7 +52,7 @@ impl Process {
     }
 
     /// Sends a signal; the exit code, which must come within 5 s.
-    async fn end(&mut self, signal: Signal) -> Option<i32> {
+    pub(crate) async fn end(&mut self, signal: Signal) -> Option<i32> {
         kill_process(self.pid(), signal).unwrap();
         let ended = async {
             loop {
@@ -66,7 +66,7 @@ impl Process {
     }
 }
 
-fn command(data: &Path, verb: &str) -> Command {
+pub(crate) fn command(data: &Path, verb: &str) -> Command {
     let mut command = Command::new(BINARY);
     command.arg(verb).arg("--data").arg(data).env_clear();
     command
@@ -79,7 +79,7 @@ fn run(data: &Path) -> Command {
 }
 
 /// A verb that ends by itself: exit code, output, errors.
-fn ask(command: &mut Command) -> (i32, String, String) {
+pub(crate) fn ask(command: &mut Command) -> (i32, String, String) {
     let Output { status, stdout, stderr } = command.output().unwrap();
     (status.code().unwrap(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
 }

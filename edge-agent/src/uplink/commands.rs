@@ -1,0 +1,402 @@
+//! The command queues joined to the outbox: a state and its report are one transaction, and nothing acts before it.
+//!
+//! What may begin comes out of [`Uplink::acts`]; whoever runs it says what became of it by [`Uplink::output`] and
+//! [`Uplink::finished`]. Without a [`Judge`] the agent takes no commands.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use ciborium::Value;
+use fleet_schemas::{
+    CommandId, Lane, MetricName,
+    batch::Clock,
+    command::{Orders, Reason, State},
+    event::{Event, Severity},
+};
+
+use super::{Error, Uplink};
+use crate::{
+    core::{
+        Now,
+        lanes::Stream,
+        queue::{
+            self, Act, Ask, Change, Effects, End, Held, LocalReport, Note, Over, Queues, REMEMBER,
+            REMEMBER_AT_LEAST, REMEMBERED, Take, Time, View, reason,
+        },
+    },
+    store::{commands::FoundCommands, outbox::Write},
+};
+
+/// Longest that a message of the hub is believed to have been under way: a connection that is slower is dead.
+const UNDER_WAY: Duration = Duration::from_secs(60);
+/// Results that are forgotten in one go: bounds the transaction.
+const FORGET_AT_ONCE: usize = 1_000;
+
+/// Knows what this node does: asked for every new command, so that what is not done is refused at once.
+pub trait Judge: Send + Sync {
+    /// Whether the node would do this.
+    ///
+    /// # Errors
+    /// Why not, and what to do about it.
+    fn judge(&self, kind: &MetricName, params: &Value) -> Result<(), Reason>;
+}
+
+/// The queues, and what belongs to them beside the outbox.
+pub(super) struct Commands {
+    pub(super) queues: Queues,
+    judge: Option<Arc<dyn Judge>>,
+    // Acts that wait for their transaction, and those that may be done.
+    staged: Vec<Act>,
+    acts: Vec<Act>,
+    // Rows that were damaged, until they are reported.
+    damaged: Vec<CommandId>,
+    // Results remembered: those that may be forgotten early, and the others.
+    harmless: u64,
+    others: u64,
+    // The hub's wall clock, and the time since boot at which it was heard.
+    heard: Option<(i64, Duration)>,
+}
+
+impl Commands {
+    pub(super) fn new(found: FoundCommands) -> Self {
+        let FoundCommands { held, damaged, harmless, others, next_order } = found;
+        Self {
+            queues: Queues::found(held, next_order),
+            judge: None,
+            staged: Vec::new(),
+            acts: Vec::new(),
+            damaged,
+            harmless,
+            others,
+            heard: None,
+        }
+    }
+
+    /// The transaction is on disk.
+    pub(super) fn committed(&mut self) {
+        self.acts.append(&mut self.staged);
+    }
+
+    pub(super) fn due(&self) -> Option<Duration> {
+        self.judge.as_ref()?;
+        self.queues.due()
+    }
+}
+
+impl Uplink {
+    /// From now on commands are taken. `alive` are those that this process runs although the file was opened anew;
+    /// other runs found in it are broken off.
+    pub fn take_commands(&mut self, judge: Arc<dyn Judge>, alive: &BTreeSet<CommandId>) {
+        self.commands.judge = Some(judge);
+        self.commands.queues.claim(alive);
+    }
+
+    /// What the runner has to do now. All of it is on disk.
+    pub fn acts(&mut self) -> Vec<Act> {
+        std::mem::take(&mut self.commands.acts)
+    }
+
+    /// Takes the hub's orders. Those of another session are ignored: the hub says them again.
+    ///
+    /// # Errors
+    /// [`Error`]: nothing of it is taken, and the value is dead.
+    pub fn take_orders(&mut self, orders: &Orders, now: Now) -> Result<(), Error> {
+        let Some(judge) = self.commands.judge.clone() else { return Ok(()) };
+        if self.session.as_ref().is_none_or(|session| session.id != orders.session) {
+            return Ok(());
+        }
+        let age = self.age(orders.hub_ms, now);
+        self.hear(orders.hub_ms, now);
+        let view = self.view(orders, judge.as_ref(), age, now)?;
+        let time = self.time(now);
+        let effects = self.commands.queues.take_orders(orders, &view, &time);
+        self.carry_out(effects, now);
+        self.advance(now);
+        self.commit_staged()
+    }
+
+    /// Takes a command of a program on the node; it is on disk when it says `Ok(Ok(()))`.
+    ///
+    /// # Errors
+    /// [`Error`]; inside, why the command is not taken.
+    pub fn ask(&mut self, ask: Ask, now: Now) -> Result<Result<(), Reason>, Error> {
+        let Some(judge) = self.commands.judge.clone() else {
+            return Ok(Err(reason("no_commands", "this agent takes no commands", false)));
+        };
+        if let Err(reason) = judge.judge(&ask.kind, &ask.params) {
+            return Ok(Err(reason));
+        }
+        match self.commands.queues.ask(ask, &self.time(now)) {
+            Ok(effects) => {
+                self.carry_out(effects, now);
+                self.advance(now);
+                self.commit_staged().map(Ok)
+            }
+            Err(reason) => Ok(Err(reason)),
+        }
+    }
+
+    /// A run said more. Written with whatever is written next.
+    pub fn output(&mut self, id: CommandId, bytes: &[u8], now: Now) {
+        let room = self.used_bytes() < self.config.quota_bytes;
+        let effects = self.commands.queues.output(id, bytes, room, &self.time(now));
+        self.carry_out(effects, now);
+    }
+
+    /// A run ended. `false`: it was over already, and its end is not news.
+    ///
+    /// # Errors
+    /// [`Error`]: say it again to the uplink that takes this one's place.
+    pub fn finished(&mut self, id: CommandId, end: End, now: Now) -> Result<bool, Error> {
+        let Some(effects) = self.commands.queues.finish(id, end, &self.time(now)) else { return Ok(false) };
+        self.carry_out(effects, now);
+        self.advance(now);
+        self.commit_staged().map(|()| true)
+    }
+
+    /// Gives an app on the node the oldest command that it can do.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn take_local(&mut self, take: &Take, now: Now) -> Result<Option<queue::Command>, Error> {
+        self.advance(now);
+        let taken = self.commands.queues.take_local(take, &self.time(now));
+        let command = taken.map(|(command, effects)| {
+            self.carry_out(effects, now);
+            command
+        });
+        self.commit_staged().map(|()| command)
+    }
+
+    /// An app wants more time for what it took. `false`: it does not have it any more.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn extend_local(&mut self, id: CommandId, lease: Duration, now: Now) -> Result<bool, Error> {
+        let effects = self.commands.queues.extend_local(id, lease, &self.time(now));
+        self.carry_out_some(effects, now)
+    }
+
+    /// An app is done with what it took. `false`: it does not have it any more.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn report_local(&mut self, id: CommandId, said: LocalReport, now: Now) -> Result<bool, Error> {
+        let room = self.used_bytes() < self.config.quota_bytes;
+        let effects = self.commands.queues.report_local(id, said, room, &self.time(now));
+        self.carry_out_some(effects, now)
+    }
+
+    /// What is held, in the order in which it came.
+    #[must_use]
+    pub fn held_commands(&self) -> Vec<Held> {
+        let mut held: Vec<_> = self.commands.queues.held().cloned().collect();
+        held.sort_by_key(|held| held.arrival);
+        held
+    }
+
+    /// One command that is held.
+    #[must_use]
+    pub fn held_command(&self, id: CommandId) -> Option<&Held> {
+        self.commands.queues.get(id)
+    }
+
+    /// One command that is over and remembered.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn over_command(&self, id: CommandId) -> Result<Option<Over>, Error> {
+        self.outbox.result(id)
+    }
+
+    /// The hub told its time.
+    pub(super) fn hear(&mut self, hub_ms: i64, now: Now) {
+        self.commands.heard = Some((hub_ms, now.up));
+        self.commands.queues.stir();
+    }
+
+    /// What a birth says: the hub's commands that are not over.
+    pub(super) fn held_ids(&self) -> Option<Vec<CommandId>> {
+        self.commands.judge.as_ref()?;
+        let ours = self.commands.queues.held().filter(|held| held.command.origin == queue::Origin::Hub);
+        Some(ours.map(|held| held.command.id).collect())
+    }
+
+    /// Stages what is due in the queues.
+    pub(super) fn advance(&mut self, now: Now) {
+        if self.commands.judge.is_none() {
+            return;
+        }
+        for id in std::mem::take(&mut self.commands.damaged) {
+            self.give_up_damaged(id, now);
+        }
+        let effects = self.commands.queues.advance(&self.time(now));
+        self.carry_out(effects, now);
+    }
+
+    /// Forgets results that are old, or too many.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub(super) fn forget_results(&mut self, now: Now) -> Result<(), Error> {
+        if self.commands.judge.is_none() {
+            return Ok(());
+        }
+        let true_ms = self.time(now).true_ms;
+        for harmless in [true, false] {
+            for _ in 0..FORGET_AT_ONCE {
+                let total = self.commands.harmless + self.commands.others;
+                let Some(oldest) = self.outbox.oldest_result(harmless)? else { break };
+                let age = |over: &Over| {
+                    let span = true_ms?.saturating_sub(over.true_ms?);
+                    Some(Duration::from_millis(u64::try_from(span).unwrap_or(0)))
+                };
+                let older = |than: Duration| age(&oldest).is_some_and(|age| age > than);
+                let crowded = total > REMEMBERED && (harmless || older(REMEMBER_AT_LEAST));
+                if !crowded && !older(REMEMBER) {
+                    break;
+                }
+                // One at a time: the next oldest is known only when this one is gone.
+                self.staged.push(Write::ForgetResult { harmless });
+                *(if harmless { &mut self.commands.harmless } else { &mut self.commands.others }) -= 1;
+                self.commit()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn carry_out_some(&mut self, effects: Option<Effects>, now: Now) -> Result<bool, Error> {
+        let Some(effects) = effects else { return Ok(false) };
+        self.carry_out(effects, now);
+        self.advance(now);
+        self.commit_staged().map(|()| true)
+    }
+
+    /// Writes what is staged; marks alone can wait.
+    fn commit_staged(&mut self) -> Result<(), Error> {
+        if self.staged.is_empty() {
+            self.commands.committed();
+            return Ok(());
+        }
+        self.commit()
+    }
+
+    /// Stages rows, reports and events; acts wait for the commit.
+    fn carry_out(&mut self, effects: Effects, now: Now) {
+        let Effects { writes, reports, notes, acts } = effects;
+        for change in writes {
+            if let Change::Over(over) = &change
+                && !over.too_late
+            {
+                *(if over.harmless { &mut self.commands.harmless } else { &mut self.commands.others }) += 1;
+            }
+            self.staged.push(Write::Command(change));
+        }
+        self.seal_records(Lane::Command, &reports, now);
+        let events: Vec<_> = notes.into_iter().map(|note| event(note, now)).collect();
+        self.seal_records(Lane::Event, &events, now);
+        self.commands.staged.extend(acts);
+    }
+
+    /// A command whose row is damaged: it may have run.
+    fn give_up_damaged(&mut self, id: CommandId, now: Now) {
+        let message = "the node's record of it is damaged; check its storage";
+        let over = Over {
+            id,
+            kind: None,
+            state: State::Failed,
+            time_ms: now.wall_ms,
+            true_ms: self.time(now).true_ms,
+            reason: Some(reason("agent_state_lost", message, true)),
+            exit_code: None,
+            result: None,
+            output: Vec::new(),
+            origin: queue::Origin::Hub,
+            too_late: false,
+            harmless: false,
+            order: 0,
+        };
+        let effects = self.commands.queues.give_up(over);
+        self.carry_out(effects, now);
+    }
+
+    fn view(&self, orders: &Orders, judge: &dyn Judge, age: Duration, now: Now) -> Result<View, Error> {
+        let mut view = View { age, drained: self.is_drained(), room: self.has_room(now)?, ..View::default() };
+        let offered = orders.offers.iter().map(|offer| offer.id);
+        for id in offered.chain(orders.cancels.iter().copied()) {
+            if self.commands.queues.get(id).is_none()
+                && let Some(over) = self.outbox.result(id)?
+            {
+                view.known.insert(id, over);
+            }
+        }
+        for offer in &orders.offers {
+            let new = self.commands.queues.get(offer.id).is_none() && !view.known.contains_key(&offer.id);
+            if new && let Err(reason) = judge.judge(&offer.kind, &offer.params) {
+                view.refused.insert(offer.id, reason);
+            }
+        }
+        Ok(view)
+    }
+
+    fn is_drained(&self) -> bool {
+        self.lanes.get(Lane::Command).streams.values().all(Stream::is_drained)
+    }
+
+    /// Whether one more result can be remembered without forgetting one too early.
+    fn has_room(&self, now: Now) -> Result<bool, Error> {
+        if self.commands.others < REMEMBERED {
+            return Ok(true);
+        }
+        let age = |over: Over| self.time(now).true_ms?.checked_sub(over.true_ms?);
+        let least = i64::try_from(REMEMBER_AT_LEAST.as_millis()).unwrap_or(i64::MAX);
+        Ok(self.outbox.oldest_result(false)?.and_then(age).is_some_and(|age| age > least))
+    }
+
+    fn time(&self, now: Now) -> Time {
+        let synced = (now.clock == Clock::Synced).then_some(now.wall_ms);
+        let true_ms = self.hub_now(now).or(synced);
+        Time { now, boot: self.profile.boot, true_ms }
+    }
+
+    /// The hub's wall clock by what was heard of it.
+    fn hub_now(&self, now: Now) -> Option<i64> {
+        let (hub_ms, at) = self.commands.heard?;
+        let since = u64::try_from(now.up.saturating_sub(at).as_millis()).unwrap_or(u64::MAX);
+        Some(hub_ms.saturating_add_unsigned(since))
+    }
+
+    /// How long a message of the hub was under way at least.
+    fn age(&self, hub_ms: i64, now: Now) -> Duration {
+        let late = self.hub_now(now).map_or(0, |hub_now| hub_now.saturating_sub(hub_ms));
+        Duration::from_millis(u64::try_from(late).unwrap_or(0)).min(UNDER_WAY)
+    }
+}
+
+fn event(note: Note, now: Now) -> Event {
+    let Note { id, kind, state, reason, exit_code } = note;
+    let severity = if state == State::Succeeded { Severity::Info } else { Severity::Warning };
+    let why = reason.as_ref().map_or(String::new(), |reason| format!(": {}", reason.message));
+    let text = |text: &str| Value::Text(text.to_owned());
+    let mut data = BTreeMap::from([
+        ("id", text(&id.to_string())),
+        ("kind", text(kind.as_str())),
+        ("state", text(state.as_str())),
+    ]);
+    data.extend(reason.map(|reason| ("reason", Value::Text(reason.code))));
+    data.extend(exit_code.map(|code| ("exit_code", Value::from(code))));
+    let mut message = format!("the node's own {kind} command {}{why}", state.as_str());
+    message.truncate(message.floor_char_boundary(fleet_schemas::limits::EVENT_MESSAGE_BYTES));
+    Event {
+        time_ms: now.wall_ms,
+        kind: MetricName::parse("local_command").expect("our kinds are valid"),
+        severity,
+        message,
+        data: Some(Value::Map(data.into_iter().map(|(key, value)| (text(key), value)).collect())),
+        device: None,
+        id: Some(id.to_string()),
+    }
+}
