@@ -23,6 +23,8 @@ mod down;
 mod protocol;
 mod rebuild;
 mod tools;
+mod tools_retained;
+mod tools_talk;
 mod up;
 
 pub(crate) use Version::{V4, V5};
