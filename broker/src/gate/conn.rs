@@ -252,7 +252,9 @@ impl Conn {
     fn cut_deaf(&mut self, now: Instant, effects: &mut Effects) -> bool {
         let (Stage::Open(open), Some(since)) = (&mut self.stage, self.stuck) else { return false };
         let silent = now.saturating_duration_since(since);
-        let deaf = silent >= open.patience || (silent >= DEAF && open.outlet.overflowed());
+        // What it says is not read, because it does not read what it is told: no fault of its keepalive.
+        let unread = !self.paused && self.out.len() >= OUT_READ && now >= open.session.poll_timeout();
+        let deaf = unread || silent >= open.patience || (silent >= DEAF && open.outlet.overflowed());
         if deaf {
             open.session.handle_cut(Cut::Slow, effects);
         }
@@ -444,13 +446,7 @@ impl Drop for Busy {
 
 /// Moves what waits for a session into `effects`, as far as the session takes it and up to a limit; says whether it
 /// stopped at the limit. `unsent` bytes wait for the socket already.
-fn deliver(
-    gate: &Gate,
-    open: &mut Opened,
-    unsent: usize,
-    now: Instant,
-    effects: &mut Effects,
-) -> bool {
+fn deliver(gate: &Gate, open: &mut Opened, unsent: usize, now: Instant, effects: &mut Effects) -> bool {
     let Opened { session, outlet, .. } = open;
     if let Outlet::Tool(outlet) = outlet {
         session.handle_linked(outlet.linked(), effects);
