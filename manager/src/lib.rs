@@ -13,6 +13,7 @@ pub mod consume;
 pub mod core;
 pub mod hub;
 pub mod metrics;
+pub mod pki;
 pub mod run;
 pub mod simulate;
 pub mod store;

@@ -139,8 +139,33 @@ pub struct Enrolment {
     pub barred: Vec<serde_bytes::ByteArray<32>>,
     /// The token it came by.
     pub token: String,
-    /// When it joined, Unix milliseconds.
+    /// When it joined, Unix milliseconds: certificates that are older, and not of the newest key, are another machine's.
     pub since_ms: i64,
+}
+
+/// What a certificate that was shown says of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shown {
+    /// SHA-256 of its public key.
+    pub key: Hash,
+    /// When it was made, Unix milliseconds, whole seconds.
+    pub issued_ms: i64,
+    /// When it ends, Unix milliseconds.
+    pub not_after_ms: i64,
+}
+
+/// A session that has to end, once the change that ends it is committed.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Cut {
+    /// Of a node.
+    Node {
+        /// Which.
+        node: NodeId,
+        /// Why, for the log.
+        why: &'static str,
+    },
+    /// Of a tool: all of them.
+    Tool(String),
 }
 
 /// An issued certificate.
@@ -149,6 +174,8 @@ pub struct Certificate {
     /// X.509, DER.
     #[serde(with = "serde_bytes")]
     pub der: Vec<u8>,
+    /// When it was made, Unix milliseconds, whole seconds.
+    pub issued_ms: i64,
     /// When it ends, Unix milliseconds.
     pub not_after_ms: i64,
     /// SHA-256 of the public key of the CA that signed it.
@@ -182,8 +209,8 @@ pub enum Change {
     Renew {
         /// Which.
         node: NodeId,
-        /// The key of the certificate that it showed.
-        shown: Hash,
+        /// The certificate that it showed.
+        shown: Shown,
         /// The new key.
         key: Hash,
         /// Its certificate.
@@ -297,7 +324,7 @@ pub fn take(
         }
         Change::Enrol(ask) => return enrol::take(identities, fleet, effects, ask, highest, now),
         Change::Renew { node, shown, key, certificate } => {
-            identities.renew(&node, shown, key, certificate, now)?;
+            identities.renew(&node, &shown, key, certificate, now)?;
             Row::Enrolment(node)
         }
         Change::Approve(node) => {
@@ -308,11 +335,13 @@ pub fn take(
         Change::Revoke { node, reason } => {
             identities.revoke(fleet, &node, reason, now)?;
             effects.changed.insert(node.clone());
+            effects.cuts.insert(Cut::Node { node: node.clone(), why: "revoked" });
             Row::Enrolment(node)
         }
         Change::PutAccess(access) => identities.put_access(access)?,
         Change::RemoveAccess(name) => {
             let gone = identities.access.remove(&name);
+            effects.cuts.insert(Cut::Tool(name.clone()));
             gone.map(|_| Row::Access(name.clone())).ok_or_else(|| unknown("access", &name))?
         }
         Change::PutOperator(operator) => identities.put_operator(operator)?,

@@ -155,6 +155,8 @@ pub struct Effects {
     pub changed: BTreeSet<NodeId>,
     /// Rows of who may speak to the hub that are to be written.
     pub identities: BTreeSet<identity::Row>,
+    /// Sessions to end after the commit.
+    pub cuts: BTreeSet<identity::Cut>,
 }
 
 impl Effects {

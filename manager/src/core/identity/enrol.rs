@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq as _;
 
 use super::{
-    Ask, BARRED, Certificate, Enrolment, Hash, Identities, Refused, Row, TOKEN_KEPT_MS, TOKENS, Token,
-    unknown,
+    Ask, BARRED, Certificate, Cut, Enrolment, Hash, Identities, Refused, Row, Shown, TOKEN_KEPT_MS, TOKENS,
+    Token, unknown,
 };
 use crate::core::{
     Now,
@@ -92,32 +92,57 @@ impl Identities {
         if token.approve { Ok(Enrolled::Wait { node, new: true }) } else { Ok(Enrolled::Issue(node)) }
     }
 
-    /// Judges a node's certificate: one of this hub's, of this node, for this key, that ends at `not_after_ms`.
+    /// Judges a certificate of this hub's that says it is this node's.
     ///
-    /// A node that this store does not know is let in: its certificate is the hub's own word, given before a backup
-    /// that this store comes from.
+    /// A node that this store does not know is let in: its certificate is the hub's own word, given after the backup
+    /// that this store comes from. So is a key that was renewed since.
     ///
     /// # Errors
     /// [`Refused`].
-    pub fn admit(&self, node: &NodeId, key: &Hash, not_after_ms: i64, now_ms: i64) -> Result<(), Refused> {
-        self.known(node, key)?;
-        if not_after_ms <= now_ms { Err(Refused::Expired(node.clone())) } else { Ok(()) }
+    pub fn admit(&self, node: &NodeId, shown: &Shown, now_ms: i64) -> Result<(), Refused> {
+        self.known(node, shown)?;
+        if shown.not_after_ms <= now_ms { Err(Refused::Expired(node.clone())) } else { Ok(()) }
     }
 
     /// As [`Identities::admit`], without looking at the time: for renewal.
     ///
     /// # Errors
     /// [`Refused`].
-    pub fn known(&self, node: &NodeId, key: &Hash) -> Result<(), Refused> {
+    pub fn known(&self, node: &NodeId, shown: &Shown) -> Result<(), Refused> {
         let Some(known) = self.enrolments.get(node) else { return Ok(()) };
+        let barred = || known.barred.iter().any(|barred| **barred == shown.key);
         match known.standing {
             Standing::Revoked { .. } => Err(Refused::Revoked(node.clone())),
             Standing::Pending => Err(Refused::Pending(node.clone())),
-            Standing::Enrolled if known.barred.iter().any(|barred| **barred == *key) => {
+            Standing::Enrolled if known.key == shown.key => Ok(()),
+            // Keys are remembered one by one for boards and hubs whose clocks were wrong.
+            Standing::Enrolled if barred() || shown.issued_ms < known.since_ms => {
                 Err(Refused::Replaced(node.clone()))
             }
             Standing::Enrolled => Ok(()),
         }
+    }
+
+    /// Decides on a node that shows a certificate and wants one for another key: the one it was given for that key
+    /// already, or none when it has to be made; [`super::Change::Renew`] decides the same again at its commit.
+    ///
+    /// # Errors
+    /// [`Refused`].
+    pub fn renewal(
+        &self,
+        node: &NodeId,
+        shown: &Shown,
+        key: &Hash,
+        now_ms: i64,
+    ) -> Result<Option<Certificate>, Refused> {
+        self.known(node, shown)?;
+        let Some(known) = self.enrolments.get(node) else { return Ok(None) };
+        if known.barred.iter().any(|barred| **barred == *key) {
+            return Err(Refused::Replaced(node.clone()));
+        }
+        let given =
+            known.certificate.as_ref().filter(|given| known.key == *key && given.not_after_ms > now_ms);
+        Ok(given.cloned())
     }
 
     /// Whether this node may come only with a certificate, or not at all.
@@ -155,6 +180,9 @@ impl Identities {
         if token.replace.is_some() && token.uses != 1 {
             return Err(field("/uses", "a token that replaces a node can be used once"));
         }
+        if self.tokens.contains_key(&token.id) {
+            return Err(RegistryError::Exists { what: "join token", name: token.id });
+        }
         let id = token.id.clone();
         self.tokens.insert(id.clone(), token);
         Ok(Row::Token(id))
@@ -177,21 +205,21 @@ impl Identities {
     pub(super) fn renew(
         &mut self,
         node: &NodeId,
-        shown: Hash,
+        shown: &Shown,
         key: Hash,
         certificate: Certificate,
         now: Now,
     ) -> Result<(), RegistryError> {
-        self.known(node, &shown)?;
-        match self.enrolments.get_mut(node) {
-            Some(known) => {
-                known.key = key;
-                known.certificate = Some(certificate);
-            }
-            None => {
-                drop(self.enrolments.insert(node.clone(), Enrolment::new(key, String::new(), now.wall_ms)))
-            }
+        if self.renewal(node, shown, &key, now.wall_ms)?.is_some() {
+            return Ok(());
         }
+        let known = self.enrolments.entry(node.clone());
+        // A node of after a backup: the certificate that it shows is the oldest that is known to be its own.
+        let known = known.or_insert_with(|| Enrolment::new(key, String::new(), shown.issued_ms));
+        known.key = key;
+        // A hub whose clock was ahead must not hold that against what it issues by the right time.
+        known.since_ms = known.since_ms.min(certificate.issued_ms);
+        known.certificate = Some(certificate);
         Ok(())
     }
 
@@ -229,6 +257,13 @@ impl Identities {
 }
 
 impl Enrolment {
+    /// A node that came with this certificate.
+    #[must_use]
+    pub fn enrolled(key: Hash, certificate: Certificate) -> Self {
+        let since_ms = certificate.issued_ms;
+        Self { certificate: Some(certificate), ..Self::new(key, String::new(), since_ms) }
+    }
+
     fn new(key: Hash, token: String, since_ms: i64) -> Self {
         Self { standing: Standing::Enrolled, key, certificate: None, barred: Vec::new(), token, since_ms }
     }
@@ -236,9 +271,11 @@ impl Enrolment {
     /// Takes another key's place.
     fn replaces(&mut self, old: Self) {
         self.barred = old.barred;
-        if old.key != self.key {
+        if !self.barred.iter().any(|barred| **barred == old.key) {
             self.barred.push(old.key.into());
         }
+        // A machine that was shut out and is let in again with the key it had.
+        self.barred.retain(|barred| **barred != self.key);
         let extra = self.barred.len().saturating_sub(BARRED);
         self.barred.drain(..extra);
     }
@@ -261,9 +298,14 @@ pub(super) fn take(
     };
     let mut enrolment = Enrolment::new(ask.key, ask.token.clone(), now.wall_ms);
     if standing == Standing::Enrolled {
+        enrolment.since_ms = ask.certificate.as_ref().map_or(now.wall_ms, |made| made.issued_ms);
         enrolment.certificate = ask.certificate;
     }
     enrolment.standing = standing;
+    if fleet.nodes.contains_key(&node) {
+        // Whoever spoke under this id did so with another key, or with a mere secret.
+        effects.cuts.insert(Cut::Node { node: node.clone(), why: "another machine has its place" });
+    }
     if let Some(old) = identities.enrolments.remove(&node) {
         enrolment.replaces(old);
     }
