@@ -50,6 +50,10 @@ pub struct Keep {
     /// Bytes that telemetry may take; absent: 80 % of the filesystem.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_disk_bytes: Option<u64>,
+    /// Bytes of samples that are kept in the order of their arrival for whoever follows the feed,
+    pub feed_bytes: u64,
+    /// and for how many hours.
+    pub feed_hours: u32,
 }
 
 impl Default for Config {
@@ -70,7 +74,9 @@ impl Default for Listen {
 
 impl Default for Keep {
     fn default() -> Self {
-        Self { days: 90, max_disk_bytes: None }
+        let telemetry = telemetry::Config::default();
+        let feed_hours = u32::try_from(telemetry.feed_age.as_secs() / 3600).unwrap_or(u32::MAX);
+        Self { days: 90, max_disk_bytes: None, feed_bytes: telemetry.feed_bytes, feed_hours }
     }
 }
 
@@ -151,6 +157,8 @@ impl Config {
         let telemetry = telemetry::Config {
             retain,
             max_disk_bytes: self.keep.max_disk_bytes,
+            feed_bytes: self.keep.feed_bytes,
+            feed_age: Duration::from_secs(3600) * self.keep.feed_hours,
             ..telemetry::Config::default()
         };
         hub::Config { telemetry, retain_events: retain }

@@ -21,7 +21,7 @@ use std::{
 
 use fleet_broker::{Link, Stats as BrokerStats};
 use fleet_schemas::{Lane, NodeId};
-use tokio::sync::{broadcast, oneshot};
+use tokio::sync::{broadcast, oneshot, watch};
 
 pub use readiness::Readiness;
 pub use round::Round;
@@ -36,6 +36,7 @@ use crate::{
         ledger::Account,
         registry::{Intent, Order, RegistryError},
     },
+    feed::Logs,
     store::{
         state::{AuditFilter, EventFilter},
         telemetry::{Config as TelemetryConfig, TelemetryStore},
@@ -85,6 +86,7 @@ struct Inner {
     clock: Arc<HubClock>,
     intents: mpsc::SyncSender<Pending>,
     feed: broadcast::Sender<Arc<FeedItem>>,
+    committed: watch::Sender<u64>,
     health: Arc<Health>,
     broker: Arc<BrokerStats>,
     refusals: Arc<Mutex<consume::Refusals>>,
@@ -133,6 +135,7 @@ pub fn start(
 ) -> io::Result<(Hub, Running)> {
     let (intents, waiting) = mpsc::sync_channel(INTENTS);
     let (feed, _) = broadcast::channel(FEED);
+    let committed = watch::Sender::new(0);
     let health = Arc::new(Health::default());
     let stop = Arc::new(AtomicBool::new(false));
     let refusals = Arc::new(Mutex::new(consume::Refusals::default()));
@@ -142,6 +145,7 @@ pub fn start(
         clock: clock.clone(),
         intents,
         feed: feed.clone(),
+        committed: committed.clone(),
         health: health.clone(),
         broker: broker.clone(),
         refusals: refusals.clone(),
@@ -151,6 +155,7 @@ pub fn start(
         link,
         intents: waiting,
         feed,
+        committed: committed.clone(),
         health: health.clone(),
         broker,
         clock: clock.clone(),
@@ -166,6 +171,7 @@ pub fn start(
         .spawn(move || outlive(&feels, "consumer", || rounds.run()))?;
     let tidier = tidy::Tidier {
         shared,
+        committed,
         health: health.clone(),
         clock,
         stop: stop.clone(),
@@ -305,6 +311,18 @@ impl Hub {
     #[must_use]
     pub fn feed(&self) -> broadcast::Receiver<Arc<FeedItem>> {
         self.0.feed.subscribe()
+    }
+
+    /// Changes whenever samples or events were committed: wakes whoever follows [`Hub::logs`].
+    #[must_use]
+    pub fn committed(&self) -> watch::Receiver<u64> {
+        self.0.committed.subscribe()
+    }
+
+    /// Everything that was committed, to be followed by a cursor. For a moment: don't keep it.
+    #[must_use]
+    pub fn logs(&self) -> Logs<'_> {
+        Logs { telemetry: &self.0.shared.telemetry, state: self.0.shared.state() }
     }
 
     /// Whether the hub does its work, and what keeps it from it.

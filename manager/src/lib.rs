@@ -11,6 +11,7 @@ pub mod clock;
 pub mod config;
 pub mod consume;
 pub mod core;
+pub mod feed;
 pub mod hub;
 pub mod metrics;
 pub mod pki;

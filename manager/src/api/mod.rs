@@ -6,6 +6,7 @@
 pub mod any;
 mod devices;
 mod events;
+mod feed;
 mod groups;
 mod guard;
 mod idempotency;
@@ -59,6 +60,7 @@ struct Api {
     requests: Semaphore,
     queries: Semaphore,
     streams: Semaphore,
+    feeds: Arc<Semaphore>,
     request_seconds: metrics::Histogram,
     streams_cut: metrics::Counter,
     loopback: bool,
@@ -112,6 +114,7 @@ impl Api {
             requests: Semaphore::new(guard::REQUESTS),
             queries: Semaphore::new(QUERIES),
             streams: Semaphore::new(stream::STREAMS),
+            feeds: Arc::new(Semaphore::new(feed::FEEDS)),
             loopback,
             stopping,
         }
@@ -144,7 +147,8 @@ fn router(api: Arc<Api>) -> Router {
         .route("/groups/{name}", put(groups::put).get(groups::get).delete(groups::remove))
         .route("/ledger", get(ledger::get))
         .route("/status", get(status::status))
-        .route("/stream", get(stream::get));
+        .route("/stream", get(stream::get))
+        .route("/feed", get(feed::get));
     Router::new()
         .nest("/api/v1", resources)
         .route("/livez", get(status::livez))

@@ -49,7 +49,7 @@ pub(super) async fn list(State(api): State<Arc<Api>>, params: Params) -> Result<
 }
 
 /// The selector of a saved group.
-fn group(api: &Api, name: &str) -> Result<Selector, Refusal> {
+pub(super) fn group(api: &Api, name: &str) -> Result<Selector, Refusal> {
     let saved = api.hub.with_fleet(|fleet| fleet.groups.get(name).cloned());
     let saved = saved.ok_or_else(|| Refusal::query("group", format!("there is no group {name:?}")))?;
     Ok(Selector::parse(&saved)?)

@@ -34,6 +34,9 @@ pub(super) enum Refusal {
     /// There is no such thing.
     #[error("{0}")]
     NotFound(String),
+    /// It was there, and is not any more.
+    #[error("{0}")]
+    Gone(String),
     /// The path is known, the method is not.
     #[error("this path does not take this method")]
     Method,
@@ -84,6 +87,7 @@ impl Refusal {
             Self::Invalid { .. } | Self::TooMuch(_) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Forbidden(_) => StatusCode::FORBIDDEN,
             Self::NotFound(_) => StatusCode::NOT_FOUND,
+            Self::Gone(_) => StatusCode::GONE,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::Conflict(_) => StatusCode::CONFLICT,
             Self::Stale(_) => StatusCode::PRECONDITION_FAILED,

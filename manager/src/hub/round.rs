@@ -12,7 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use fleet_broker::{Link, Message, Publisher, Stats as BrokerStats};
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 
 use super::{IntentError, Observer, Pending, readiness::Health};
 use crate::{
@@ -54,6 +54,8 @@ pub(super) struct Rounds {
     pub link: Link,
     pub intents: mpsc::Receiver<Pending>,
     pub feed: broadcast::Sender<Arc<FeedItem>>,
+    /// Counts commits of samples and events.
+    pub committed: watch::Sender<u64>,
     pub health: Arc<Health>,
     pub broker: Arc<BrokerStats>,
     pub clock: Arc<HubClock>,
@@ -115,6 +117,9 @@ impl Rounds {
                         FeedItem::Event(_) => round.events += 1,
                         FeedItem::Node(_) => {}
                     }
+                }
+                if round.samples + round.events > 0 {
+                    self.committed.send_modify(|count| *count = count.wrapping_add(1));
                 }
                 if round.samples + round.events > 0 || spoken.outcomes.iter().any(Result::is_ok) {
                     self.health.stored();

@@ -14,6 +14,8 @@ use fleet_schemas::{
     event::{Event, Severity},
 };
 
+use tokio::sync::watch;
+
 use super::readiness::Health;
 use crate::{
     clock::{self, HubClock},
@@ -34,6 +36,7 @@ const EVENTS_AT_ONCE: usize = 2_000;
 
 pub(super) struct Tidier {
     pub shared: Shared,
+    pub committed: watch::Sender<u64>,
     pub health: Arc<Health>,
     pub clock: Arc<HubClock>,
     pub stop: Arc<AtomicBool>,
@@ -94,10 +97,12 @@ impl Tidier {
         };
         // A row that does not even tell its node is in the log alone.
         let events: Vec<_> = rotten.into_iter().map(event).filter(|row| row.node != 0).collect();
-        if !events.is_empty()
-            && let Err(error) = self.shared.state().apply(&Commit { events, ..Commit::default() })
-        {
-            self.health.failed(error.to_string());
+        if events.is_empty() {
+            return;
+        }
+        match self.shared.state().apply(&Commit { events, ..Commit::default() }) {
+            Ok(_) => self.committed.send_modify(|count| *count = count.wrapping_add(1)),
+            Err(error) => self.health.failed(error.to_string()),
         }
     }
 

@@ -1,5 +1,6 @@
 //! The hub's durable state. The only room of the manager that names redb.
 
 pub mod disk;
+pub mod log;
 pub mod state;
 pub mod telemetry;

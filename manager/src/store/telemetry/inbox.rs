@@ -21,6 +21,7 @@ use super::{
     row::{self, HEAD_BYTES, Note, Row},
     unsealed::{Batch, Unsealed},
     week::FileId,
+    window::Window,
 };
 use crate::{
     core::ledger::Counters,
@@ -71,6 +72,8 @@ pub(super) struct Memory {
     dirty_counters: HashSet<(u32, Lane)>,
     /// Bytes of all rows that are in the file, sealed ones too.
     pub row_bytes: u64,
+    /// Where those bytes are.
+    pub window: Window,
     /// Lowest row in the file; `next_seq` when there is none.
     pub front: u64,
     pub next_seq: u64,
@@ -86,11 +89,21 @@ impl Memory {
         self.marks.get(key)
     }
 
-    /// About how many bytes of rows are sealed, and could go.
-    pub(super) fn removable_bytes(&self) -> u64 {
-        let rows = self.next_seq - self.front;
-        let sealed = self.unsealed.first().unwrap_or(self.next_seq).saturating_sub(self.front);
-        (self.row_bytes as f64 * sealed as f64 / rows.max(1) as f64) as u64
+    /// The first row that is wanted: not sealed yet, or kept for the feed.
+    pub(super) fn wanted_from(&self, config: &Config, now_ms: i64) -> u64 {
+        let age_ms = i64::try_from(config.feed_age.as_millis()).unwrap_or(i64::MAX);
+        let fed = self.window.newest(config.feed_bytes, now_ms.saturating_sub(age_ms));
+        self.unsealed_from().min(fed.unwrap_or(self.next_seq))
+    }
+
+    /// The first row that is not sealed.
+    pub(super) fn unsealed_from(&self) -> u64 {
+        self.unsealed.first().unwrap_or(self.next_seq)
+    }
+
+    /// About how many bytes there are from the first unsealed row on.
+    pub(super) fn pressing_bytes(&self) -> u64 {
+        self.row_bytes.saturating_sub(self.window.bytes_below(self.unsealed_from()))
     }
 
     /// Whether a checkpoint would save anything.
@@ -217,12 +230,13 @@ impl Inbox {
             row::end(&mut arena, start);
             ends.push(arena.len());
         }
+        let chunks = chunks(&ends);
         let mut kept = quarantined;
         let write = self.db.begin_write()?;
         {
             let mut rows = write.open_table(ROWS)?;
-            for (first, chunk) in chunks(&ends) {
-                rows.insert(next_seq + first, &arena[chunk])?;
+            for (first, chunk) in &chunks {
+                rows.insert(next_seq + first, &arena[chunk.clone()])?;
             }
         }
         if !staged.quarantine.is_empty() {
@@ -244,6 +258,10 @@ impl Inbox {
         memory.next_seq = next_seq + ends.len() as u64;
         memory.quarantine_bytes = kept;
         memory.row_bytes += arena.len() as u64;
+        let recv_ms = staged.heads.last().map(|(head, _)| head.recv_ms);
+        for (first, chunk) in chunks {
+            memory.window.push(next_seq + first, chunk.len() as u64, recv_ms);
+        }
         for (head, batch) in &staged.heads {
             memory.count((head.node, head.lane), &Delta::stored(head.count.into()));
             memory.unsealed.push(head, *batch);
@@ -269,11 +287,11 @@ impl Inbox {
         Ok(())
     }
 
-    /// Folds notes into their tables and removes rows below the first unsealed one, at most `most` rows.
+    /// Folds notes into their tables and removes sealed rows below `wanted`, at most `most` rows.
     /// Must not run beside [`Inbox::commit`]. Gives how many rows it removed.
-    pub(super) fn checkpoint(&self, most: u64) -> Result<u64, Error> {
+    pub(super) fn checkpoint(&self, most: u64, wanted: u64) -> Result<u64, Error> {
         let rotten;
-        let (marks, counters, next_seq, front, to) = {
+        let (marks, counters, next_seq, before, to) = {
             let memory = super::read_lock(&self.memory);
             let marks: Vec<_> = (memory.dirty_marks.iter())
                 .map(|key| (*key, memory.marks.get(key).cloned().flatten()))
@@ -281,7 +299,7 @@ impl Inbox {
             let counters: Vec<_> = (memory.dirty_counters.iter())
                 .map(|key| (*key, memory.counters.get(key).copied().unwrap_or_default()))
                 .collect();
-            let to = memory.unsealed.first().unwrap_or(memory.next_seq);
+            let to = memory.unsealed_from().min(wanted);
             let front = memory.front;
             rotten = memory.rotten.keys().any(|spot| spot.file == 0);
             (marks, counters, memory.next_seq, front, to.min(front.saturating_add(most)))
@@ -298,9 +316,9 @@ impl Inbox {
             kept = if to == next_seq {
                 to
             } else {
-                rows.range(..=to)?.next_back().transpose()?.map_or(front, |(key, _)| key.value())
+                rows.range(..=to)?.next_back().transpose()?.map_or(before, |(key, _)| key.value())
             };
-            rows.retain_in(front..kept.max(front), |_, chunk| {
+            rows.retain_in(before..kept.max(before), |_, chunk| {
                 removed_bytes += chunk.len() as u64;
                 false
             })?;
@@ -314,12 +332,14 @@ impl Inbox {
         memory.dirty_marks.clear();
         memory.dirty_counters.clear();
         memory.row_bytes = memory.row_bytes.saturating_sub(removed_bytes);
-        memory.front = kept.max(front);
+        memory.front = kept.max(before);
+        let front = memory.front;
+        memory.window.removed(front);
         memory.rotten.retain(|spot, _| spot.file != 0 || spot.seq >= kept);
         if memory.marks.len() > MARKS_CACHED {
             memory.marks = HashMap::new();
         }
-        Ok(kept.saturating_sub(front))
+        Ok(kept.saturating_sub(before))
     }
 
     /// A mark as committed.
@@ -384,11 +404,12 @@ impl Inbox {
 
 impl Memory {
     fn load_chunk(&mut self, first: u64, chunk: &[u8], checkpoint: u64, sealed: &HashMap<u32, u64>) {
-        let (mut seq, mut bytes) = (first, 0);
+        let (mut seq, mut bytes, mut recv_ms) = (first, 0, None);
         for row in row::each(chunk) {
-            self.load(seq, row, checkpoint, sealed);
+            recv_ms = self.load(seq, row, checkpoint, sealed).or(recv_ms);
             (seq, bytes) = (seq + 1, bytes + row::LENGTH + row.len());
         }
+        self.window.push(first, chunk.len() as u64, recv_ms);
         let rest = &chunk[bytes..];
         if !rest.is_empty() {
             // As many rows as the rest can have had: their numbers are not given again.
@@ -397,7 +418,8 @@ impl Memory {
         }
     }
 
-    fn load(&mut self, seq: u64, bytes: &[u8], checkpoint: u64, sealed: &HashMap<u32, u64>) {
+    /// Takes a row in; gives when it was received, if it says that.
+    fn load(&mut self, seq: u64, bytes: &[u8], checkpoint: u64, sealed: &HashMap<u32, u64>) -> Option<i64> {
         self.next_seq = self.next_seq.max(seq + 1);
         let booked = self.rotten.keys().any(|spot| spot.file == 0 && spot.seq == seq);
         match row::read(seq, bytes) {
@@ -412,8 +434,10 @@ impl Memory {
                 if sealed.get(&head.node).is_none_or(|cursor| seq > *cursor) {
                     self.unsealed.push(&head, Batch::new(seq, &head, payload.len()));
                 }
+                return Some(head.recv_ms);
             }
         }
+        None
     }
 
     /// A row that does not read: it is booked already, or it is to be booked with what is known of it, which is nothing.
@@ -475,6 +499,33 @@ impl Rows {
         let chunk = chunk.value();
         let row = chunk.get(start + row::LENGTH..ends.get(at).copied().unwrap_or(chunk.len()));
         row.ok_or_else(missing)
+    }
+}
+
+impl Rows {
+    /// Where the first chunk begins of which all rows are after `seq`.
+    pub(super) fn chunk_after(&self, seq: u64) -> Result<u64, Error> {
+        let next = self.table.range(seq.saturating_add(1)..)?.next().transpose()?;
+        Ok(next.map_or(u64::MAX, |(key, _)| key.value()))
+    }
+
+    /// Shows the rows after `seq`, in order, until `show` says that it is enough; says whether all were shown.
+    pub(super) fn each_after(
+        &self,
+        seq: u64,
+        mut show: impl FnMut(u64, &[u8]) -> bool,
+    ) -> Result<bool, Error> {
+        // Rows after it may be in the chunk that it is in itself.
+        let first = self.table.range(..=seq)?.next_back().transpose()?.map_or(0, |(key, _)| key.value());
+        for entry in self.table.range(first..)? {
+            let (key, chunk) = entry?;
+            for (at, row) in (key.value()..).zip(row::each(chunk.value())) {
+                if at > seq && !show(at, row) {
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(true)
     }
 }
 

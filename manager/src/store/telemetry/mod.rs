@@ -9,12 +9,14 @@
 //! |---|---|
 //! | consumer | [`TelemetryStore::begin`], then [`InboxWrite`]: `append`, `mark`, `set_mark`, `quarantine`, `book`, `commit` |
 //! | sealer | [`TelemetryStore::seal`], [`TelemetryStore::retain`] |
+//! | the feed | [`TelemetryStore::log_page`], `log_start`, `log_end`, `log_has` |
 //! | readers | [`TelemetryStore::query`], `latest`, `series`, `marks`, `quarantined`, `counters`, `recount`, `stats` |
 //! | whoever watches health | [`TelemetryStore::poisoned`], [`TelemetryStore::reopen`] |
 
 mod aggregate;
 mod blob;
 mod counters;
+mod follow;
 mod inbox;
 mod latest;
 mod query;
@@ -28,6 +30,7 @@ mod tidy;
 mod unsealed;
 mod week;
 mod weeks;
+mod window;
 mod write;
 
 use std::{
@@ -48,6 +51,7 @@ use weeks::Weeks;
 
 pub use aggregate::Aggregate;
 pub use counters::Booking;
+pub use follow::{Followed, LogPage};
 pub use latest::{Latest, SeriesName};
 pub use query::{Query, SeriesPoints, Step};
 pub use retain::RetainReport;
@@ -65,8 +69,12 @@ pub struct Config {
     pub seal_bytes: u64,
     /// or when the first of them is this old,
     pub seal_age: Duration,
-    /// or when the inbox has more bytes than this and the node holds its front.
+    /// or when the inbox has more bytes than this from the first unsealed batch on, and the node holds its front.
     pub inbox_bytes: u64,
+    /// Sealed batches stay in the inbox for the feed while they are not more bytes than this,
+    pub feed_bytes: u64,
+    /// and not older. Retention by size may cut that short.
+    pub feed_age: Duration,
     /// A week file that has grown to this is followed by another part of the same week: bounds what a crash
     /// makes redb repair, and what retention by size removes at once.
     pub part_bytes: u64,
@@ -92,6 +100,8 @@ impl Default for Config {
             seal_bytes: 8 * 1024,
             seal_age: Duration::from_secs(15 * 60),
             inbox_bytes: 256 * 1024 * 1024,
+            feed_bytes: 128 * 1024 * 1024,
+            feed_age: DAY,
             part_bytes: 1024 * 1024 * 1024,
             retain: 90 * DAY,
             retain_rollups: 730 * DAY,

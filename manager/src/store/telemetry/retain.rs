@@ -124,8 +124,10 @@ impl TelemetryStore {
         }
         let last = nodes.iter().map(|(_, row)| row.cursor).max().unwrap_or(0);
         if read_lock(&opened.inbox.memory).front <= last {
+            // The feed gives up what it still has of this file.
+            let wanted = opened.inbox.rows()?.chunk_after(last)?;
             let _writer = self.turn();
-            opened.inbox.checkpoint(CHECKPOINT_ROWS)?;
+            opened.inbox.checkpoint(CHECKPOINT_ROWS, wanted)?;
         }
         let gone = read_lock(&opened.inbox.memory).front > last;
         Ok(if gone { Ready::Now } else { Ready::Later })

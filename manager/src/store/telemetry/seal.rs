@@ -104,14 +104,15 @@ impl TelemetryStore {
             self.seal_nodes(opened, sealer, &due, now_ms, &mut report)?;
             report.more = true;
         }
-        let (removable, dirty) = {
+        let (wanted, removable, dirty) = {
             let memory = read_lock(&opened.inbox.memory);
-            (memory.removable_bytes(), memory.is_dirty())
+            let wanted = memory.wanted_from(&self.config, now_ms);
+            (wanted, memory.window.bytes_below(wanted), memory.is_dirty())
         };
         let late = now_ms.abs_diff(sealer.checkpointed_ms) >= CHECKPOINT_MS;
         if removable >= CHECKPOINT_BYTES || (late && (removable > 0 || dirty)) {
             let _writer = self.turn();
-            report.truncated = opened.inbox.checkpoint(CHECKPOINT_ROWS)?;
+            report.truncated = opened.inbox.checkpoint(CHECKPOINT_ROWS, wanted)?;
             report.more |= report.truncated == CHECKPOINT_ROWS;
             sealer.checkpointed_ms = now_ms;
         }
@@ -147,8 +148,9 @@ impl TelemetryStore {
 fn due(opened: &Opened, config: &Config, now_ms: i64) -> Vec<(u32, Vec<Batch>)> {
     let memory = read_lock(&opened.inbox.memory);
     let age_ms = u64::try_from(config.seal_age.as_millis()).unwrap_or(u64::MAX);
-    let pressed = memory.row_bytes > config.inbox_bytes;
-    let front_half = memory.front + (memory.next_seq - memory.front) / 2;
+    let pressed = memory.pressing_bytes() > config.inbox_bytes;
+    let front = memory.unsealed_from();
+    let front_half = front + (memory.next_seq - front) / 2;
     let mut nodes: Vec<_> = (memory.unsealed.nodes.iter())
         .filter_map(|(number, node)| {
             let first = node.batches.first()?.seq;
