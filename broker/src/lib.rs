@@ -45,8 +45,8 @@ use gate::{
     Crowd, Door, Gate, Running,
     caps::{Caps, Limits},
     judge::Judge,
-    session::Cut,
     retained::{Room, Shelf},
+    session::Cut,
     sessions::Sessions,
     talk::Talk,
     tools::Tools,
@@ -76,7 +76,7 @@ pub struct Config {
     pub max_handshakes: usize,
     /// The same from one address: above it, its own oldest makes room.
     pub max_handshakes_per_address: usize,
-    /// How fast one node may publish.
+    /// How fast one session may publish.
     pub publish_limit: PublishLimit,
     /// Bytes taken from nodes and not yet taken by the consumer, above which reading of sockets waits. A message
     /// counts its topic, its payload and 512 bytes of overhead.
@@ -100,8 +100,8 @@ pub struct Config {
     pub gate_threads: usize,
 }
 
-/// How fast one node may publish; 0 for no limit. Above it, its session is not read for a while: nothing is lost and
-/// nobody is cut off.
+/// How fast one session may publish; 0 for no limit. Above it, it is not read for a while: nothing is lost and nobody
+/// is cut off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PublishLimit {
     /// Messages a second.
@@ -152,8 +152,9 @@ impl Default for Config {
             // All plain connections come from the loopback address.
             max_connections_per_address: 16_384 + CLOSING,
             max_tls_connections_per_address: 8_192,
-            max_handshakes: 2_048,
-            max_handshakes_per_address: 1_024,
+            // A fleet that comes back at once, over a slow network: a handshake takes a second there.
+            max_handshakes: 4_096,
+            max_handshakes_per_address: 3_072,
             publish_limit: PublishLimit::default(),
             budget_bytes: 8 * 1024 * 1024,
             down_budget_bytes: 16 * 1024 * 1024,

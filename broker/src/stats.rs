@@ -45,6 +45,8 @@ pub enum Reason {
     TlsFailed,
     /// A connection without a session that made room for newer ones.
     Crowded,
+    /// The system had no socket for one more connection.
+    Exhausted,
     /// A node whose sessions took each other over too often: two instances with one identity.
     TakeoverBackoff,
     /// A protocol version other than 3.1.1 and 5.
@@ -208,7 +210,7 @@ impl Gauge {
 
 impl Reason {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 35] = [
+    pub const ALL: [Self; 36] = [
         Self::BadCredentials,
         Self::NotAuthorized,
         Self::Banned,
@@ -220,6 +222,7 @@ impl Reason {
         Self::HandshakeLate,
         Self::TlsFailed,
         Self::Crowded,
+        Self::Exhausted,
         Self::TakeoverBackoff,
         Self::Version,
         Self::ConnectLate,
@@ -261,6 +264,7 @@ impl Reason {
             Self::HandshakeLate => "handshake_late",
             Self::TlsFailed => "tls_failed",
             Self::Crowded => "crowded",
+            Self::Exhausted => "exhausted",
             Self::TakeoverBackoff => "takeover_backoff",
             Self::Version => "version",
             Self::ConnectLate => "connect_late",

@@ -26,7 +26,7 @@ use crate::{
     identity::Directory,
     keys::Keys,
     router::{ear::Ears, pipe::Pipe},
-    stats::Stats,
+    stats::{Reason, Stats},
 };
 
 pub(crate) mod admit;
@@ -198,8 +198,8 @@ async fn accept(
             // The peer gave up meanwhile: its affair.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
             Err(error) => {
-                let made_room = caps.crowd_out(MAKE_ROOM);
-                tracing::warn!(%error, made_room, "a connection could not be accepted");
+                caps.crowd_out(MAKE_ROOM);
+                gate.stats.note(Reason::Exhausted, clock::now(), &error);
                 time::sleep(ACCEPT_AGAIN).await;
                 continue;
             }

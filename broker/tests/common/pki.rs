@@ -44,7 +44,7 @@ impl Pki {
     }
 
     /// A certificate and its key; `years` are those at whose beginnings it begins and ends.
-    fn issue(
+    pub(crate) fn issue(
         &self,
         name: SanType,
         years: (i32, i32),
@@ -58,7 +58,8 @@ impl Pki {
         (vec![certificate.der().clone()], key)
     }
 
-    fn roots(&self) -> Arc<RootCertStore> {
+    /// Trusts this CA.
+    pub(crate) fn roots(&self) -> Arc<RootCertStore> {
         let mut roots = RootCertStore::empty();
         roots.add(self.ca.der().clone()).unwrap();
         Arc::new(roots)
@@ -88,18 +89,6 @@ impl Pki {
     /// What a client of this CA's hub brings: a certificate with this URI, or none.
     pub(crate) fn client(&self, uri: Option<&str>) -> Arc<ClientConfig> {
         self.client_of(self, uri, (2020, 2099))
-    }
-
-    /// The same in TLS 1.2.
-    pub(crate) fn client_1_2(&self, uri: &str) -> Arc<ClientConfig> {
-        let (chain, key) = self.issue(SanType::URI(uri.try_into().unwrap()), (2020, 2099));
-        let config = ClientConfig::builder_with_provider(provider())
-            .with_protocol_versions(&[&rustls::version::TLS12])
-            .unwrap()
-            .with_root_certificates(self.roots())
-            .with_client_auth_cert(chain, key)
-            .unwrap();
-        Arc::new(config)
     }
 
     /// The same with a certificate of `issuer` and of these years.

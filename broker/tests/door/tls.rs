@@ -12,10 +12,11 @@ use fleet_schemas::{
     NodeId, Topic,
     topic::{ALL_UP, Down},
 };
+use rcgen::SanType;
 use rustls::{ClientConfig, ClientConnection};
 
 use crate::{
-    pki::{ByCertificate, Held, Pki, Secure, config, dial, node_uri},
+    pki::{ByCertificate, Held, Pki, Secure, config, dial, node_uri, provider},
     receive, until,
     wire::{Client, Hello, packet, publish, text},
 };
@@ -75,8 +76,15 @@ fn a_node_is_who_its_certificate_names() {
 #[test]
 fn tls_1_2_is_as_good() {
     let mut site = site();
-    let config = site.pki.client_1_2(&node_uri("edge-1"));
-    let mut client = site.with(&config).open(&Hello::new(4, "edge-1"));
+    let uri = SanType::URI(node_uri("edge-1").try_into().unwrap());
+    let (chain, key) = site.pki.issue(uri, (2020, 2099));
+    let config = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS12])
+        .unwrap()
+        .with_root_certificates(site.pki.roots())
+        .with_client_auth_cert(chain, key)
+        .unwrap();
+    let mut client = site.with(&Arc::new(config)).open(&Hello::new(4, "edge-1"));
     client.say(4, EVENT, &[1; 100_000]);
     assert_eq!(receive(&mut site.link, 1)[0].payload.len(), 100_000);
     client.send(&[0xE0, 0]);
