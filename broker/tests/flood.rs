@@ -147,7 +147,7 @@ fn a_node_comes_back_under_500_handshakes_that_do_not_end() {
 #[test]
 fn a_node_comes_back_under_2_000_connections_a_second() {
     let _alone = ALONE.lock().unwrap();
-    flood(site(|_| ()), Duration::from_secs(8));
+    flood(&site(|_| ()), Duration::from_secs(8));
 }
 
 /// With caps that the flood reaches within the second, from an address each for every connection it opens.
@@ -155,13 +155,13 @@ fn a_node_comes_back_under_2_000_connections_a_second() {
 fn a_node_comes_back_while_every_place_is_taken() {
     let _alone = ALONE.lock().unwrap();
     let site = site(|config| config.max_handshakes = 200);
-    let crowded = flood(site, Duration::from_secs(4));
+    let crowded = flood(&site, Duration::from_secs(4));
     assert!(crowded > 1_000, "{crowded} made room");
 }
 
 /// 2,000 bare connections a second from other addresses, held open as long as the gate lets them; says how many
 /// made room.
-fn flood(site: Site, lasts: Duration) -> u64 {
+fn flood(site: &Site, lasts: Duration) -> u64 {
     const EACH_10_MS: usize = 20;
     /// Both ends are in this process: so many are held open at most.
     const HELD: usize = 3_000;

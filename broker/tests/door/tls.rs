@@ -316,7 +316,7 @@ fn keepalive_counts_packets_and_no_other_bytes() {
         match node.stream.read(&mut bytes) {
             Ok(n) => break Some(bytes[..n].to_vec()),
             Err(error) => {
-                assert!(matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut), "{error}")
+                assert!(matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut), "{error}");
             }
         }
         assert!(updates < 20, "it lives by what is no packet");
