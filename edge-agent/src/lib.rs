@@ -14,6 +14,7 @@ pub mod identity;
 pub mod metrics;
 pub mod mqtt;
 pub mod outbox;
+mod role;
 pub mod run;
 mod stop;
 pub mod store;

@@ -83,8 +83,8 @@ impl Ca {
     }
 
     /// A hub's certificate that the key of this CA signed, without being one of a CA.
-    pub(crate) fn self_signed_hub(&self) -> CertificateDer<'static> {
-        let mut params = hub_params(HUB_NAME, 0, YEAR_MS);
+    pub(crate) fn self_signed_hub(&self, from_ms: i64, until_ms: i64) -> CertificateDer<'static> {
+        let mut params = hub_params(HUB_NAME, from_ms, until_ms);
         params.distinguished_name = named("hub").distinguished_name;
         params.self_signed(&self.key).unwrap().der().clone()
     }

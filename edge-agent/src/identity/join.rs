@@ -78,7 +78,7 @@ pub enum Outcome {
 }
 
 /// What there is to say while a join is under way.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub enum Progress<'a> {
     /// An operator has to approve; said once.
     Pending(&'a Pending),

@@ -72,6 +72,8 @@ struct State {
     // Which is tried by the next connection, while there are two.
     turn: Which,
     opened: Option<Which>,
+    // The hub did not take the next pair: it gave it and forgot it (a backup was restored), or takes none of ours.
+    next_refused: bool,
     refused: Option<String>,
     heard: Option<(i64, Duration)>,
 }
@@ -130,6 +132,7 @@ impl Live {
             current,
             next,
             opened: None,
+            next_refused: false,
             refused: None,
             heard: None,
         };
@@ -165,14 +168,19 @@ impl Live {
         let mut state = self.state();
         state.refused = None;
         state.opened = Some(which);
-        if which == Which::Next {
-            let pair = state.joined.next.take().and_then(|next| next.pair());
-            if let (Some(pair), Some(next)) = (pair, state.next.take()) {
-                state.joined.current = pair;
-                state.current = next;
-                state.opened = Some(Which::Current);
+        match which {
+            Which::Next => {
+                let pair = state.joined.next.take().and_then(|next| next.pair());
+                if let (Some(pair), Some(next)) = (pair, state.next.take()) {
+                    state.joined.current = pair;
+                    state.current = next;
+                    state.opened = Some(Which::Current);
+                }
+                state.turn = Which::Current;
+                state.next_refused = false;
             }
-            state.turn = Which::Current;
+            Which::Current if state.next_refused => {}
+            Which::Current => state.turn = Which::Next,
         }
         drop(state);
         self.stage.send_if_modified(|stage| std::mem::take(&mut stage.outdated));
@@ -182,6 +190,7 @@ impl Live {
     pub(crate) fn failed(&self, which: Which, refused: Option<String>) {
         let mut state = self.state();
         state.opened = None;
+        state.next_refused |= which == Which::Next && refused.is_some();
         state.refused = refused;
         state.turn = which.other();
     }
@@ -209,7 +218,7 @@ impl Live {
     /// Says so, when it is time.
     pub(crate) fn judge_session(&self, now_ms: i64) {
         let state = self.state();
-        let old = state.opened == Some(Which::Current) && state.next.is_some();
+        let old = state.opened == Some(Which::Current) && state.next.is_some() && !state.next_refused;
         let outdated = old && now_ms >= state.current.life().outdated_ms();
         drop(state);
         self.stage.send_if_modified(|stage| std::mem::replace(&mut stage.outdated, outdated) != outdated);
@@ -233,17 +242,20 @@ impl Live {
         Hours { bound_ms: self.bound.ms(), heard: self.state().heard }.at(now)
     }
 
-    /// The life of the newest certificate.
+    /// The life of the newest certificate that the hub may take.
     pub(crate) fn life(&self) -> Life {
-        let state = self.state();
-        state.next.as_ref().unwrap_or(&state.current).life()
+        self.state().newest().life()
+    }
+
+    /// Whether a renewed pair waits for its first session.
+    pub(crate) fn waits(&self) -> bool {
+        self.state().next.is_some()
     }
 
     /// Whether the first CA signed the newest certificate; if not, the hub changes its CA.
     pub(crate) fn is_of_first_ca(&self) -> bool {
         let state = self.state();
-        let newest = &state.next.as_ref().unwrap_or(&state.current).certificate;
-        state.joined.cas().first().is_none_or(|ca| newest.is_signed_by(ca))
+        state.joined.cas().first().is_none_or(|ca| state.newest().certificate.is_signed_by(ca))
     }
 
     /// Where HTTPS for nodes is served.
@@ -282,7 +294,8 @@ impl Live {
             // One that waits for its first session is replaced only when it is due itself.
             Some(Next { certificate: Some(_), .. }) | None => {
                 let key = Key::generate();
-                if state.next.is_none() {
+                if state.next.is_none() || state.next_refused {
+                    state.next = None;
                     state.joined.next = Some(Next { key: key.clone(), certificate: None });
                 }
                 key
@@ -297,7 +310,9 @@ impl Live {
         let Pair { key, certificate } = pair;
         state.joined.next = Some(Next { key, certificate: Some(certificate) });
         state.next = Some(dial);
-        state.turn = Which::Next;
+        // After one that was not taken, the old one gets the node in first.
+        let refused = std::mem::take(&mut state.next_refused) && state.opened.is_none();
+        state.turn = if refused { Which::Current } else { Which::Next };
         Ok(())
     }
 
@@ -325,7 +340,7 @@ impl Live {
         IdentityView {
             hub,
             certificate_ends_ms: life.not_after_ms,
-            certificate_renews_ms: state.next.as_ref().map_or(life, Dial::life).renew_ms(),
+            certificate_renews_ms: state.newest().life().renew_ms(),
             renewed: state.next.is_some(),
             trust: state.joined.cas().iter().map(|ca| ca.pin().to_string()).collect(),
             refused: state.refused.clone(),
@@ -347,6 +362,12 @@ pub enum OpenError {
     /// Its content.
     #[error(transparent)]
     Config(#[from] ConfigError),
+}
+
+impl State {
+    fn newest(&self) -> &Dial {
+        self.next.as_ref().filter(|_| !self.next_refused).unwrap_or(&self.current)
+    }
 }
 
 impl Dial {

@@ -366,7 +366,7 @@ mod tests {
     fn a_leaf_that_signed_itself_is_refused_whatever_it_calls_itself() {
         let ours = Ca::new("hub");
         let pin = Trusted::Pin(ours.certificate().pin());
-        let own = Ca::new("hub").self_signed_hub();
+        let own = Ca::new("hub").self_signed_hub(NOON_MS, NOON_MS + YEAR_MS);
         for chain in
             [vec![own.clone()], vec![own.clone(), own.clone()], vec![own.clone(), ours.certificate().der]]
         {

@@ -54,6 +54,7 @@ pub(crate) async fn run(
         ca_changed: false,
         renewal_due: now.up + first,
         renewal_failures: 0,
+        waited: false,
     };
     loop {
         let pause = select! {
@@ -77,7 +78,10 @@ struct Upkeep {
     // The hub signs with another CA now than the one that signed our certificate.
     ca_changed: bool,
     renewal_due: Duration,
+    // Renewals that did not lead to a session.
     renewal_failures: u32,
+    // Whether a renewed pair waited for its first session.
+    waited: bool,
 }
 
 /// What went wrong, of several kinds; only told.
@@ -93,6 +97,10 @@ impl Upkeep {
         }
         if self.clock.now().up >= self.trust_due {
             self.ask_trust().await;
+        }
+        let waits = self.live.waits();
+        if std::mem::replace(&mut self.waited, waits) && !waits {
+            self.renewal_failures = 0;
         }
         let now = self.clock.now();
         let now_ms = self.live.now_ms(now);
@@ -140,9 +148,11 @@ impl Upkeep {
     async fn renew(&mut self) {
         match self.try_renew().await {
             Ok(()) => {
-                self.renewal_failures = 0;
-                // A hub that gives certificates that are due at once must not be asked without end.
-                self.renewal_due = self.clock.now().up + self.every / RETRY_FIRST;
+                // It counts as a failure until the new one has opened a session: a hub that gives what it does not
+                // take, or what is due at once, must not be asked without end.
+                self.renewal_failures = self.renewal_failures.saturating_add(1);
+                self.renewal_due = self.clock.now().up + self.after(self.renewal_failures);
+                self.waited = true;
                 self.ca_changed = false;
                 info!("the hub renewed this node's certificate; the next session uses it");
             }

@@ -95,10 +95,11 @@ async fn from_an_empty_folder_to_an_online_node_in_two_commands() {
     assert_eq!(enrolled(&site).len(), 1);
 }
 
-/// Serves one TLS connection and gives what came over the wire, what came out of it, and how it ended.
-fn spy(
-    config: Arc<ServerConfig>,
-) -> (SocketAddr, thread::JoinHandle<(Vec<u8>, Vec<u8>, Option<rustls::Error>)>) {
+/// What came over the wire, what came out of it, and how it ended.
+type Heard = (Vec<u8>, Vec<u8>, Option<rustls::Error>);
+
+/// Serves one TLS connection until it has heard something, or it ends.
+fn spy(config: Arc<ServerConfig>) -> (SocketAddr, thread::JoinHandle<Heard>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let spying = thread::spawn(move || {

@@ -215,6 +215,8 @@ pub(crate) struct Book {
     pub(crate) approval: bool,
     /// Answers to renewals that get lost on the way.
     pub(crate) lost_answers: usize,
+    /// Whether the gate does not take what a renewal gave.
+    pub(crate) spoils: bool,
     pub(crate) asked: Vec<Asked>,
     server: Arc<ServerConfig>,
 }
@@ -267,6 +269,7 @@ impl Site {
             life: FRESH,
             approval: false,
             lost_answers: 0,
+            spoils: false,
             asked: Vec::new(),
             server,
         };
@@ -387,6 +390,9 @@ impl Book {
         }
         if !row.keys.contains(&peer.unwrap().public_key) {
             return refused(RefusalCode::BadCertificate);
+        }
+        if self.spoils {
+            row.spoilt.push(key.clone());
         }
         if !row.keys.contains(&key) {
             row.keys.push(key);
