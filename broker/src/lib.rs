@@ -272,6 +272,11 @@ impl Broker {
         self.gate.sessions.cut(node, Cut::Kicked(why));
     }
 
+    /// Ends all sessions of the tool of this name; their wills are published. `why` is logged.
+    pub fn kick_tool(&self, name: &str, why: &'static str) {
+        self.gate.tools.cut(name, Cut::Kicked(why));
+    }
+
     /// Stops listening, ends the sessions (MQTT 5: 0x8B; wills stay unsaid) and joins all threads, in a few
     /// seconds at most. The link still gives what the gate has acknowledged, then [`LinkClosed`].
     pub fn shutdown(mut self) {

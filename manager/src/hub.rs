@@ -11,7 +11,7 @@ use std::{
     io,
     panic::{self, AssertUnwindSafe},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
         mpsc,
     },
@@ -32,7 +32,7 @@ use crate::{
     core::{
         audit::Entry,
         fleet::Fleet,
-        identity::Identities,
+        identity::{Cut, Identities},
         ledger::Account,
         registry::{Intent, Order, RegistryError},
     },
@@ -81,8 +81,12 @@ type Pending = (Order, oneshot::Sender<Result<(), IntentError>>);
 /// Called after every round of the consumer; must be quick.
 pub type Observer = Arc<dyn Fn(&Round) + Send + Sync>;
 
+/// Called for every session that a committed change ends; must be quick.
+pub type Door = Arc<dyn Fn(&Cut) + Send + Sync>;
+
 struct Inner {
     shared: Shared,
+    door: Arc<OnceLock<Door>>,
     clock: Arc<HubClock>,
     intents: mpsc::SyncSender<Pending>,
     feed: broadcast::Sender<Arc<FeedItem>>,
@@ -140,8 +144,10 @@ pub fn start(
     let stop = Arc::new(AtomicBool::new(false));
     let refusals = Arc::new(Mutex::new(consume::Refusals::default()));
     let shared = consumer.shared().clone();
+    let door = Arc::default();
     let inner = Inner {
         shared: shared.clone(),
+        door: Arc::clone(&door),
         clock: clock.clone(),
         intents,
         feed: feed.clone(),
@@ -162,6 +168,7 @@ pub fn start(
         refusals,
         stop: stop.clone(),
         observer,
+        door,
         told: Vec::new(),
         logged: std::collections::BTreeMap::new(),
     };
@@ -285,6 +292,11 @@ impl Hub {
     /// Looks at who may speak to the hub.
     pub fn with_identities<R>(&self, look: impl FnOnce(&Identities) -> R) -> R {
         look(&self.0.shared.identities())
+    }
+
+    /// Says who ends sessions; once, before anything is changed.
+    pub fn set_door(&self, door: Door) {
+        let _ = self.0.door.set(door);
     }
 
     /// The trail of changes, newest first, with their numbers.

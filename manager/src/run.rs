@@ -114,7 +114,7 @@ pub async fn start(config: &Config) -> Result<RunningHub, StartError> {
     let listener =
         TcpListener::bind(http).await.map_err(|source| StartError::Http { address: http, source })?;
     let http = listener.local_addr().map_err(|source| StartError::Http { address: http, source })?;
-    let directory = Arc::new(admit::Plain::open(consumer.shared().clone(), &config.data)?);
+    let directory = Arc::new(admit::Admission::open(consumer.shared().clone(), clock.clone(), &config.data)?);
     let (broker, link) = Broker::start(config.broker(), directory)?;
     let exporter = Arc::new(metrics::Exporter::default());
     let observer = metrics::observer(&exporter);

@@ -186,6 +186,13 @@ impl Tools {
         }
     }
 
+    /// Ends the sessions of the tool of this name.
+    pub(crate) fn cut(&self, name: &str, cut: Cut) {
+        for outlet in self.outlets().iter().filter(|outlet| outlet.key.user == name) {
+            outlet.cut(cut);
+        }
+    }
+
     /// Ends all sessions and opens none from now on.
     pub(crate) fn close_all(&self) {
         lock(&self.open).closed = true;

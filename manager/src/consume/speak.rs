@@ -16,6 +16,7 @@ use crate::{
     core::{
         Now,
         fleet::{Fleet, Node},
+        identity::Cut,
         intake::{Effects, Reply},
         registry::RegistryError,
     },
@@ -66,6 +67,8 @@ pub struct Spoken {
     pub downs: Vec<(Topic, Vec<u8>)>,
     /// Items for followers.
     pub items: Vec<Arc<FeedItem>>,
+    /// Sessions to end.
+    pub cuts: Vec<Cut>,
     /// What became of the intents, in order.
     pub outcomes: Vec<Result<(), RegistryError>>,
 }
@@ -81,7 +84,8 @@ pub(super) fn speak(
 ) -> Spoken {
     let store_id = shared.state().store_id();
     let fleet = shared.fleet();
-    let mut spoken = Spoken { outcomes, ..Spoken::default() };
+    let cuts = effects.cuts.into_iter().collect();
+    let mut spoken = Spoken { outcomes, cuts, ..Spoken::default() };
     for (id, reply) in &effects.replies {
         let Some(node) = fleet.nodes.get(id) else { continue };
         // Without a session there is nobody to tell; the birth will ask.

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
         mpsc,
     },
@@ -14,7 +14,7 @@ use bytes::Bytes;
 use fleet_broker::{Link, Message, Publisher, Stats as BrokerStats};
 use tokio::sync::{broadcast, watch};
 
-use super::{IntentError, Observer, Pending, readiness::Health};
+use super::{Door, IntentError, Observer, Pending, readiness::Health};
 use crate::{
     clock::{self, HubClock},
     consume::{CREDIT, Consumer, FeedItem, Refusals, Spoken},
@@ -62,6 +62,7 @@ pub(super) struct Rounds {
     pub refusals: Arc<Mutex<Refusals>>,
     pub stop: Arc<AtomicBool>,
     pub observer: Observer,
+    pub door: Arc<OnceLock<Door>>,
     /// What the round before told followers. Kept until they have let go of it, so that this thread frees what it
     /// allocated: a follower that does makes both wait for the allocator's lock.
     pub told: Vec<Arc<FeedItem>>,
@@ -147,6 +148,9 @@ impl Rounds {
         spoken: Spoken,
         answers: Vec<tokio::sync::oneshot::Sender<Result<(), IntentError>>>,
     ) {
+        if let Some(door) = self.door.get() {
+            spoken.cuts.iter().for_each(|cut| door(cut));
+        }
         for (topic, payload) in spoken.downs {
             // A full down path drops the ack; the node sends again and is answered again.
             if publisher.publish(&topic, Bytes::from(payload)).is_err() {

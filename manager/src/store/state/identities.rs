@@ -52,6 +52,9 @@ pub struct RetainedRow {
     /// The message.
     #[serde(with = "serde_bytes")]
     pub payload: Vec<u8>,
+    /// Its MQTT 5 properties, as the gate gave them.
+    #[serde(default, with = "serde_bytes", skip_serializing_if = "Vec::is_empty")]
+    pub properties: Vec<u8>,
 }
 
 /// Which entries of the trail to list.
