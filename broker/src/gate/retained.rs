@@ -107,7 +107,8 @@ impl Shelf {
             payload: said.payload.to_owned(),
             properties: said.properties.to_owned(),
         };
-        let expires = said.expiry.and_then(|seconds| now.checked_add(Duration::from_secs(u64::from(seconds))));
+        let expires =
+            said.expiry.and_then(|seconds| now.checked_add(Duration::from_secs(u64::from(seconds))));
         if retained.payload.is_empty() {
             self.clear(kept, said.topic);
             return Ok(());

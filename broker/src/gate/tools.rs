@@ -17,11 +17,7 @@ use fleet_schemas::Topic;
 use crate::{
     branch::{Branch, Branches, HubKind, HubKinds},
     gate::{
-        session::{
-            Cut, Listen,
-            tool::ToolKey,
-            waiting::Chunk,
-        },
+        session::{Cut, Listen, tool::ToolKey, waiting::Chunk},
         wire::Version,
     },
     stats::Stats,
@@ -297,7 +293,8 @@ mod tests {
     fn kinds_of_the_hub_s_topics_are_wanted_while_a_filter_of_an_open_session_reaches_them() {
         let (tools, _) = tools();
         let node = Topic::Hub(Hub::Node(NodeId::parse("edge-1").unwrap()));
-        let wanted = |tools: &Tools| (tools.hub_wanted(), tools.wanted(&node), tools.kind_wanted(HubKind::Node));
+        let wanted =
+            |tools: &Tools| (tools.hub_wanted(), tools.wanted(&node), tools.kind_wanted(HubKind::Node));
         let (a, b) = (open(&tools, "a"), open(&tools, "b"));
         assert!(tools.listen(&a, listen(&["fleet/v1/+/up/#"])), "now it needs to be heard for");
         assert_eq!(wanted(&tools), (false, false, false));

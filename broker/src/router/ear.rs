@@ -318,7 +318,9 @@ impl<'a> Ear<'a> {
         if sub.branches.has(Branch::Tools) {
             let mut after = None;
             loop {
-                after = self.shelf.page(&sub.filter, after.as_deref(), clock::now(), |shown| self.show(sub, shown));
+                after = self
+                    .shelf
+                    .page(&sub.filter, after.as_deref(), clock::now(), |shown| self.show(sub, shown));
                 self.flush_patiently(CHUNK)?;
                 if after.is_none() {
                     break;
@@ -530,8 +532,20 @@ mod tests {
         let (_, replay) = outlet.wanted().unwrap();
         assert!(outlet.wanted().unwrap().1.is_empty(), "taken once");
         replay.iter().for_each(|sub| assert_eq!(ear.answer(sub), Ok(())));
-        let hub = Forward { topic: b"fleet/v1/hub/node/b", payload: b"b", qos: 1, retain: true, ..Forward::default() };
-        let tool = Forward { topic: b"apps/b", payload: b"kept", retain: true, subscriptions: &[300], ..Forward::default() };
+        let hub = Forward {
+            topic: b"fleet/v1/hub/node/b",
+            payload: b"b",
+            qos: 1,
+            retain: true,
+            ..Forward::default()
+        };
+        let tool = Forward {
+            topic: b"apps/b",
+            payload: b"kept",
+            retain: true,
+            subscriptions: &[300],
+            ..Forward::default()
+        };
         for expected in [hub, tool] {
             assert_eq!(tools.pop(&outlet).unwrap().bytes, packet(Version::V5, &expected));
         }

@@ -48,7 +48,10 @@ fn a_retained_message_answers_subscriptions_until_an_empty_one_clears_it() {
             Some(expected(version, &Forward { retain: false, ..retained("apps/z", b"z") }))
         );
         keep(&mut speaker, version, "apps/z", b"", &[]);
-        assert_eq!(ear.read(), Some(expected(version, &Forward { retain: false, ..retained("apps/z", b"") })));
+        assert_eq!(
+            ear.read(),
+            Some(expected(version, &Forward { retain: false, ..retained("apps/z", b"") }))
+        );
     }
 }
 

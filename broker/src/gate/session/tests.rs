@@ -263,7 +263,8 @@ fn the_will_of_a_tool_is_said_at_every_end_but_its_own_goodbye() {
     assert!(end(&|session, out| session.handle_cut(Cut::Shutdown, out)), "it may be retained");
     assert!(end(&|session, out| session.handle_packet(0xE0, &[0x04], now, out)));
     assert!(!end(&|session, out| session.handle_packet(0xE0, &[], now, out)));
-    let keeps = effects(|out| tool(Version::V5, now).handle_packet(0xE0, &[0, 5, 0x11, 0, 0, 0, 9], now, out));
+    let keeps =
+        effects(|out| tool(Version::V5, now).handle_packet(0xE0, &[0, 5, 0x11, 0, 0, 0, 9], now, out));
     assert_eq!((keeps.write, keeps.end), (vec![0xE0, 1, 0x82], Some(Some(Reason::Protocol))));
 }
 
