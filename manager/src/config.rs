@@ -14,6 +14,8 @@ use crate::{hub, store::telemetry};
 
 /// Name of the file in the data folder.
 pub const FILE: &str = "fleet.toml";
+/// The data folder unless another is named.
+pub const DATA: &str = "./fleet-data";
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// Everything the hub can be told.
@@ -58,7 +60,7 @@ pub struct Keep {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { data: PathBuf::from("./fleet-data"), listen: Listen::default(), keep: Keep::default() }
+        Self { data: PathBuf::from(DATA), listen: Listen::default(), keep: Keep::default() }
     }
 }
 

@@ -308,7 +308,10 @@ impl Consumer {
                     let group = match &intent {
                         Intent::PutGroup { name, selector } => Some((name.clone(), Some(selector.clone()))),
                         Intent::RemoveGroup(name) => Some((name.clone(), None)),
-                        Intent::PatchNode { .. } | Intent::ImportNodes(_) | Intent::Identity(_) => None,
+                        Intent::PatchNode { .. }
+                        | Intent::ImportNodes(_)
+                        | Intent::Identity(_)
+                        | Intent::Rotated(_) => None,
                     };
                     let entry = Entry::new(&intent, &by, now.wall_ms);
                     let highest = self.highest_node;

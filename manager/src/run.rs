@@ -22,6 +22,7 @@ use crate::{
     consume::{self, Consumer},
     hub::{self, Hub, Running},
     metrics,
+    pki::{self, Pki},
     store::disk::Folder,
 };
 
@@ -58,6 +59,9 @@ pub enum StartError {
     /// The stores.
     #[error(transparent)]
     Store(#[from] consume::Error),
+    /// Keys and certificates.
+    #[error(transparent)]
+    Pki(#[from] pki::Error),
     /// Who may connect.
     #[error(transparent)]
     Admit(#[from] admit::OpenError),
@@ -114,6 +118,8 @@ pub async fn start(config: &Config) -> Result<RunningHub, StartError> {
     let listener =
         TcpListener::bind(http).await.map_err(|source| StartError::Http { address: http, source })?;
     let http = listener.local_addr().map_err(|source| StartError::Http { address: http, source })?;
+    let reads = clock.clone();
+    let pki = Arc::new(Pki::open(&config.data, &[], Arc::new(move || reads.read()))?);
     let directory = Arc::new(admit::Admission::open(consumer.shared().clone(), clock.clone(), &config.data)?);
     let (broker, link) = Broker::start(config.broker(), directory)?;
     let exporter = Arc::new(metrics::Exporter::default());
@@ -127,9 +133,13 @@ pub async fn start(config: &Config) -> Result<RunningHub, StartError> {
         // An error means that the sender is gone, which is a stop too.
         let _ = stopping.wait_for(|stop| *stop).await;
     };
-    let http = tokio::spawn(api::serve(listener, hub.clone(), exporter, stop));
-    tracing::info!(http = %addresses.http, mqtt = %addresses.mqtt, data = %config.data.display(), "the hub runs");
-    Ok(RunningHub { hub, addresses, data: config.data.clone(), broker, threads, stop_http, http })
+    let data = config.data.clone();
+    let listeners = [("http", addresses.http), ("mqtt", addresses.mqtt)];
+    let listeners = listeners.map(|(name, address)| (name.to_owned(), address.to_string())).into();
+    let config = api::Config { pki, listeners, anonymous_viewer: true };
+    let http = tokio::spawn(api::serve(listener, hub.clone(), exporter, config, stop));
+    tracing::info!(http = %addresses.http, mqtt = %addresses.mqtt, data = %data.display(), "the hub runs");
+    Ok(RunningHub { hub, addresses, data, broker, threads, stop_http, http })
 }
 
 impl RunningHub {

@@ -44,12 +44,14 @@ async fn what_the_bench_believes_is_what_the_ledger_has() {
     let folder = tempfile::tempdir().unwrap();
     let hub = hub(&folder.path().join("data"));
     let (http, mqtt) = (format!("http://{}", hub.1.http), hub.1.mqtt.to_string());
+    let admin = fs::read_to_string(folder.path().join("data/access/admin")).unwrap();
+    let token = admin.lines().nth(1).unwrap();
     let mut acked = 0;
     for batch in ["10", "500"] {
         let args = ["bench", "ingest", "--nodes", "5", "--seconds", "1", "--most", "300", "--batch", batch];
         let output = Command::new(FLEET)
             .args(args)
-            .args(["--hub", &http, "--mqtt", &mqtt, "-o", "json"])
+            .args(["--hub", &http, "--token", token, "--mqtt", &mqtt, "-o", "json"])
             .output()
             .unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -62,8 +64,8 @@ async fn what_the_bench_believes_is_what_the_ledger_has() {
         assert_eq!(figure("samples acked"), figure("batches acked") * batch.parse::<f64>().unwrap());
         acked += figure("samples acked") as u64;
     }
-    let ledger: Ledger =
-        reqwest::get(format!("{http}/api/v1/ledger?verify=true")).await.unwrap().json().await.unwrap();
+    let ask = reqwest::Client::new().get(format!("{http}/api/v1/ledger?verify=true")).bearer_auth(token);
+    let ledger: Ledger = ask.send().await.unwrap().json().await.unwrap();
     assert_eq!(ledger.accounts.iter().map(|account| account.stored).sum::<u64>(), acked);
     assert_eq!(ledger.accounts.iter().filter(|account| account.lane == "telemetry").count(), 10);
     assert!(ledger.accounts.iter().all(|account| account.state == "balanced"), "{ledger:?}");

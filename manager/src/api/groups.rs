@@ -14,6 +14,7 @@ use super::{
     Api,
     problem::Refusal,
     query::{Body, Params, content_type},
+    rights::Caller,
     selector::Selector,
     shapes::{Group, Page},
 };
@@ -66,6 +67,7 @@ pub(super) async fn get(
 /// `PUT groups/{name}` with `{selector}`; answers after commit.
 pub(super) async fn put(
     State(api): State<Arc<Api>>,
+    caller: Caller,
     Path(name): Path<String>,
     params: Params,
     headers: HeaderMap,
@@ -77,7 +79,7 @@ pub(super) async fn put(
         .map_err(|error| Refusal::BadRequest(format!("the body is not {{\"selector\": …}}: {error}")))?;
     Selector::parse(&selector).map_err(|error| Refusal::at("/selector", error.to_string()))?;
     let is_new = found(&api, &name).is_err();
-    api.hub.intend("hub", Intent::PutGroup { name: name.clone(), selector }).await?;
+    api.hub.intend(&caller.by(), Intent::PutGroup { name: name.clone(), selector }).await?;
     let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, Json(found(&api, &name)?)).into_response())
 }
@@ -85,10 +87,11 @@ pub(super) async fn put(
 /// `DELETE groups/{name}`; the nodes stay.
 pub(super) async fn remove(
     State(api): State<Arc<Api>>,
+    caller: Caller,
     Path(name): Path<String>,
     params: Params,
 ) -> Result<Response, Refusal> {
     params.only(&[])?;
-    api.hub.intend("hub", Intent::RemoveGroup(name)).await?;
+    api.hub.intend(&caller.by(), Intent::RemoveGroup(name)).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }

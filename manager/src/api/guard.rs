@@ -1,35 +1,50 @@
-//! What every request passes: where it comes from, how many there are, how long it may take.
+//! What every request passes: where it comes from, who sends it, how many there are, how long it may take.
 //!
-//! Operators' tokens will be checked here too; until then the listener is bound to loopback, and requests that a
-//! browser sends for a foreign page are refused.
+//! Owns the check of tokens. Never logs one, and says no more of a wrong one than that it is wrong.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
 
 use axum::{
-    extract::{Request, State},
-    http::{HeaderMap, header},
+    extract::{ConnectInfo, MatchedPath, Request, State},
+    http::header,
     middleware::Next,
     response::{IntoResponse as _, Response},
 };
 
-use super::{Api, problem::Refusal};
-use crate::metrics::catalogue;
+use super::{
+    Api,
+    attempts::Failed,
+    problem::{Denied, Refusal},
+    rights::{Caller, Needs},
+    token,
+};
+use crate::{core::identity::Role, metrics::catalogue};
 
 /// Requests answered at once; streams count only until their first byte.
 pub(super) const REQUESTS: usize = 256;
 /// Time for an answer, a stream's first byte included. Recounting a ledger reads every row.
 const ANSWER: Duration = Duration::from_secs(60);
 const RECOUNT: Duration = Duration::from_secs(600);
+/// Longest header that may hold a token, in bytes; ours have 55.
+const HEADER_BYTES: usize = 512;
 
 /// Answers, or refuses before anything is done.
-pub(super) async fn guard(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
+pub(super) async fn guard(State(api): State<Arc<Api>>, mut request: Request, next: Next) -> Response {
     let began = crate::clock::mono();
     let method = request.method().clone();
     let health = matches!(request.uri().path(), "/livez" | "/readyz" | "/metrics");
     let recount = request.uri().path() == "/api/v1/ledger";
-    let response = match admit(&api, request.headers()) {
+    let admitted = admit(&api, &request).inspect_err(|refusal| count(&api, refusal));
+    let response = match admitted {
         Err(refusal) => refusal.into_response(),
-        Ok(()) => {
+        Ok(caller) => {
+            if let Some(caller) = caller {
+                request.extensions_mut().insert(caller);
+            }
             // Health must answer when everything else is busy.
             let permit = if health { None } else { Some(api.requests.try_acquire()) };
             if matches!(permit, Some(Err(_))) {
@@ -50,11 +65,13 @@ pub(super) async fn guard(State(api): State<Arc<Api>>, request: Request, next: N
     response
 }
 
-/// Refuses what a foreign web page may have sent: a name that was rebound to this address, or another origin.
-fn admit(api: &Api, headers: &HeaderMap) -> Result<(), Refusal> {
+/// Refuses what a foreign web page may have sent, and who may not do what is asked. Says who asks, where that matters.
+fn admit(api: &Api, request: &Request) -> Result<Option<Caller>, Refusal> {
+    let headers = request.headers();
     let text = |name: header::HeaderName| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
     let host = text(header::HOST);
-    if api.loopback && host.is_some_and(|host| !is_local(host)) {
+    let foreign = host.is_some_and(|host| !is_local(host));
+    if api.loopback && foreign {
         return Err(Refusal::Forbidden(
             "this hub listens on loopback only and answers to its address or localhost, not to another name"
                 .into(),
@@ -65,7 +82,77 @@ fn admit(api: &Api, headers: &HeaderMap) -> Result<(), Refusal> {
     if origin.is_some_and(|origin| !own(origin)) {
         return Err(Refusal::Forbidden("requests of other origins are refused".to_owned()));
     }
-    Ok(())
+    let matched = request.extensions().get::<MatchedPath>();
+    // An unknown path, or a method that it does not take: refused by the router, and nothing is told by that.
+    let Some(needs) = matched.and_then(|path| api.rights.needs(request.method(), path.as_str())) else {
+        return Ok(None);
+    };
+    let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(peer)| peer.ip());
+    // What a proxy hands on comes from somewhere else, and a page whose name was rebound to this address is no
+    // program of this machine.
+    let proxied = headers.contains_key(header::FORWARDED) || headers.contains_key("x-forwarded-for");
+    let here = peer.is_some_and(|peer| peer.to_canonical().is_loopback()) && !proxied && !foreign;
+    let presented = headers.get(header::AUTHORIZATION).map(header::HeaderValue::as_bytes);
+    let role = match needs {
+        Needs::Nothing => return Ok(None),
+        Needs::Here if here => return Ok(None),
+        Needs::Here => Role::Viewer,
+        Needs::Role(role) => role,
+    };
+    let caller = match presented {
+        Some(presented) => known(api, presented, peer)?,
+        None if api.config.anonymous_viewer && here => Caller::anonymous(),
+        None => return Err(Denied::NoToken.into()),
+    };
+    if caller.role < role {
+        return Err(Denied::Role { name: caller.name, has: caller.role, needs: role }.into());
+    }
+    Ok(Some(caller))
+}
+
+/// The operator whose token was presented.
+fn known(api: &Api, presented: &[u8], peer: Option<IpAddr>) -> Result<Caller, Refusal> {
+    let now_ms = api.hub.clock().now().wall_ms;
+    let found = bearer(presented).and_then(|token| {
+        let hash = token::hash(token);
+        api.hub.with_identities(|identities| identities.operator(&hash, now_ms).map(Caller::of))
+    });
+    if let Some(caller) = found {
+        return Ok(caller);
+    }
+    let peer = peer.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+    let mut attempts = api.attempts.lock().unwrap_or_else(PoisonError::into_inner);
+    match attempts.fail(peer, crate::clock::mono()) {
+        Failed::TooMany { retry_s } => Err(Denied::TooMany { retry_s }.into()),
+        Failed::Told { first } => {
+            if first {
+                tracing::warn!(%peer, "an API token was refused: it is unknown, was removed, or has expired");
+            }
+            Err(Denied::BadToken.into())
+        }
+    }
+}
+
+/// The token of an `Authorization: Bearer …` (RFC 6750 §2.1).
+fn bearer(header: &[u8]) -> Option<&str> {
+    let text = std::str::from_utf8(header).ok().filter(|text| text.len() <= HEADER_BYTES)?;
+    let (scheme, token) = text.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
+}
+
+fn count(api: &Api, refusal: &Refusal) {
+    if let Refusal::Denied(denied) = refusal {
+        api.exporter.counter(&catalogue::HTTP_DENIED, &[denied.reason()]).increment(1);
+    }
+}
+
+impl Api {
+    /// Whether a caller's token is still one, for answers that last.
+    pub(super) fn still(&self, caller: &Caller) -> bool {
+        let now_ms = self.hub.clock().now().wall_ms;
+        let known = |hash| self.hub.with_identities(|all| all.operator(&hash, now_ms).is_some());
+        caller.token.is_none_or(known)
+    }
 }
 
 /// Whether a Host header names this machine: an address or `localhost`, with or without a port.
@@ -80,6 +167,16 @@ fn is_local(host: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_bearer_token_is_read() {
+        assert_eq!(bearer(b"Bearer fleet_x"), Some("fleet_x"));
+        assert_eq!(bearer(b"bearer  fleet_x "), Some("fleet_x"));
+        let long = format!("Bearer {}", "x".repeat(HEADER_BYTES));
+        for bad in [&b"Basic dTpw"[..], b"fleet_x", b"", b"Bearer \xff", long.as_bytes()] {
+            assert_eq!(bearer(bad), None, "{bad:?}");
+        }
+    }
 
     #[test]
     fn only_addresses_and_localhost_are_local() {

@@ -1,16 +1,22 @@
 //! `Idempotency-Key` on POST: the same key and request get the first answer again instead of being done again.
 //!
-//! In memory and bounded: it covers a client that repeats because an answer got lost, not a hub's restart.
+//! In memory and bounded: it covers a client that repeats because an answer got lost, not a hub's restart. An answer
+//! may hold a secret, so nothing of it goes to disk, and it is given again only to whoever asked first.
 
 use std::{
     collections::{HashMap, VecDeque},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use axum::{body::Bytes, http::HeaderMap};
+use axum::{
+    body::Bytes,
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse as _, Response},
+};
 use fleet_schemas::batch::{Digest, digest};
+use serde::Serialize;
 
-use super::problem::Refusal;
+use super::{problem::Refusal, rights::Caller};
 
 /// Answers kept; the oldest go first.
 const KEPT: usize = 256;
@@ -58,7 +64,12 @@ impl Keys {
     ///
     /// # Errors
     /// [`Refusal::Conflict`] while the first is being done, or when it was another request.
-    pub(super) fn turn(&self, headers: &HeaderMap, request: &[&[u8]]) -> Result<Turn<'_>, Refusal> {
+    pub(super) fn turn(
+        &self,
+        headers: &HeaderMap,
+        caller: &Caller,
+        request: &[&[u8]],
+    ) -> Result<Turn<'_>, Refusal> {
         let Some(key) = headers.get("idempotency-key") else {
             return Ok(Turn::First(Claim { keys: self, key: None }));
         };
@@ -67,6 +78,8 @@ impl Keys {
                 Refusal::BadRequest(format!("Idempotency-Key is not 1 to {KEY_BYTES} ASCII characters"))
             })?
             .to_owned();
+        // Two operators may have the same idea of a key.
+        let key = format!("{}/{key}", caller.name);
         let request = digest(&request.join(&0));
         let mut known = self.lock();
         match known.entries.get(&key) {
@@ -88,6 +101,31 @@ impl Keys {
                 Ok(Turn::First(Claim { keys: self, key: Some(key) }))
             }
         }
+    }
+
+    /// Does a request that makes something, once; answers 201 with what `make` gives.
+    ///
+    /// # Errors
+    /// As [`Keys::turn`] and `make`.
+    pub(super) async fn create<T: Serialize>(
+        &self,
+        headers: &HeaderMap,
+        caller: &Caller,
+        request: &[&[u8]],
+        make: impl Future<Output = Result<T, Refusal>>,
+    ) -> Result<Response, Refusal> {
+        let answer = match self.turn(headers, caller, request)? {
+            Turn::Again(answer) => answer,
+            Turn::First(claim) => {
+                let made = serde_json::to_vec(&make.await?);
+                let answer = Bytes::from(made.map_err(|error| Refusal::Internal(error.to_string()))?);
+                claim.done(&answer);
+                answer
+            }
+        };
+        // It may hold a secret that nobody is to keep on the way.
+        let kind = [(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "no-store")];
+        Ok((StatusCode::CREATED, kind, answer).into_response())
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {
@@ -125,30 +163,51 @@ mod tests {
         [("idempotency-key".parse().unwrap(), key.parse().unwrap())].into_iter().collect()
     }
 
+    fn caller() -> Caller {
+        Caller::anonymous()
+    }
+
+    #[test]
+    fn an_answer_is_given_again_only_to_who_asked() {
+        let keys = Keys::default();
+        let Ok(Turn::First(claim)) = keys.turn(&headers("k"), &caller(), &[b"a"]) else { panic!("first") };
+        claim.done(&Bytes::from_static(b"a secret"));
+        let other = Caller { name: "eve".to_owned(), ..caller() };
+        assert!(matches!(keys.turn(&headers("k"), &other, &[b"a"]), Ok(Turn::First(_))));
+    }
+
     #[test]
     fn the_first_answer_is_given_again() {
         let keys = Keys::default();
-        let Ok(Turn::First(claim)) = keys.turn(&headers("k"), &[b"a"]) else { panic!("first") };
-        assert!(matches!(keys.turn(&headers("k"), &[b"a"]), Err(Refusal::Conflict(_))), "in flight");
+        let Ok(Turn::First(claim)) = keys.turn(&headers("k"), &caller(), &[b"a"]) else { panic!("first") };
+        assert!(
+            matches!(keys.turn(&headers("k"), &caller(), &[b"a"]), Err(Refusal::Conflict(_))),
+            "in flight"
+        );
         claim.done(&Bytes::from_static(b"answer"));
-        assert!(matches!(keys.turn(&headers("k"), &[b"a"]), Ok(Turn::Again(answer)) if answer == "answer"));
-        assert!(matches!(keys.turn(&headers("k"), &[b"b"]), Err(Refusal::Conflict(_))), "another request");
+        assert!(
+            matches!(keys.turn(&headers("k"), &caller(), &[b"a"]), Ok(Turn::Again(answer)) if answer == "answer")
+        );
+        assert!(
+            matches!(keys.turn(&headers("k"), &caller(), &[b"b"]), Err(Refusal::Conflict(_))),
+            "another request"
+        );
     }
 
     #[test]
     fn a_failed_request_may_be_repeated() {
         let keys = Keys::default();
-        drop(keys.turn(&headers("k"), &[b"a"]).unwrap());
-        assert!(matches!(keys.turn(&headers("k"), &[b"a"]), Ok(Turn::First(_))));
-        assert!(matches!(keys.turn(&HeaderMap::new(), &[b"a"]), Ok(Turn::First(_))));
-        assert!(keys.turn(&headers(&"k".repeat(KEY_BYTES + 1)), &[b"a"]).is_err());
+        drop(keys.turn(&headers("k"), &caller(), &[b"a"]).unwrap());
+        assert!(matches!(keys.turn(&headers("k"), &caller(), &[b"a"]), Ok(Turn::First(_))));
+        assert!(matches!(keys.turn(&HeaderMap::new(), &caller(), &[b"a"]), Ok(Turn::First(_))));
+        assert!(keys.turn(&headers(&"k".repeat(KEY_BYTES + 1)), &caller(), &[b"a"]).is_err());
     }
 
     #[test]
     fn keys_are_bounded() {
         let keys = Keys::default();
         for i in 0..2 * KEPT {
-            let Ok(Turn::First(claim)) = keys.turn(&headers(&i.to_string()), &[b"a"]) else {
+            let Ok(Turn::First(claim)) = keys.turn(&headers(&i.to_string()), &caller(), &[b"a"]) else {
                 panic!("first")
             };
             claim.done(&Bytes::new());

@@ -3,42 +3,56 @@
 //! Reads the registry and the stores through the [`Hub`], and changes them only by intents, which answer after
 //! commit. Owns limits on requests; every refusal is a problem (RFC 9457).
 
+mod access;
 pub mod any;
+mod attempts;
+mod audit;
 mod devices;
+mod enrolment;
 mod events;
 mod feed;
 mod groups;
 mod guard;
 mod idempotency;
+mod join_tokens;
 mod ledger;
 mod nodes;
+mod operators;
 mod patch;
+mod pki;
 mod problem;
 mod query;
+pub mod rights;
 pub mod selector;
 pub mod shapes;
 mod status;
 mod stream;
 mod telemetry;
+pub mod token;
 mod view;
 
-use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
-
-use axum::{
-    Router,
-    extract::DefaultBodyLimit,
-    middleware,
-    routing::{get, post, put},
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    io,
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
 };
+
+use axum::{Router, extract::DefaultBodyLimit, handler::Handler as _, http::Method, middleware};
 use tokio::{
     net::TcpListener,
     sync::{Semaphore, broadcast::error::RecvError, watch},
 };
 
 use crate::{
+    core::identity::Role,
     hub::Hub,
     metrics::{Exporter, catalogue},
+    pki::Pki,
 };
+use rights::{Needs, Right, Rights, Routes};
 
 /// Largest body of a change, in bytes.
 const BODY_BYTES: usize = 256 * 1024;
@@ -49,8 +63,22 @@ const QUERIES: usize = 8;
 /// Time that open requests have after a stop.
 const DRAIN: Duration = Duration::from_secs(5);
 
+/// How the API is served.
+#[derive(Clone)]
+pub struct Config {
+    /// The hub's certificates.
+    pub pki: Arc<Pki>,
+    /// Where the hub listens, for `status`: see [`shapes::Status::listeners`].
+    pub listeners: BTreeMap<String, String>,
+    /// Whether programs of this machine may look without a token; for the demo.
+    pub anonymous_viewer: bool,
+}
+
 /// What the routes share.
 struct Api {
+    config: Config,
+    rights: Rights,
+    attempts: Mutex<attempts::Attempts>,
     hub: Hub,
     exporter: Arc<Exporter>,
     devices: devices::Devices,
@@ -75,17 +103,19 @@ pub async fn serve(
     listener: TcpListener,
     hub: Hub,
     exporter: Arc<Exporter>,
+    config: Config,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
     let loopback = listener.local_addr()?.ip().is_loopback();
     let (stopped, stopping) = watch::channel(false);
-    let api = Arc::new(Api::new(hub, exporter, loopback, stopping.clone()));
+    let (routes, table) = routes().build();
+    let api = Arc::new(Api::new(hub, exporter, config, Rights::new(table), loopback, stopping.clone()));
     let follower = tokio::spawn(follow_devices(api.clone()));
     let graceful = async move {
         stop.await;
         stopped.send_replace(true);
     };
-    let service = router(api).into_make_service_with_connect_info::<SocketAddr>();
+    let service = router(routes, api).into_make_service_with_connect_info::<SocketAddr>();
     let serving = axum::serve(listener, service).with_graceful_shutdown(graceful);
     let mut late = stopping;
     let deadline = async move {
@@ -102,8 +132,22 @@ pub async fn serve(
 }
 
 impl Api {
-    fn new(hub: Hub, exporter: Arc<Exporter>, loopback: bool, stopping: watch::Receiver<bool>) -> Self {
+    fn new(
+        hub: Hub,
+        exporter: Arc<Exporter>,
+        config: Config,
+        rights: Rights,
+        loopback: bool,
+        stopping: watch::Receiver<bool>,
+    ) -> Self {
+        for reason in ["no_token", "bad_token", "role", "too_many"] {
+            // Told from the start, so that a rate can be taken of the first.
+            exporter.counter(&catalogue::HTTP_DENIED, &[reason]).increment(0);
+        }
         Self {
+            config,
+            rights,
+            attempts: Mutex::default(),
             request_seconds: exporter.histogram(&catalogue::HTTP_SECONDS),
             streams_cut: exporter.counter(&catalogue::STREAMS_CUT, &[]),
             hub,
@@ -133,28 +177,56 @@ impl Api {
     }
 }
 
-fn router(api: Arc<Api>) -> Router {
-    let import = post(nodes::import).layer(DefaultBodyLimit::max(IMPORT_BYTES));
-    let resources = Router::new()
-        .route("/nodes", get(nodes::list))
-        .route("/nodes/import", import)
-        .route("/nodes/{id}", get(nodes::get).patch(nodes::patch))
-        .route("/nodes/{id}/telemetry", get(telemetry::get))
-        .route("/nodes/{id}/events", get(events::of_node))
-        .route("/nodes/{id}/devices", get(nodes::devices))
-        .route("/events", get(events::list))
-        .route("/groups", get(groups::list))
-        .route("/groups/{name}", put(groups::put).get(groups::get).delete(groups::remove))
-        .route("/ledger", get(ledger::get))
-        .route("/status", get(status::status))
-        .route("/stream", get(stream::get))
-        .route("/feed", get(feed::get));
-    Router::new()
-        .nest("/api/v1", resources)
-        .route("/livez", get(status::livez))
-        .route("/readyz", get(status::readyz))
-        .route("/version", get(status::version))
-        .route("/metrics", get(status::metrics))
+/// Every route and what it needs.
+#[must_use]
+pub fn table() -> Vec<Right> {
+    routes().build().1
+}
+
+fn routes() -> Routes {
+    let [viewer, operator, admin] = [Role::Viewer, Role::Operator, Role::Admin].map(Needs::Role);
+    let import = nodes::import.layer(DefaultBodyLimit::max(IMPORT_BYTES));
+    Routes::new()
+        .on(Needs::Nothing, Method::GET, "/livez", status::livez)
+        .on(Needs::Nothing, Method::GET, "/readyz", status::readyz)
+        .on(Needs::Nothing, Method::GET, "/version", status::version)
+        .on(Needs::Here, Method::GET, "/metrics", status::metrics)
+        .on(viewer, Method::GET, "/api/v1/status", status::status)
+        .on(viewer, Method::GET, "/api/v1/nodes", nodes::list)
+        .on(operator, Method::POST, "/api/v1/nodes/import", import)
+        .on(viewer, Method::GET, "/api/v1/nodes/{id}", nodes::get)
+        .on(operator, Method::PATCH, "/api/v1/nodes/{id}", nodes::patch)
+        .on(viewer, Method::GET, "/api/v1/nodes/{id}/telemetry", telemetry::get)
+        .on(viewer, Method::GET, "/api/v1/nodes/{id}/events", events::of_node)
+        .on(viewer, Method::GET, "/api/v1/nodes/{id}/devices", nodes::devices)
+        .on(viewer, Method::GET, "/api/v1/events", events::list)
+        .on(viewer, Method::GET, "/api/v1/groups", groups::list)
+        .on(viewer, Method::GET, "/api/v1/groups/{name}", groups::get)
+        .on(operator, Method::PUT, "/api/v1/groups/{name}", groups::put)
+        .on(operator, Method::DELETE, "/api/v1/groups/{name}", groups::remove)
+        .on(viewer, Method::GET, "/api/v1/ledger", ledger::get)
+        .on(viewer, Method::GET, "/api/v1/stream", stream::get)
+        .on(viewer, Method::GET, "/api/v1/whoami", operators::whoami)
+        .on(admin, Method::POST, "/api/v1/nodes/{id}/approve", enrolment::approve)
+        .on(admin, Method::POST, "/api/v1/nodes/{id}/revoke", enrolment::revoke)
+        .on(admin, Method::GET, "/api/v1/join-tokens", join_tokens::list)
+        .on(admin, Method::POST, "/api/v1/join-tokens", join_tokens::create)
+        .on(admin, Method::DELETE, "/api/v1/join-tokens/{id}", join_tokens::remove)
+        .on(admin, Method::GET, "/api/v1/operators", operators::list)
+        .on(admin, Method::POST, "/api/v1/operators", operators::create)
+        .on(admin, Method::DELETE, "/api/v1/operators/{name}", operators::remove)
+        .on(admin, Method::GET, "/api/v1/access", access::list)
+        .on(admin, Method::POST, "/api/v1/access", access::create)
+        .on(admin, Method::DELETE, "/api/v1/access/{name}", access::remove)
+        .on(admin, Method::GET, "/api/v1/audit", audit::list)
+        .on(admin, Method::GET, "/api/v1/pki", pki::get)
+        .on(admin, Method::POST, "/api/v1/pki/rotate", pki::rotate)
+        .on(viewer, Method::GET, "/api/v1/pki/ca.pem", pki::ca)
+        .on(viewer, Method::GET, "/api/v1/feed", feed::get)
+}
+
+fn router(routes: Router<Arc<Api>>, api: Arc<Api>) -> Router {
+    routes
         .fallback(async || {
             problem::Refusal::NotFound("there is no such path; the API is below /api/v1".to_owned())
         })

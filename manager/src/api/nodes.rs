@@ -12,11 +12,12 @@ use axum::{
 use fleet_schemas::{NodeId, batch::digest};
 
 use super::{
-    Api,
+    Api, enrolment,
     idempotency::Turn,
     patch::{self, Line},
     problem::Refusal,
     query::{Body, Params, content_type, no_node, node_id},
+    rights::Caller,
     selector::Selector,
     shapes, view,
 };
@@ -59,7 +60,12 @@ async fn shown(api: &Arc<Api>, nodes: Vec<Node>) -> Result<Vec<shapes::Node>, Re
     api.query(move |api| {
         let ids: Vec<_> = nodes.iter().map(|node| (node.record.id.clone(), node.number)).collect();
         let counts = api.devices.counts(&api.hub, &ids)?;
-        Ok(nodes.iter().zip(counts).map(|(node, devices)| view::node(node, devices)).collect())
+        let stand = api.hub.with_identities(|identities| {
+            let of = |(id, _): &(NodeId, _)| enrolment::shown(identities.enrolments.get(id));
+            ids.iter().map(of).collect::<Vec<_>>()
+        });
+        let all = nodes.iter().zip(counts).zip(stand);
+        Ok(all.map(|((node, devices), stands)| view::node(node, devices, stands)).collect())
     })
     .await
 }
@@ -83,10 +89,12 @@ pub(super) async fn get(
     params: Params,
 ) -> Result<Response, Refusal> {
     params.only(&[])?;
-    answer(&api, found(&api, &node_id(&id)?)?).await
+    answer(&api, &node_id(&id)?).await
 }
 
-async fn answer(api: &Arc<Api>, node: Node) -> Result<Response, Refusal> {
+/// A node as it is now, with its `ETag`.
+pub(super) async fn answer(api: &Arc<Api>, id: &NodeId) -> Result<Response, Refusal> {
+    let node = found(api, id)?;
     let tag = etag(&node);
     let mut items = shown(api, vec![node]).await?;
     let mut response = Json(items.pop()).into_response();
@@ -106,6 +114,7 @@ fn etag(node: &Node) -> String {
 /// `PATCH nodes/{id}`: a merge patch; answers after commit. `If-Match` makes it depend on the node's `ETag`.
 pub(super) async fn patch(
     State(api): State<Arc<Api>>,
+    caller: Caller,
     Path(id): Path<String>,
     params: Params,
     headers: HeaderMap,
@@ -123,14 +132,14 @@ pub(super) async fn patch(
             if wanted != "*" && !wanted.split(',').any(|wanted| wanted.trim() == tag) {
                 return Err(Refusal::Stale("the node was changed meanwhile; read it again".to_owned()));
             }
-            api.hub.intend("hub", Intent::PatchNode { node: id.clone(), patch }).await?;
+            api.hub.intend(&caller.by(), Intent::PatchNode { node: id.clone(), patch }).await?;
         }
         None => {
             let _among = api.changes.read().await;
-            api.hub.intend("hub", Intent::PatchNode { node: id.clone(), patch }).await?;
+            api.hub.intend(&caller.by(), Intent::PatchNode { node: id.clone(), patch }).await?;
         }
     }
-    answer(&api, found(&api, &id)?).await
+    answer(&api, &id).await
 }
 
 /// `GET nodes/{id}/devices`: what its series tell of devices.
@@ -165,6 +174,7 @@ pub(super) async fn devices(
 /// `POST nodes/import?dry_run=`: CSV. Good lines are applied in one transaction, bad ones are reported.
 pub(super) async fn import(
     State(api): State<Arc<Api>>,
+    caller: Caller,
     params: Params,
     headers: HeaderMap,
     Body(body): Body,
@@ -174,7 +184,7 @@ pub(super) async fn import(
     content_type(&headers, &["text/csv"])?;
     let json = |body: Bytes| ([(header::CONTENT_TYPE, "application/json")], body).into_response();
     let flags: &[u8] = if dry_run { b"dry" } else { b"" };
-    let claim = match api.keys.turn(&headers, &[b"nodes/import", flags, &body])? {
+    let claim = match api.keys.turn(&headers, &caller, &[b"nodes/import", flags, &body])? {
         Turn::Again(answer) => return Ok(json(answer)),
         Turn::First(claim) => claim,
     };
@@ -182,7 +192,7 @@ pub(super) async fn import(
     let _among = api.changes.read().await;
     let (report, changes) = api.hub.with_fleet(|fleet| judge(fleet, lines, dry_run, api.hub.clock().now()));
     if !dry_run && !changes.is_empty() {
-        api.hub.intend("hub", Intent::ImportNodes(changes)).await?;
+        api.hub.intend(&caller.by(), Intent::ImportNodes(changes)).await?;
     }
     let answer = serde_json::to_vec(&report).map_err(|error| Refusal::Internal(error.to_string()))?;
     let answer = Bytes::from(answer);

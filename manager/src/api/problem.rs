@@ -9,8 +9,9 @@ use axum::{
 use super::{selector::SelectorError, shapes};
 use crate::{
     consume,
-    core::registry::RegistryError,
+    core::{identity::Role, registry::RegistryError},
     hub::IntentError,
+    pki,
     store::{state, telemetry},
 };
 
@@ -31,6 +32,9 @@ pub(super) enum Refusal {
     /// It looks like a request that a foreign web page made.
     #[error("{0}")]
     Forbidden(String),
+    /// For want of a token or of a right.
+    #[error(transparent)]
+    Denied(Denied),
     /// There is no such thing.
     #[error("{0}")]
     NotFound(String),
@@ -69,6 +73,39 @@ pub(super) enum Refusal {
     Internal(String),
 }
 
+/// What a request lacks.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Denied {
+    /// No token was sent.
+    #[error(
+        "this needs an API token: `fleet login` with one that an admin made by `fleet operator create`, or send \
+         `Authorization: Bearer TOKEN`; on the hub's own machine `--data DIR` finds one"
+    )]
+    NoToken,
+    /// No operator holds the token.
+    #[error(
+        "this API token is unknown, was removed, or has expired; have an admin make a new one with \
+         `fleet operator create`"
+    )]
+    BadToken,
+    /// The token's holder may not do this.
+    #[error("{name} is {has} and this needs {needs}; have somebody of that role do it")]
+    Role {
+        /// Who.
+        name: String,
+        /// What it is.
+        has: Role,
+        /// What it should be.
+        needs: Role,
+    },
+    /// Too many wrong tokens came from that address.
+    #[error("too many wrong API tokens came from this address; correct the token, then try again")]
+    TooMany {
+        /// When, in seconds.
+        retry_s: u64,
+    },
+}
+
 impl Refusal {
     /// One wrong value.
     pub(super) fn at(pointer: impl Into<String>, why: impl Into<String>) -> Self {
@@ -86,6 +123,7 @@ impl Refusal {
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
             Self::Invalid { .. } | Self::TooMuch(_) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Forbidden(_) => StatusCode::FORBIDDEN,
+            Self::Denied(denied) => denied.status(),
             Self::NotFound(_) => StatusCode::NOT_FOUND,
             Self::Gone(_) => StatusCode::GONE,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
@@ -107,7 +145,11 @@ impl IntoResponse for Refusal {
         if let Self::Internal(why) = &self {
             tracing::error!(%why, "a request failed");
         }
-        let retry = matches!(self, Self::Busy | Self::Unavailable(_));
+        let retry_s = match &self {
+            Self::Denied(Denied::TooMany { retry_s }) => Some(*retry_s),
+            busy => matches!(busy, Self::Busy | Self::Unavailable(_)).then_some(1),
+        };
+        let challenge = if let Self::Denied(denied) = &self { denied.challenge() } else { None };
         let errors = match self {
             Self::Invalid { faults, .. } => {
                 faults.into_iter().map(|(pointer, detail)| shapes::Fault { pointer, detail }).collect()
@@ -124,10 +166,49 @@ impl IntoResponse for Refusal {
         let mut response = (status, Json(problem)).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/problem+json"));
-        if retry {
-            headers.insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
+        if let Some(retry_s) = retry_s {
+            headers.insert(header::RETRY_AFTER, header::HeaderValue::from(retry_s));
+        }
+        if let Some(challenge) = challenge {
+            headers.insert(header::WWW_AUTHENTICATE, header::HeaderValue::from_static(challenge));
         }
         response
+    }
+}
+
+impl Denied {
+    /// The metric's word for it.
+    pub(super) fn reason(&self) -> &'static str {
+        match self {
+            Self::NoToken => "no_token",
+            Self::BadToken => "bad_token",
+            Self::Role { .. } => "role",
+            Self::TooMany { .. } => "too_many",
+        }
+    }
+
+    /// How one may ask (RFC 9110 §11.6.1, RFC 6750 §3).
+    fn challenge(&self) -> Option<&'static str> {
+        match self {
+            Self::NoToken => Some("Bearer realm=\"fleet\""),
+            Self::BadToken => Some("Bearer realm=\"fleet\", error=\"invalid_token\""),
+            Self::Role { .. } => Some("Bearer realm=\"fleet\", error=\"insufficient_scope\""),
+            Self::TooMany { .. } => None,
+        }
+    }
+
+    fn status(&self) -> StatusCode {
+        match self {
+            Self::NoToken | Self::BadToken => StatusCode::UNAUTHORIZED,
+            Self::Role { .. } => StatusCode::FORBIDDEN,
+            Self::TooMany { .. } => StatusCode::TOO_MANY_REQUESTS,
+        }
+    }
+}
+
+impl From<Denied> for Refusal {
+    fn from(denied: Denied) -> Self {
+        Self::Denied(denied)
     }
 }
 
@@ -173,6 +254,19 @@ impl From<consume::Error> for Refusal {
             consume::Error::State(error) => error.into(),
             consume::Error::Telemetry(error) => error.into(),
             consume::Error::Mark(_) => Self::Internal(error.to_string()),
+        }
+    }
+}
+
+impl From<pki::Error> for Refusal {
+    fn from(error: pki::Error) -> Self {
+        match error {
+            pki::Error::Request(_) => Self::at("/csr", error.to_string()),
+            pki::Error::Moving | pki::Error::Settled => Self::Conflict(error.to_string()),
+            pki::Error::ClockInDoubt | pki::Error::File(_) => Self::Unavailable(error.to_string()),
+            pki::Error::Make(_) | pki::Error::Name(_) | pki::Error::Keys(_) => {
+                Self::Internal(error.to_string())
+            }
         }
     }
 }

@@ -104,6 +104,23 @@ impl<S: Send + Sync> FromRequest<S> for Body {
     }
 }
 
+/// A body of JSON, read; nothing at all is an empty object.
+///
+/// # Errors
+/// [`Refusal`] that names what is wrong and where.
+pub(super) fn json<T: serde::de::DeserializeOwned>(headers: &HeaderMap, body: &[u8]) -> Result<T, Refusal> {
+    let body = if body.is_empty() { b"{}" } else { body };
+    if headers.contains_key(header::CONTENT_TYPE) || body != b"{}" {
+        content_type(headers, &["application/json"])?;
+    }
+    serde_json::from_slice(body).map_err(|error| match error.classify() {
+        serde_json::error::Category::Data => Refusal::at("", error.to_string()),
+        serde_json::error::Category::Io
+        | serde_json::error::Category::Syntax
+        | serde_json::error::Category::Eof => Refusal::BadRequest(format!("the body is not JSON: {error}")),
+    })
+}
+
 /// Refuses a body of another type than these; a browser may send none of them across origins without asking.
 pub(super) fn content_type(headers: &HeaderMap, allowed: &[&str]) -> Result<(), Refusal> {
     let given = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();

@@ -67,6 +67,31 @@ pub struct Node {
     /// Wanted and told configuration versions.
     #[serde(default)]
     pub config: ConfigVersions,
+    /// Whether it may come in.
+    #[serde(default)]
+    pub enrolment: Enrolment,
+}
+
+/// Whether a node may come in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Enrolment {
+    /// `none|pending|enrolled|revoked`; `none` for a node without a certificate.
+    pub state: String,
+    /// When its certificate ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_after_ms: Option<i64>,
+    /// When it was shut out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revoked_ms: Option<i64>,
+    /// Why it was shut out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+impl Default for Enrolment {
+    fn default() -> Self {
+        Self { state: "none".to_owned(), not_after_ms: None, revoked_ms: None, reason: None }
+    }
 }
 
 /// Degrees, WGS 84.
@@ -266,6 +291,194 @@ pub struct Status {
     /// Figures since the start of the hub, by name.
     #[serde(default)]
     pub counters: BTreeMap<String, u64>,
+    /// Where it listens: `http`, `https` (instead of it), `mqtt`, `mqtts`, `node_https`.
+    #[serde(default)]
+    pub listeners: BTreeMap<String, String>,
+}
+
+/// The answer that makes a join token; the only one that has it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewJoinToken {
+    /// Names it.
+    pub id: String,
+    /// The token.
+    pub token: String,
+    /// When it ends.
+    pub expires_ms: i64,
+    /// How many nodes may join by it.
+    pub uses: u32,
+    /// Labels that its nodes get.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// Whether each node has to be approved.
+    pub approve: bool,
+    /// The node that it gives a new key.
+    pub replace: Option<String>,
+}
+
+/// A join token in the list.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinToken {
+    /// Names it.
+    pub id: String,
+    /// `active|used|expired`.
+    pub state: String,
+    /// When it was made.
+    pub created_ms: i64,
+    /// Who made it.
+    pub created_by: String,
+    /// When it ends.
+    pub expires_ms: i64,
+    /// How many nodes may join by it.
+    pub uses: u32,
+    /// The nodes that did.
+    #[serde(default)]
+    pub used_by: Vec<String>,
+    /// Labels that its nodes get.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// Whether each node has to be approved.
+    pub approve: bool,
+    /// The node that it gives a new key.
+    pub replace: Option<String>,
+}
+
+/// The holder of a token.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Whoami {
+    /// Its name.
+    pub name: String,
+    /// `viewer|operator|admin`.
+    pub role: String,
+    /// When the token ends; never, when absent.
+    pub expires_ms: Option<i64>,
+}
+
+/// The answer that makes an operator; the only one that has the token.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewOperator {
+    /// Its name.
+    pub name: String,
+    /// `viewer|operator|admin`.
+    pub role: String,
+    /// The API token.
+    pub token: String,
+    /// When it ends; never, when absent.
+    pub expires_ms: Option<i64>,
+}
+
+/// An operator in the list.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Operator {
+    /// Its name.
+    pub name: String,
+    /// `viewer|operator|admin`.
+    pub role: String,
+    /// `active|expired`.
+    pub state: String,
+    /// When it was made.
+    pub created_ms: i64,
+    /// Who made it.
+    pub created_by: String,
+    /// When it ends; never, when absent.
+    pub expires_ms: Option<i64>,
+}
+
+/// The answer that makes an access: a password, or a certificate with the CAs to trust.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewAccess {
+    /// The MQTT user name.
+    pub username: String,
+    /// The password.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub password: Option<String>,
+    /// The certificate, PEM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<String>,
+    /// When it ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_after_ms: Option<i64>,
+    /// The CAs to trust, PEM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca: Option<String>,
+}
+
+/// An access in the list.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Access {
+    /// The MQTT user name.
+    pub name: String,
+    /// `password|certificate`.
+    pub by: String,
+    /// Filters it may subscribe to.
+    #[serde(default)]
+    pub read: Vec<String>,
+    /// Filters it may publish to.
+    #[serde(default)]
+    pub write: Vec<String>,
+    /// When it was made.
+    pub created_ms: i64,
+    /// Who made it.
+    pub created_by: String,
+}
+
+/// One change that was made.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct AuditEntry {
+    /// When.
+    pub at_ms: i64,
+    /// Who: `operator NAME`, `node ID` or `hub`.
+    pub who: String,
+    /// What was done, such as `node.patch`.
+    pub action: String,
+    /// To what.
+    pub target: String,
+    /// With what.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<serde_json::Value>,
+}
+
+/// The hub's certificates.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pki {
+    /// Where a change of the CA stands: `settled`, `moving` (nodes are given certificates of the new one) or
+    /// `draining` (the hub shows the new one).
+    pub stage: String,
+    /// The CAs that are trusted, oldest first.
+    pub authorities: Vec<Authority>,
+    /// The hub's own certificate.
+    pub server: ServerCertificate,
+    /// How many nodes have a certificate of an old CA.
+    pub nodes_waiting_count: usize,
+    /// The first thousand of them.
+    #[serde(default)]
+    pub nodes_waiting: Vec<String>,
+}
+
+/// A CA of the hub.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Authority {
+    /// SHA-256 of its public key, as in join tokens.
+    pub pin: String,
+    /// When it was made.
+    pub made_ms: i64,
+    /// When it ends.
+    pub not_after_ms: i64,
+    /// Whether it signs the certificates of nodes and tools.
+    pub signs_clients: bool,
+    /// Whether it signed the hub's own.
+    pub signs_server: bool,
+}
+
+/// The hub's own certificate.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerCertificate {
+    /// When it was made.
+    pub made_ms: i64,
+    /// When it ends.
+    pub not_after_ms: i64,
+    /// The names in it.
+    pub names: Vec<String>,
 }
 
 /// What became of an import.
@@ -293,6 +506,140 @@ pub struct ImportLine {
     /// Why it failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+}
+
+/// A new command, or one that is being canceled.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct BriefCommand {
+    /// Its id, a UUIDv7.
+    pub id: String,
+    /// Where it stands at each node, at most 10,000.
+    pub executions: Vec<BriefExecution>,
+    /// Where the next page of `commands/{id}` begins, when there are more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+}
+
+/// Where a command stands at one node.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct BriefExecution {
+    /// The node.
+    pub node: String,
+    /// `queued|sent|accepted|running|succeeded|failed|timed_out|rejected|canceled|expired|superseded`.
+    pub state: String,
+    /// The node was asked to cancel it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cancel_asked: bool,
+}
+
+/// One command.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Command {
+    /// Its id, a UUIDv7.
+    pub id: String,
+    /// What to do.
+    pub kind: String,
+    /// With what; only of one command, not in lists.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub params: Option<serde_json::Value>,
+    /// Its queue.
+    pub queue: String,
+    /// Higher goes first.
+    #[serde(default)]
+    pub priority: i8,
+    /// Whether doing it twice is the same as doing it once.
+    #[serde(default)]
+    pub idempotent: bool,
+    /// Waiting commands with the same key gave way to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub supersedes: Option<String>,
+    /// When it was made.
+    pub created_ms: i64,
+    /// It does not begin before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_before_ms: Option<i64>,
+    /// It does not begin after.
+    pub not_after_ms: i64,
+    /// Most that it may run.
+    pub timeout_ms: u64,
+    /// Who wanted it.
+    #[serde(default)]
+    pub by: String,
+    /// The selector that chose the nodes, where one did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selector: Option<String>,
+    /// How many nodes it is for.
+    #[serde(default)]
+    pub nodes_count: u32,
+    /// Executions by state, without zeros.
+    #[serde(default)]
+    pub states: BTreeMap<String, u32>,
+    /// Of one command: a page of its executions. Of a node's list: its own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub executions: Vec<Execution>,
+    /// Hand it back as `cursor` for more executions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+}
+
+/// A command at one node.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Execution {
+    /// The node.
+    pub node: String,
+    /// As in [`BriefExecution`].
+    pub state: String,
+    /// Every state it had, oldest first.
+    #[serde(default)]
+    pub history: Vec<Step>,
+    /// It waits at the hub until then, for its time or its turn.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_before_ms: Option<i64>,
+    /// When a cancel was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cancel_asked_ms: Option<i64>,
+    /// The node said that the cancel came too late.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub too_late: bool,
+    /// The exit code of a program.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i32>,
+    /// Its output, at most 64 KiB; bytes that are no UTF-8 are replaced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output: Option<String>,
+    /// There was more output.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub output_cut: bool,
+    /// What it gave, for kinds that give something.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result: Option<serde_json::Value>,
+    /// What the node said after it was over here, where that differs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<Step>,
+}
+
+/// A state and since when.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Step {
+    /// The state.
+    pub state: String,
+    /// Since when.
+    pub at_ms: i64,
+    /// Why, where there is more to say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Reason>,
+}
+
+/// Why an execution is where it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reason {
+    /// A stable word.
+    pub code: String,
+    /// A sentence.
+    pub message: String,
+    /// Whether it may have been done, wholly or in part.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub may_have_executed: bool,
 }
 
 /// A problem (RFC 9457).

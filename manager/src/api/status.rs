@@ -53,6 +53,7 @@ pub(super) async fn status(State(api): State<Arc<Api>>, params: Params) -> Resul
                 now_ms: api.hub.clock().now().wall_ms,
                 ready: readiness.ready,
                 reasons: readiness.reasons,
+                listeners: api.config.listeners.clone(),
                 ..shapes::Status::default()
             };
             status.nodes_by_state = api.hub.with_fleet(|fleet| {

@@ -2,7 +2,7 @@
 //!
 //! `node` (presence, summary or figures changed), `event`, `samples` (every sample) and `latest` (newest values, at
 //! most once a second and node). A reader who falls behind the feed is told by a last message `cut` and reads again;
-//! one who does not read at all loses the stream.
+//! one who does not read at all loses the stream. So does one whose token is taken away.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,9 +25,10 @@ use tokio::sync::{broadcast::error::RecvError, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::{
-    Api, events,
+    Api, enrolment, events,
     problem::Refusal,
     query::{Params, node_id},
+    rights::Caller,
     view,
 };
 use crate::consume::FeedItem;
@@ -61,7 +62,11 @@ struct Filter {
 }
 
 /// `GET stream?node=&kind=`: `kind` is a list of `node,event,samples,latest`; all but `samples` unless given.
-pub(super) async fn get(State(api): State<Arc<Api>>, params: Params) -> Result<Response, Refusal> {
+pub(super) async fn get(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    params: Params,
+) -> Result<Response, Refusal> {
     params.only(&["node", "kind"])?;
     let node = params.text("node").map(node_id).transpose()?;
     let kinds: BTreeSet<String> =
@@ -75,7 +80,7 @@ pub(super) async fn get(State(api): State<Arc<Api>>, params: Params) -> Result<R
     // Before the answer: what is committed after it will be told.
     let feed = api.hub.feed();
     let (messages, ready) = mpsc::channel(WAITING);
-    tokio::spawn(follow(api, Filter { node, kinds }, feed, messages));
+    tokio::spawn(follow(api, caller, Filter { node, kinds }, feed, messages));
     let alive = KeepAlive::new().interval(ALIVE).text("alive");
     Ok(Sse::new(ReceiverStream::new(ready)).keep_alive(alive).into_response())
 }
@@ -84,6 +89,7 @@ type Message = Result<Event, Infallible>;
 
 async fn follow(
     api: Arc<Api>,
+    caller: Caller,
     filter: Filter,
     mut feed: tokio::sync::broadcast::Receiver<Arc<FeedItem>>,
     messages: mpsc::Sender<Message>,
@@ -123,14 +129,15 @@ async fn follow(
                 Err(RecvError::Lagged(missed)) => {
                     api.streams_cut.increment(1);
                     let why = json!({ "missed": missed, "detail": "the reader is too slow; read the lists again" });
-                    let cut = Event::default().event("cut").data(why.to_string());
-                    // Nobody waits for a reader that does not read.
-                    let _ = tokio::time::timeout(LATEST, messages.send(Ok(cut))).await;
-                    return;
+                    return cut(&messages, &why).await;
                 }
                 Err(RecvError::Closed) => return,
             },
             _ = tick.tick() => {
+                if !api.still(&caller) {
+                    let why = json!({ "missed": 0, "detail": "the API token was removed or has expired" });
+                    return cut(&messages, &why).await;
+                }
                 let told = std::mem::take(&mut latest).into_iter();
                 out.extend(told.map(|(node, latest)| {
                     let mut value = json!(latest);
@@ -142,6 +149,11 @@ async fn follow(
             () = stop(&mut stopping) => return,
         }
     }
+}
+
+/// Says why the stream ends. Nobody waits for a reader that does not read.
+async fn cut(messages: &mpsc::Sender<Message>, why: &Value) {
+    let _ = tokio::time::timeout(LATEST, messages.send(Ok(message("cut", why)))).await;
 }
 
 /// Until the API stops.
@@ -173,7 +185,8 @@ async fn told(
             };
             let id = [(node.clone(), found.number)];
             let counts = api.query(move |api| api.devices.counts(&api.hub, &id)).await?;
-            let shown = view::node(&found, counts.first().copied().unwrap_or(0));
+            let stands = api.hub.with_identities(|all| enrolment::shown(all.enrolments.get(node)));
+            let shown = view::node(&found, counts.first().copied().unwrap_or(0), stands);
             Ok(Some(message("node", &json!(shown))))
         }
         FeedItem::Event(event) if wanted(&event.node) && kind("event") => {
@@ -186,7 +199,9 @@ async fn told(
             let all = || json!({ "node": node, "samples": all_samples(samples, *shift_ms, *late) });
             Ok(kind("samples").then(|| message("samples", &all())))
         }
-        FeedItem::Node(_) | FeedItem::Event(_) | FeedItem::Samples { .. } => Ok(None),
+        FeedItem::Node(_) | FeedItem::Event(_) | FeedItem::Samples { .. } => {
+            Ok(None)
+        }
     }
 }
 

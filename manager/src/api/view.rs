@@ -30,7 +30,7 @@ impl Subject for Node {
 
 /// A node's JSON.
 #[must_use]
-pub(super) fn node(node: &Node, devices_count: usize) -> shapes::Node {
+pub(super) fn node(node: &Node, devices_count: usize, enrolment: shapes::Enrolment) -> shapes::Node {
     let record = &node.record;
     let (versions, vital) = (&record.versions, node.vital.as_ref());
     let heard = record.presence.state != State::New;
@@ -60,6 +60,7 @@ pub(super) fn node(node: &Node, devices_count: usize) -> shapes::Node {
         }),
         devices_count,
         config: shapes::ConfigVersions::default(),
+        enrolment,
     }
 }
 

@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use reqwest::header::{self, HeaderMap, HeaderValue};
 use rustix::process::{Pid, Signal};
 
 use super::Error;
@@ -32,6 +33,8 @@ pub(super) struct Process {
 pub(super) struct OwnHub {
     pub(super) process: Process,
     pub(super) addresses: run::Addresses,
+    /// Sends the token that the hub left in its data folder.
+    pub(super) http: reqwest::Client,
 }
 
 impl Folder {
@@ -138,7 +141,20 @@ pub(super) async fn hub(fleet: &Path, folder: &Path, mqtt: Option<SocketAddr>) -
         .until(async || serde_json::from_str(&fs::read_to_string(&path).ok()?).ok())
         .await
         .map_err(|error| explained(error, &folder.join("hub.log")))?;
-    Ok(OwnHub { process, addresses })
+    let admin = fs::read_to_string(data.join(crate::cli::ADMIN)).unwrap_or_default();
+    let http = client(admin.lines().nth(1))?;
+    Ok(OwnHub { process, addresses, http })
+}
+
+/// A client that sends a token, if there is one.
+pub(super) fn client(token: Option<&str>) -> Result<reqwest::Client, Error> {
+    let mut headers = HeaderMap::new();
+    if let Some(token) = token {
+        let value = HeaderValue::from_str(&format!("Bearer {}", token.trim()));
+        let value = value.map_err(|_| Error::Answer("the token is none".to_owned()))?;
+        headers.insert(header::AUTHORIZATION, value);
+    }
+    Ok(reqwest::Client::builder().default_headers(headers).build()?)
 }
 
 /// A running agent and where its edge API is.

@@ -67,7 +67,7 @@ pub async fn run(config: &Config) -> Result<Report, Error> {
     fill(&http, &agent.api, config.backlog).await?;
     let filled = clock::mono().saturating_sub(filled);
     let hub = child::hub(&config.fleet, folder.path(), Some(mqtt)).await?;
-    let mut told = listen(&http, &format!("http://{}", hub.addresses.http)).await?;
+    let mut told = listen(&hub.http, &format!("http://{}", hub.addresses.http)).await?;
     let mut report = Report::new("event");
     let began = until_born(&mut told).await?;
     if config.backlog > 0 {
@@ -79,7 +79,7 @@ pub async fn run(config: &Config) -> Result<Report, Error> {
                 drained = Some(clock::mono().saturating_sub(began));
             }
         }
-        let stored = stored(&http, &format!("http://{}", hub.addresses.http)).await?;
+        let stored = stored(&hub.http, &format!("http://{}", hub.addresses.http)).await?;
         if stored + unsealed() < u64::from(config.backlog) {
             let why =
                 format!("the agent calls its backlog drained, the hub has {stored} of {}", config.backlog);

@@ -36,6 +36,8 @@ pub struct Config {
     pub folder: Option<PathBuf>,
     /// A hub that runs already, by HTTP and MQTT address: then nothing is known of its process.
     pub hub: Option<(String, SocketAddr)>,
+    /// An operator's token for that hub.
+    pub token: Option<String>,
     /// Sessions.
     pub nodes: u16,
     /// Samples of a batch, a multiple of 10.
@@ -71,6 +73,7 @@ struct Load {
 /// What the run needs to know of the hub.
 struct Hub {
     http: String,
+    client: reqwest::Client,
     mqtt: SocketAddr,
     /// Process and data folder, when it is ours.
     own: Option<(u32, PathBuf)>,
@@ -84,12 +87,17 @@ pub async fn run(config: &Config) -> Result<Report, Error> {
     let folder = child::Folder::new(config.folder.as_deref())?;
     let mut own = None;
     let hub = match &config.hub {
-        Some((http, mqtt)) => Hub { http: http.trim_end_matches('/').to_owned(), mqtt: *mqtt, own: None },
+        Some((http, mqtt)) => {
+            let (http, client) =
+                (http.trim_end_matches('/').to_owned(), child::client(config.token.as_deref())?);
+            Hub { http, client, mqtt: *mqtt, own: None }
+        }
         None => {
             let started = own.insert(child::hub(&config.fleet, folder.path(), None).await?);
             let process = (started.process.pid(), folder.path().join("hub"));
             let http = format!("http://{}", started.addresses.http);
-            Hub { http, mqtt: started.addresses.mqtt, own: Some(process) }
+            let client = started.http.clone();
+            Hub { http, client, mqtt: started.addresses.mqtt, own: Some(process) }
         }
     };
     let stocks = stocks(config);
@@ -229,7 +237,7 @@ async fn look(
     marks: &[Arc<AtomicU64>],
     (charts, raw): &mut (Histogram<u64>, Histogram<u64>),
 ) -> Error {
-    let http = reqwest::Client::new();
+    let http = &hub.client;
     let mut ticks = time::interval(QUERY);
     ticks.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
     for turn in 0_usize.. {
@@ -312,8 +320,14 @@ async fn account(
 ) -> Result<(), Error> {
     let prefix = format!("bench-{run}-");
     let acked = load.batches() * u64::from(config.batch);
-    let ledger: Ledger =
-        reqwest::get(format!("{}/api/v1/ledger", hub.http)).await?.error_for_status()?.json().await?;
+    let ledger: Ledger = hub
+        .client
+        .get(format!("{}/api/v1/ledger", hub.http))
+        .send()
+        .await?
+        .error_for_status()?
+        .json()
+        .await?;
     let accounts = ledger.accounts.iter().filter(|account| account.node.starts_with(&prefix));
     let (mut stored, mut broken) = (0, 0);
     for account in accounts {
@@ -370,7 +384,8 @@ async fn sealed(hub: &Hub, own: Option<&mut child::OwnHub>) -> Result<f64, Error
     let deadline = clock::mono() + SEALING;
     let mut last = (f64::NAN, clock::mono());
     loop {
-        let page = reqwest::get(format!("{}/metrics", hub.http)).await?.error_for_status()?.text().await?;
+        let page =
+            hub.client.get(format!("{}/metrics", hub.http)).send().await?.error_for_status()?.text().await?;
         let value = |name: &str| {
             (page.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<f64>().ok()))
                 .ok_or_else(|| Error::Answer(format!("the hub's metrics do not tell {name}")))

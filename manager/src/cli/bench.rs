@@ -136,9 +136,10 @@ async fn measure(verb: BenchVerb, common: &Common, fleet: PathBuf) -> Result<(Re
     match verb {
         BenchVerb::Ingest { nodes, batch, seconds, most, threads, mqtt, place } => {
             let hub = mqtt.and_then(|mqtt| Some((common.hub.clone()?, mqtt)));
+            let token = hub.as_ref().and_then(|_| super::target::find(common).ok()?.token);
             let most = most.map(|most| most as usize);
             let folder = place.folder;
-            let config = ingest::Config { fleet, folder, hub, nodes, batch, seconds, most, threads };
+            let config = ingest::Config { fleet, folder, hub, token, nodes, batch, seconds, most, threads };
             Ok((ingest::run(&config).await?, place.check))
         }
         BenchVerb::Sessions { nodes, place } => {

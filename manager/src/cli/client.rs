@@ -1,64 +1,66 @@
-//! The CLI's HTTP client: finds the hub, asks, and turns every failure into a [`Failure`].
+//! The CLI's HTTP client: asks a hub, and turns every failure into a [`Failure`].
 //!
 //! Must not print and must not know verbs.
 
-use std::{fs, path::Path, time::Duration};
+use std::time::Duration;
 
-use futures_util::StreamExt as _;
-use reqwest::{Method, RequestBuilder, Response, StatusCode, Url, header};
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{Request, http::request};
+use reqwest::{Method, StatusCode, header};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::{exit::Failure, sse};
+use super::{
+    exit::Failure,
+    sse,
+    target::Target,
+    trust,
+    wire::{Reply, Wire, WireError},
+};
 use crate::api::shapes::{Page, Problem};
 
-/// Time for a connection to a hub.
-const CONNECT: Duration = Duration::from_secs(5);
 /// Time for one answer: a ledger recount reads every row.
 const ANSWER: Duration = Duration::from_secs(120);
 /// Items of one page.
 const PAGE: usize = 500;
 /// Most items of a list that are collected: the fleet's upper end, five times.
 const ITEMS: usize = 500_000;
-/// Largest answer, in bytes.
-const ANSWER_BYTES: usize = 256 * 1024 * 1024;
 
 /// A client of one hub.
 #[derive(Debug, Clone)]
 pub(super) struct Client {
-    base: Url,
-    token: Option<String>,
-    http: reqwest::Client,
-}
-
-/// The addresses that a hub writes beside its data.
-#[derive(Debug, serde::Deserialize)]
-struct Addresses {
-    http: String,
+    target: Target,
+    wire: Wire,
 }
 
 impl Client {
-    /// A client of `hub`, or of the local hub whose addresses stand in `data`.
+    /// A client of a hub.
     ///
     /// # Errors
-    /// [`Failure::Usage`] for a bad address, [`Failure::Unreachable`] when there is no local hub.
-    pub(super) fn new(hub: Option<&str>, token: Option<String>, data: &Path) -> Result<Self, Failure> {
-        let base = match hub {
-            Some(hub) => base(hub)?,
-            None => local(data)?,
+    /// [`Failure::Usage`] when the CA that is to be trusted is none.
+    pub(super) fn new(target: Target) -> Result<Self, Failure> {
+        let rules = match &target.trust {
+            Some(trust) if target.base.scheme() == "https" => {
+                let rules = trust::rules(trust);
+                Some(rules.map_err(|error| Failure::Usage(format!("the CA to trust is no use: {error}")))?)
+            }
+            Some(_) | None => None,
         };
-        let http = reqwest::Client::builder()
-            .connect_timeout(CONNECT)
-            .user_agent(concat!("fleet/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .map_err(|error| Failure::Failed(format!("cannot set up HTTP: {error}")))?;
-        Ok(Self { base, token, http })
+        let wire = Wire::new(&target.base, rules);
+        Ok(Self { target, wire })
     }
 
     /// Where the hub is.
     #[must_use]
     pub(super) fn base(&self) -> &str {
-        self.base.as_str().trim_end_matches('/')
+        self.target.base.as_str().trim_end_matches('/')
+    }
+
+    /// The host that is dialled.
+    #[must_use]
+    pub(super) fn host(&self) -> &str {
+        self.target.base.host_str().unwrap_or_default()
     }
 
     /// GET, decoded from JSON.
@@ -70,8 +72,8 @@ impl Client {
         path: &[&str],
         query: &[(&str, &str)],
     ) -> Result<T, Failure> {
-        let response = self.send(self.request(Method::GET, path, query)?.timeout(ANSWER)).await?;
-        decode(response).await
+        let request = self.request(Method::GET, path, query)?;
+        decode(&self.answer(request, Bytes::new()).await?.1)
     }
 
     /// GET as text, with an `Accept` of its own.
@@ -84,8 +86,8 @@ impl Client {
         query: &[(&str, &str)],
         accept: &str,
     ) -> Result<String, Failure> {
-        let request = self.request(Method::GET, path, query)?.header(header::ACCEPT, accept).timeout(ANSWER);
-        let bytes = body(self.send(request).await?).await?;
+        let request = self.request(Method::GET, path, query)?.header(header::ACCEPT, accept);
+        let (_, bytes) = self.answer(request, Bytes::new()).await?;
         String::from_utf8(bytes).map_err(|_| Failure::Failed("the hub's answer is not text".to_owned()))
     }
 
@@ -129,17 +131,14 @@ impl Client {
         body: Option<&Value>,
     ) -> Result<Value, Failure> {
         let merge = method == Method::PATCH;
-        let mut request = self.request(method, path, &[])?.timeout(ANSWER);
-        if let Some(body) = body {
-            request = request.body(body.to_string());
+        let mut request = self.request(method, path, &[])?;
+        if body.is_some() {
             let kind = if merge { "application/merge-patch+json" } else { "application/json" };
             request = request.header(header::CONTENT_TYPE, kind);
         }
-        let response = self.send(request).await?;
-        if response.status() == StatusCode::NO_CONTENT {
-            return Ok(Value::Null);
-        }
-        decode(response).await
+        let body = body.map_or_else(Bytes::new, |body| body.to_string().into());
+        let (status, bytes) = self.answer(request, body).await?;
+        if status == StatusCode::NO_CONTENT { Ok(Value::Null) } else { decode(&bytes) }
     }
 
     /// POST of a file.
@@ -153,8 +152,8 @@ impl Client {
         kind: &str,
         body: Vec<u8>,
     ) -> Result<T, Failure> {
-        let request = self.request(Method::POST, path, query)?.timeout(ANSWER);
-        decode(self.send(request.header(header::CONTENT_TYPE, kind).body(body)).await?).await
+        let request = self.request(Method::POST, path, query)?.header(header::CONTENT_TYPE, kind);
+        decode(&self.answer(request, body.into()).await?.1)
     }
 
     /// Follows a stream of server-sent events until it ends or `each` says stop.
@@ -168,10 +167,9 @@ impl Client {
         mut each: impl FnMut(sse::Message) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
         let request = self.request(Method::GET, path, query)?.header(header::ACCEPT, "text/event-stream");
-        let mut chunks = self.send(request).await?.bytes_stream();
+        let mut reply = self.send(request, Bytes::new(), None).await?;
         let mut reader = sse::Reader::default();
-        while let Some(chunk) = chunks.next().await {
-            let chunk = chunk.map_err(|error| self.unreachable(&error))?;
+        while let Some(chunk) = reply.chunk().await.map_err(|error| self.unreachable(&error))? {
             for message in reader.push(&chunk).map_err(|error| Failure::Failed(error.to_string()))? {
                 each(message)?;
             }
@@ -184,8 +182,8 @@ impl Client {
         method: Method,
         path: &[&str],
         query: &[(&str, &str)],
-    ) -> Result<RequestBuilder, Failure> {
-        let mut url = self.base.clone();
+    ) -> Result<request::Builder, Failure> {
+        let mut url = self.target.base.clone();
         url.path_segments_mut()
             .map_err(|()| {
                 Failure::Usage("--hub is not an address of a hub, such as http://127.0.0.1:8080".into())
@@ -195,20 +193,44 @@ impl Client {
         if !query.is_empty() {
             url.query_pairs_mut().extend_pairs(query);
         }
-        let request = self.http.request(method, url);
-        Ok(match &self.token {
-            Some(token) => request.bearer_auth(token),
+        let target =
+            url.query().map_or_else(|| url.path().to_owned(), |query| format!("{}?{query}", url.path()));
+        let port = url.port().map_or_else(String::new, |port| format!(":{port}"));
+        let host = format!("{}{port}", self.host());
+        let request = Request::builder()
+            .method(method)
+            .uri(target)
+            .header(header::HOST, host)
+            .header(header::USER_AGENT, concat!("fleet/", env!("CARGO_PKG_VERSION")));
+        Ok(match &self.target.token {
+            Some(token) => request.header(header::AUTHORIZATION, format!("Bearer {token}")),
             None => request,
         })
     }
 
-    async fn send(&self, request: RequestBuilder) -> Result<Response, Failure> {
-        let response = request.send().await.map_err(|error| self.unreachable(&error))?;
-        let status = response.status();
+    /// The status and the whole body of a request that was granted.
+    async fn answer(&self, request: request::Builder, body: Bytes) -> Result<(StatusCode, Vec<u8>), Failure> {
+        let reply = self.send(request, body, Some(ANSWER)).await?;
+        let status = reply.status();
+        Ok((status, reply.bytes(ANSWER).await.map_err(|error| self.unreachable(&error))?))
+    }
+
+    async fn send(
+        &self,
+        request: request::Builder,
+        body: Bytes,
+        within: Option<Duration>,
+    ) -> Result<Reply, Failure> {
+        let request = request.body(Full::new(body)).map_err(|_| {
+            Failure::Usage("the token has characters that no token has; copy it again".to_owned())
+        })?;
+        let reply = self.wire.send(request, within).await.map_err(|error| self.unreachable(&error))?;
+        let status = reply.status();
         if status.is_success() {
-            return Ok(response);
+            return Ok(reply);
         }
-        let problem = serde_json::from_slice(&body(response).await?).unwrap_or_else(|_| Problem {
+        let body = reply.bytes(ANSWER).await.map_err(|error| self.unreachable(&error))?;
+        let problem = serde_json::from_slice(&body).unwrap_or_else(|_| Problem {
             status: status.as_u16(),
             detail: format!("the hub answered {status}"),
             ..Problem::default()
@@ -216,85 +238,24 @@ impl Client {
         Err(Failure::of_problem(&problem))
     }
 
-    fn unreachable(&self, error: &reqwest::Error) -> Failure {
-        // The outer text names the URL again; the innermost says why.
-        let mut cause: &dyn std::error::Error = error;
-        while let Some(inner) = cause.source() {
-            cause = inner;
+    fn unreachable(&self, error: &WireError) -> Failure {
+        let base = self.base();
+        match error {
+            WireError::Trust(why) => {
+                Failure::Unreachable(format!("the hub at {base} is not trusted: {}", trust::explain(why)))
+            }
+            WireError::Large => Failure::Failed(error.to_string()),
+            WireError::Connect(_) | WireError::Http(_) | WireError::Slow => Failure::Unreachable(format!(
+                "no hub answers at {base} ({error}); start one with `fleet hub`, or name another with --hub"
+            )),
         }
-        let why = if error.is_timeout() { "no answer in time".to_owned() } else { cause.to_string() };
-        Failure::Unreachable(format!(
-            "no hub answers at {} ({why}); start one with `fleet hub`, or name another with --hub",
-            self.base()
-        ))
     }
 }
 
-/// Reads what the user calls a hub: a URL, or host and port.
-fn base(text: &str) -> Result<Url, Failure> {
-    let url = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
-    let wrong =
-        |why: String| Failure::Usage(format!("--hub {text}: {why}; an example is http://127.0.0.1:8080"));
-    let url = Url::parse(&url).map_err(|error| wrong(error.to_string()))?;
-    match url.scheme() {
-        "http" => Ok(url),
-        other => Err(wrong(format!("{other} is not spoken here"))),
-    }
-}
-
-/// Finds the local hub.
-fn local(data: &Path) -> Result<Url, Failure> {
-    let path = data.join("addresses.json");
-    let text = fs::read_to_string(&path).map_err(|error| {
-        Failure::Unreachable(format!(
-            "no hub has run on {} ({error}); start one with `fleet hub`, or name another with --hub or --data",
-            path.display()
-        ))
-    })?;
-    let addresses: Addresses = serde_json::from_str(&text).map_err(|error| {
-        Failure::Failed(format!("{} is not readable ({error}); name the hub with --hub", path.display()))
-    })?;
-    base(&addresses.http)
-}
-
-async fn decode<T: DeserializeOwned>(response: Response) -> Result<T, Failure> {
-    let bytes = body(response).await?;
-    serde_json::from_slice(&bytes).map_err(|error| {
+fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Failure> {
+    serde_json::from_slice(bytes).map_err(|error| {
         Failure::Failed(format!(
             "the hub's answer is not understood ({error}); are hub and CLI of one version?"
         ))
     })
-}
-
-/// The whole body, bounded.
-async fn body(response: Response) -> Result<Vec<u8>, Failure> {
-    let mut bytes = Vec::new();
-    let mut chunks = response.bytes_stream();
-    while let Some(chunk) = chunks.next().await {
-        let chunk = chunk.map_err(|error| Failure::Unreachable(format!("the answer broke off: {error}")))?;
-        if bytes.len() + chunk.len() > ANSWER_BYTES {
-            return Err(Failure::Failed("the answer is larger than 256 MiB; ask for less".to_owned()));
-        }
-        bytes.extend_from_slice(&chunk);
-    }
-    Ok(bytes)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn hubs_are_named_by_url_or_address() {
-        assert_eq!(base("127.0.0.1:8080").unwrap().as_str(), "http://127.0.0.1:8080/");
-        assert_eq!(base("http://h:1/under").unwrap().as_str(), "http://h:1/under");
-        for wrong in ["", "ftp://x", "http://"] {
-            assert_eq!(base(wrong).unwrap_err().code(), 2, "{wrong}");
-        }
-    }
-
-    #[test]
-    fn a_folder_without_a_hub_is_unreachable() {
-        assert_eq!(local(Path::new("/nonexistent")).unwrap_err().code(), 5);
-    }
 }

@@ -3,26 +3,40 @@
 //! Owns parsing, the verbs and what they print. Operator verbs know the hub by HTTP only; `hub`, `demo` and
 //! `simulate` hand over to [`crate::run`] and [`crate::simulate`].
 
+mod access;
+mod audit;
 mod bench;
 mod client;
+mod contexts;
 mod decode;
 mod exit;
 mod figure;
 mod group;
+mod join_token;
 mod ledger;
+mod login;
 mod node;
+mod operator;
 mod output;
 mod period;
+mod pki;
+mod place;
 mod serve;
 mod simulate;
 mod spark;
 mod sse;
 mod status;
+mod target;
 mod telemetry;
 mod top;
+mod trust;
+mod wire;
 mod yaml;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use clap::{Args, Parser, Subcommand};
 
@@ -30,6 +44,9 @@ use client::Client;
 pub use exit::Failure;
 use output::{Format, Out};
 pub use serve::{DemoArgs, HubArgs, ListenArgs};
+pub use target::ADMIN;
+
+use crate::config;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -37,6 +54,7 @@ Examples:
   fleet node ls -l site=berlin      which nodes are there
   fleet telemetry edge-1 --since 1h what a node measured
   fleet top                         watch all of it
+  fleet join-token create           let a machine join
   fleet ledger --verify             is every record accounted for
 
 Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 denied, 5 unreachable, 6 partly, 7 conflict.";
@@ -52,20 +70,35 @@ pub struct Cli {
 }
 
 /// Flags of every verb.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub struct Common {
-    /// The hub's HTTP address, such as http://127.0.0.1:8080; without it the local hub is found through --data
+    /// The hub's HTTP address, such as https://hub.example:8080; without it: the hub of --data or ./fleet-data, then
+    /// the current context of `fleet login`
     #[arg(long, global = true, env = "FLEET_HUB", value_name = "URL")]
     pub hub: Option<String>,
     /// The operator's token
     #[arg(long, global = true, env = "FLEET_TOKEN", value_name = "T", hide_env_values = true)]
     pub token: Option<String>,
-    /// The hub's data folder
-    #[arg(long, global = true, env = "FLEET_DATA", value_name = "DIR", default_value = "./fleet-data")]
-    pub data: PathBuf,
+    /// The hub's data folder, ./fleet-data unless given
+    #[arg(long, global = true, env = "FLEET_DATA", value_name = "DIR")]
+    pub data: Option<PathBuf>,
+    /// The CA that vouches for an https hub, PEM
+    #[arg(long, global = true, env = "FLEET_CA", value_name = "FILE")]
+    pub ca: Option<PathBuf>,
+    /// The same by its pin, as in a join token
+    #[arg(long, global = true, env = "FLEET_CA_PIN", value_name = "PIN", conflicts_with = "ca")]
+    pub ca_pin: Option<String>,
     /// The form of the answer
     #[arg(short, long, global = true, value_enum, default_value_t)]
     pub output: Format,
+}
+
+impl Common {
+    /// The hub's data folder.
+    #[must_use]
+    pub fn data(&self) -> &Path {
+        self.data.as_deref().unwrap_or(Path::new(config::DATA))
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -80,6 +113,22 @@ enum Verb {
     /// Saved selectors
     #[command(subcommand)]
     Group(group::GroupVerb),
+    /// Tokens that machines join with
+    #[command(subcommand)]
+    JoinToken(join_token::JoinTokenVerb),
+    /// Who may use the hub's API
+    #[command(subcommand)]
+    Operator(operator::OperatorVerb),
+    /// Third-party MQTT tools: what they may read and write
+    #[command(subcommand)]
+    Access(access::AccessVerb),
+    /// The hub's certificates
+    #[command(subcommand)]
+    Pki(pki::PkiVerb),
+    /// Who changed what, when
+    Audit(audit::AuditArgs),
+    /// Keep a hub's address, token and CA for the other verbs
+    Login(login::LoginArgs),
     /// What a node measured
     Telemetry(telemetry::TelemetryArgs),
     /// Watch the fleet live
@@ -127,7 +176,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
     let Cli { common, verb } = cli;
     let out = Out::new(common.output);
     let context = || {
-        let client = Client::new(common.hub.as_deref(), common.token.clone(), &common.data)?;
+        let client = Client::new(target::find(&common)?)?;
         Ok::<_, Failure>(Context { client, out })
     };
     match verb {
@@ -135,6 +184,12 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Demo(args) => serve::demo(*args, &common).await,
         Verb::Node(verb) => node::run(verb, &context()?).await,
         Verb::Group(verb) => group::run(verb, &context()?).await,
+        Verb::JoinToken(verb) => join_token::run(verb, &context()?).await,
+        Verb::Operator(verb) => operator::run(verb, &context()?).await,
+        Verb::Access(verb) => access::run(verb, &context()?).await,
+        Verb::Pki(verb) => pki::run(verb, &context()?).await,
+        Verb::Audit(args) => audit::run(args, &context()?).await,
+        Verb::Login(args) => login::run(args, &common, out).await,
         Verb::Telemetry(args) => telemetry::run(args, &context()?).await,
         Verb::Top(args) => top::run(args, &context()?).await,
         Verb::Ledger(args) => ledger::run(args, &context()?).await,

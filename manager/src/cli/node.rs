@@ -1,6 +1,9 @@
 //! `fleet node`: list, look at and describe nodes; change what the registry says of them.
 
-use std::path::PathBuf;
+use std::{
+    io::{self, IsTerminal as _},
+    path::PathBuf,
+};
 
 use clap::{Args, Subcommand};
 use fleet_schemas::NodeId;
@@ -9,7 +12,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     Context, Failure, figure,
-    output::{Cell, Table, Tone, ago, bytes, clean, count, number, paint, time, tone},
+    output::{Cell, Table, Tone, ago, bytes, clean, count, number, paint, read, time, tone, until},
 };
 use crate::api::shapes::{Account, Device, Event, Import, Ledger, Node, Page};
 
@@ -40,6 +43,25 @@ pub(super) enum NodeVerb {
         fleet node set edge-1 --lat 52.52 --lon 13.405\n  fleet node set edge-1 --name '' --label rack-\n  \
         fleet node set -l site=hall-3 --label gate=north")]
     Set(SetArgs),
+    /// Let a node in that joined by a token made with --approve
+    #[command(after_help = "Examples:\n  fleet node approve edge-1")]
+    Approve {
+        /// Its id
+        node: NodeId,
+    },
+    /// Shut a node out: its session is cut, its certificate is worth nothing any more
+    #[command(after_help = "Examples:\n  fleet node revoke edge-1 --reason 'stolen from hall 3'\n  \
+        fleet node revoke edge-1 --yes\n\nA token of `fleet join-token create --replace NODE` lets it in again.")]
+    Revoke {
+        /// Its id
+        node: NodeId,
+        /// Why, for the audit trail
+        #[arg(long)]
+        reason: Option<String>,
+        /// Do not ask
+        #[arg(short, long)]
+        yes: bool,
+    },
     /// Register nodes from CSV: id,name,site,lat,lon, and every further column a label
     #[command(
         after_help = "Examples:\n  fleet node import nodes.csv --dry-run\n  fleet node import nodes.csv"
@@ -111,6 +133,13 @@ pub(super) async fn run(verb: NodeVerb, context: &Context) -> Result<(), Failure
         NodeVerb::Get { nodes } => get(&nodes, context).await,
         NodeVerb::Describe { node } => describe(&node, context).await,
         NodeVerb::Set(args) => set(args, context).await,
+        NodeVerb::Approve { node } => change(&node, "approve", &json!({}), context).await,
+        NodeVerb::Revoke { node, reason, yes } => {
+            if !yes && !agreed(&format!("shut {node} out? its session is cut at once [y/N] "))? {
+                return Err(Failure::Failed("nothing was changed".to_owned()));
+            }
+            change(&node, "revoke", &json!({ "reason": reason }), context).await
+        }
         NodeVerb::Import { file, dry_run } => import(&file, dry_run, context).await,
     }
 }
@@ -122,7 +151,7 @@ async fn ls(args: &LsArgs, context: &Context) -> Result<(), Failure> {
     query.extend(args.group.as_deref().map(|group| ("group", group)));
     let items: Vec<Value> = client.list(&["api", "v1", "nodes"], &query, args.limit).await?;
     let now_ms = now(context).await?;
-    let nodes = read(&items)?;
+    let nodes: Vec<Node> = read(&items)?;
     out.show(&json!({ "items": items, "next": null }), || {
         if nodes.is_empty() { "no nodes match\n".to_owned() } else { table(&nodes, now_ms).text(out.color) }
     })
@@ -135,9 +164,31 @@ async fn get(ids: &[NodeId], context: &Context) -> Result<(), Failure> {
         items.push(client.get(&["api", "v1", "nodes", id.as_str()], &[]).await?);
     }
     let now_ms = now(context).await?;
-    let nodes = read(&items)?;
+    let nodes: Vec<Node> = read(&items)?;
     let value = if items.len() == 1 { items.remove(0) } else { json!({ "items": items, "next": null }) };
     out.show(&value, || table(&nodes, now_ms).text(out.color))
+}
+
+/// A change of who may come in; the node as it is then is the answer.
+async fn change(node: &NodeId, what: &str, body: &Value, context: &Context) -> Result<(), Failure> {
+    let Context { client, out } = context;
+    let path = ["api", "v1", "nodes", node.as_str(), what];
+    let value = client.change(Method::POST, &path, Some(body)).await?;
+    let now_ms = now(context).await?;
+    let nodes: Vec<Node> = read(std::slice::from_ref(&value))?;
+    out.show(&value, || table(&nodes, now_ms).text(out.color))
+}
+
+/// Asks on a terminal; elsewhere nobody could answer, and whoever wrote the script has decided.
+fn agreed(question: &str) -> Result<bool, Failure> {
+    if !io::stdin().is_terminal() {
+        return Ok(true);
+    }
+    eprint!("{question}");
+    let mut answer = String::new();
+    let read = io::stdin().read_line(&mut answer);
+    read.map_err(|error| Failure::Failed(format!("the answer cannot be read: {error}")))?;
+    Ok(matches!(answer.trim().to_lowercase().as_str(), "y" | "yes"))
 }
 
 /// The hub's clock: ages are told by the clock that made the times.
@@ -149,14 +200,20 @@ pub(super) async fn now(context: &Context) -> Result<i64, Failure> {
     version["now_ms"].as_i64().ok_or_else(|| Failure::Failed("the hub does not tell its time".to_owned()))
 }
 
-fn read(items: &[Value]) -> Result<Vec<Node>, Failure> {
-    let nodes: Result<_, _> = items.iter().map(|item| serde_json::from_value(item.clone())).collect();
-    nodes.map_err(|error| Failure::Failed(format!("the hub's nodes are not understood: {error}")))
-}
-
 fn table(nodes: &[Node], now_ms: i64) -> Table {
-    let mut table =
-        Table::new(&["id", "name", "state", "site", "kind", "agent", "seen", "cpu", "mem", "outbox"]);
+    let mut table = Table::new(&[
+        "id",
+        "name",
+        "state",
+        "enrolment",
+        "site",
+        "kind",
+        "agent",
+        "seen",
+        "cpu",
+        "mem",
+        "outbox",
+    ]);
     for node in nodes {
         let percent =
             |share: Option<f64>| share.map_or_else(|| "-".to_owned(), |value| format!("{value:.0}%"));
@@ -164,6 +221,7 @@ fn table(nodes: &[Node], now_ms: i64) -> Table {
             Cell::left(&node.id),
             Cell::left(node.name.as_deref().unwrap_or("-")),
             Cell::toned(&node.state, tone(&node.state)),
+            Cell::toned(&node.enrolment.state, tone(&node.enrolment.state)),
             Cell::left(node.site.as_deref().unwrap_or("-")),
             Cell::left(&node.kind),
             Cell::left(&node.versions.agent),
@@ -185,7 +243,7 @@ async fn describe(id: &NodeId, context: &Context) -> Result<(), Failure> {
         client.get(&[&node_path[..], &["events"]].concat(), &[("limit", EVENTS)]).await?;
     let ledger: Ledger = client.get(&["api", "v1", "ledger"], &[("node", id.as_str())]).await?;
     let now_ms = now(context).await?;
-    let node = read(std::slice::from_ref(&value))?.remove(0);
+    let node: Node = read(std::slice::from_ref(&value))?.remove(0);
     let whole = json!({ "node": value, "devices": devices.items, "events": events.items,
         "accounts": ledger.accounts });
     out.show(&whole, || {
@@ -207,6 +265,7 @@ fn description(
     line("name", &clean(node.name.as_deref().unwrap_or("-")));
     line("kind", &clean(&node.kind));
     line("state", &paint(&node.state, tone(&node.state), color));
+    line("enrolment", &stands(node, now_ms, color));
     line("seen", &format!("{} ago", ago(now_ms, node.last_seen_ms)));
     line("first seen", &node.first_seen_ms.map_or_else(|| "never".to_owned(), time));
     line("site", &clean(node.site.as_deref().unwrap_or("-")));
@@ -257,6 +316,21 @@ fn description(
     text
 }
 
+/// Whether it may come in, and until when.
+fn stands(node: &Node, now_ms: i64, color: bool) -> String {
+    let enrolment = &node.enrolment;
+    let mut text = paint(&clean(&enrolment.state), tone(&enrolment.state), color);
+    if let Some(revoked_ms) = enrolment.revoked_ms {
+        text.push_str(&format!(" {} ago", ago(now_ms, Some(revoked_ms))));
+    } else if enrolment.not_after_ms.is_some() {
+        text.push_str(&format!(", certificate ends in {}", until(now_ms, enrolment.not_after_ms)));
+    }
+    if let Some(reason) = &enrolment.reason {
+        text.push_str(&format!(": {}", clean(reason)));
+    }
+    text
+}
+
 fn or_dash(words: &[String]) -> String {
     if words.is_empty() { "-".to_owned() } else { words.join(", ") }
 }
@@ -281,7 +355,7 @@ async fn set(args: SetArgs, context: &Context) -> Result<(), Failure> {
         }
     }
     let now_ms = now(context).await?;
-    let nodes = read(&changed)?;
+    let nodes: Vec<Node> = read(&changed)?;
     out.show(&json!({ "items": changed, "next": null }), || {
         if nodes.is_empty() { "no nodes match\n".to_owned() } else { table(&nodes, now_ms).text(out.color) }
     })?;

@@ -179,10 +179,10 @@ impl Cell {
 #[must_use]
 pub(super) fn tone(state: &str) -> Tone {
     match state {
-        "online" | "balanced" | "ready" => Tone::Good,
+        "online" | "balanced" | "ready" | "active" | "enrolled" => Tone::Good,
         "suspect" | "pending" | "warning" => Tone::Warning,
-        "offline" | "broken" | "error" | "critical" | "failed" => Tone::Bad,
-        "sleeping" | "unknown" => Tone::Faint,
+        "offline" | "broken" | "error" | "critical" | "failed" | "revoked" => Tone::Bad,
+        "sleeping" | "unknown" | "used" | "expired" | "none" => Tone::Faint,
         _ => Tone::Plain,
     }
 }
@@ -219,6 +219,28 @@ pub(super) fn ago(now_ms: i64, then_ms: Option<i64>) -> String {
         (0, h, m) => format!("{h}h{m}m"),
         (d, h, _) => format!("{d}d{h}h"),
     }
+}
+
+/// How long until then, as [`ago`] tells it: `never` when there is no then, `over` when it has passed.
+#[must_use]
+pub(super) fn until(now_ms: i64, then_ms: Option<i64>) -> String {
+    match then_ms {
+        Some(then) if then <= now_ms => "over".to_owned(),
+        then => ago(then.unwrap_or(now_ms), then.map(|_| now_ms)),
+    }
+}
+
+/// Items of a list, decoded.
+///
+/// # Errors
+/// [`Failure::Failed`] when hub and CLI are of different versions.
+pub(super) fn read<T: serde::de::DeserializeOwned>(items: &[Value]) -> Result<Vec<T>, Failure> {
+    let read: Result<_, _> = items.iter().map(T::deserialize).collect();
+    read.map_err(|error| {
+        Failure::Failed(format!(
+            "the hub's answer is not understood ({error}); are hub and CLI of one version?"
+        ))
+    })
 }
 
 /// A time for people, UTC; the number itself when no calendar has it.
@@ -309,6 +331,7 @@ mod tests {
         );
         assert_eq!([0, 999, 1_000, 1_234_567].map(count), ["0", "999", "1,000", "1,234,567"]);
         assert_eq!([0.0, 1_536.0, 5e15].map(bytes), ["0 B", "1.5 KiB", "4547.5 TiB"]);
+        assert_eq!([None, Some(5), Some(61_000)].map(|then| until(10, then)), ["never", "over", "1m0s"]);
         assert_eq!(time(0), "1970-01-01 00:00:00");
         assert_eq!(time(i64::MAX), i64::MAX.to_string());
     }

@@ -76,7 +76,7 @@ pub(super) async fn demo(args: DemoArgs, common: &Common) -> Result<(), Failure>
 fn load(listen: &ListenArgs, common: &Common) -> Result<Config, Failure> {
     let overrides = Overrides { http: listen.http, mqtt: listen.mqtt };
     let config =
-        Config::load(&common.data, &overrides).map_err(|error| failed(&StartError::Config(error)))?;
+        Config::load(common.data(), &overrides).map_err(|error| failed(&StartError::Config(error)))?;
     for (flag, address) in [("--mqtts", listen.mqtts), ("--node-https", listen.node_https)] {
         if let Some(address) = address.filter(|address| address.port() != 0) {
             let why = format!(

@@ -51,6 +51,11 @@ fn text(status: &Status, base: &str, color: bool) -> String {
         record("lost"),
         record("quarantined"),
     ));
+    if !status.listeners.is_empty() {
+        let listeners: Vec<_> =
+            status.listeners.iter().map(|(name, at)| clean(&format!("{name} {at}"))).collect();
+        text.push_str(&format!("listens  {}\n", listeners.join(", ")));
+    }
     text
 }
 
@@ -67,12 +72,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_hub_is_told_in_four_lines() {
+    fn a_hub_is_told_in_five_lines() {
         let status = Status {
             version: "0.1.0".to_owned(),
             ready: false,
             reasons: vec!["disk is full".to_owned()],
             nodes_by_state: [("offline".to_owned(), 2), ("online".to_owned(), 1_500)].into(),
+            listeners: [("mqtts".to_owned(), "0.0.0.0:8883".to_owned())].into(),
             records: [("produced".to_owned(), 10_000), ("stored".to_owned(), 9_990)].into(),
             ..Status::default()
         };
@@ -82,6 +88,7 @@ mod tests {
         nodes    2 offline, 1,500 online
         ledger   none yet
         records  10,000 produced, 9,990 stored, 0 at edge, 0 lost, 0 quarantined
+        listens  mqtts 0.0.0.0:8883
         ");
     }
 }

@@ -45,6 +45,7 @@ fn said(intent: &Intent) -> (&'static str, String, Value) {
         Intent::PutGroup { name, selector } => ("group.put", name.clone(), json!({ "selector": selector })),
         Intent::RemoveGroup(name) => ("group.remove", name.clone(), Value::Null),
         Intent::Identity(change) => identity(change),
+        Intent::Rotated(what) => ("pki.rotate", what.clone(), Value::Null),
     }
 }
 

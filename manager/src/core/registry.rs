@@ -75,6 +75,8 @@ pub enum Intent {
     RemoveGroup(String),
     /// Change who may speak to the hub.
     Identity(Change),
+    /// Keys of the hub were changed: `server`, `ca` or `ca.finish`. They lie elsewhere; only the trail has it here.
+    Rotated(String),
 }
 
 /// Why a change is refused.
@@ -148,6 +150,7 @@ pub fn take(
             Some(_) => Ok(()),
             None => Err(RegistryError::Unknown { what: "group", name }),
         },
+        Intent::Rotated(_) => Ok(()),
         Intent::Identity(change) => identity::take(identities, fleet, effects, change, highest, now),
     }
 }

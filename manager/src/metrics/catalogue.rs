@@ -89,6 +89,7 @@ catalogue! {
     ROUTER_QUARANTINED = counter("fleet_router_quarantined_total", &[], "Messages kept away from the router after two of its deaths.");
     HTTP_REQUESTS = counter("fleet_http_requests_total", &["method", "code"], "HTTP requests answered, by method and status.");
     HTTP_SECONDS = histogram("fleet_http_request_duration_seconds", "Time to the first byte of an HTTP answer.");
+    HTTP_DENIED = counter("fleet_http_denied_total", &["reason"], "HTTP requests refused for want of a token or a right, by reason.");
     STREAMS = gauge("fleet_http_streams", &[], "Open event streams.");
     STREAMS_CUT = counter("fleet_http_streams_cut_total", &[], "Event streams that were cut because their reader was too slow.");
     PROCESS_RSS = gauge("fleet_process_resident_memory_bytes", &[], "Resident memory of the hub.");

@@ -7,8 +7,13 @@ use fleet_manager::{
     api,
     clock::{self, HubClock},
     consume::{Consumer, FeedItem},
+    core::{
+        identity::{Change, Operator, Role},
+        registry::Intent,
+    },
     hub::{self, Hub, Running},
     metrics::{self, Exporter},
+    pki::Pki,
     store::disk::{Disk, Folder},
 };
 use fleet_schemas::{
@@ -21,7 +26,10 @@ use fleet_schemas::{
     telemetry::{Builder, Sample},
     topic::Up,
 };
-use reqwest::{Method, StatusCode};
+use reqwest::{
+    Method, StatusCode,
+    header::{self, HeaderMap},
+};
 use rumqttc::{AsyncClient, MqttOptions, QoS};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -42,6 +50,8 @@ impl Directory for Everybody {
 /// A running hub.
 pub(crate) struct Site {
     pub(crate) hub: Hub,
+    /// The token of the operator `admin`, who may do everything.
+    pub(crate) admin: String,
     pub(crate) http: SocketAddr,
     pub(crate) mqtt: SocketAddr,
     pub(crate) data: TempDir,
@@ -59,6 +69,11 @@ impl Site {
     }
 
     pub(crate) async fn on(disk: Arc<dyn Disk>, data: TempDir) -> Self {
+        Self::with(disk, data, false).await
+    }
+
+    /// `anonymous_viewer`: as the demo serves its API.
+    pub(crate) async fn with(disk: Arc<dyn Disk>, data: TempDir, anonymous_viewer: bool) -> Self {
         let config = hub::Config::default();
         let hub_clock = Arc::new(HubClock::default());
         let fresh = StoreId(clock::random());
@@ -69,14 +84,31 @@ impl Site {
         let observer = metrics::observer(&exporter);
         let (hub, running) =
             hub::start(consumer, link, broker.stats(), hub_clock, &config, observer).unwrap();
+        let clock = hub.clone();
+        let pki = Arc::new(Pki::open(data.path(), &[], Arc::new(move || clock.clock().read())).unwrap());
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let (http, mqtt) = (listener.local_addr().unwrap(), broker.mqtt_addr());
+        let listeners = [
+            ("http", http.to_string()),
+            ("mqtts", "0.0.0.0:8883".into()),
+            ("node_https", "0.0.0.0:8443".into()),
+        ];
+        let listeners = listeners.map(|(name, address)| (name.to_owned(), address)).into();
+        let config = api::Config { pki, listeners, anonymous_viewer };
         let (stop, stopped) = oneshot::channel();
         let until = async { drop(stopped.await) };
-        let serving = tokio::spawn(api::serve(listener, hub.clone(), exporter, until));
+        let serving = tokio::spawn(api::serve(listener, hub.clone(), exporter, config, until));
         let addresses = serde_json::json!({ "http": http, "mqtt": mqtt });
         std::fs::write(data.path().join("addresses.json"), addresses.to_string()).unwrap();
-        Self { hub, http, mqtt, data, broker, running, stop, serving }
+        let admin = operator(&hub, "admin", Role::Admin, None).await;
+        std::fs::create_dir_all(data.path().join("access")).unwrap();
+        std::fs::write(data.path().join("access/admin"), format!("admin\n{admin}\n")).unwrap();
+        Self { hub, admin, http, mqtt, data, broker, running, stop, serving }
+    }
+
+    /// A client that sends the admin's token.
+    pub(crate) fn client(&self) -> reqwest::Client {
+        client(Some(&self.admin))
     }
 
     pub(crate) async fn stop(self) {
@@ -96,7 +128,18 @@ impl Site {
 
     /// One request; the answer's status and JSON.
     pub(crate) async fn ask(&self, method: Method, path: &str, body: Option<&str>) -> (StatusCode, Value) {
-        let mut request = reqwest::Client::new().request(method, self.url(path));
+        self.ask_as(Some(&self.admin), method, path, body).await
+    }
+
+    /// One request with another token, or with none.
+    pub(crate) async fn ask_as(
+        &self,
+        token: Option<&str>,
+        method: Method,
+        path: &str,
+        body: Option<&str>,
+    ) -> (StatusCode, Value) {
+        let mut request = client(token).request(method, self.url(path));
         if let Some(body) = body {
             request = request.header("content-type", "application/json").body(body.to_owned());
         }
@@ -111,6 +154,29 @@ impl Site {
         assert_eq!(status, StatusCode::OK, "{path}: {value}");
         value
     }
+}
+
+fn client(token: Option<&str>) -> reqwest::Client {
+    let mut headers = HeaderMap::new();
+    if let Some(token) = token {
+        headers.insert(header::AUTHORIZATION, format!("Bearer {token}").parse().unwrap());
+    }
+    reqwest::Client::builder().default_headers(headers).build().unwrap()
+}
+
+/// Lets an operator in; gives the token.
+pub(crate) async fn operator(hub: &Hub, name: &str, role: Role, expires_ms: Option<i64>) -> String {
+    let token = api::token::text(&clock::random());
+    let operator = Operator {
+        name: name.to_owned(),
+        role,
+        token: api::token::hash(&token),
+        created_ms: hub.clock().now().wall_ms,
+        created_by: "hub".to_owned(),
+        expires_ms,
+    };
+    hub.intend("hub", Intent::Identity(Change::PutOperator(operator))).await.unwrap();
+    token
 }
 
 /// A node that was born.

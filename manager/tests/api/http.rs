@@ -80,7 +80,7 @@ async fn a_patch_is_merged_committed_and_refused_with_pointers() {
 async fn a_stale_if_match_is_refused() {
     let site = Site::start().await;
     let _node = Node::born(&site, "edge-1").await;
-    let client = reqwest::Client::new();
+    let client = site.client();
     let url = site.url("/api/v1/nodes/edge-1");
     let tag = client.get(&url).send().await.unwrap().headers()["etag"].clone();
     let patch = |tag: &reqwest::header::HeaderValue, site: &str| {
@@ -112,7 +112,7 @@ async fn telemetry_is_the_same_in_json_and_csv() {
     let json = site.get(&query).await;
     assert_eq!(json["series"][0]["points"], json!([[t, 20.5], [t + 1_000, 21.25], [t + 12_000, 0.1 + 0.2]]));
     assert_eq!((&json["series"][1]["device"], &json["series"][1]["unit"]), (&json!("probe"), &json!("Cel")));
-    let client = reqwest::Client::new();
+    let client = site.client();
     let response = client.get(site.url(&query)).header("accept", "text/csv").send().await.unwrap();
     assert!(response.headers()["content-type"].to_str().unwrap().starts_with("text/csv"));
     let text = response.text().await.unwrap();
@@ -192,7 +192,7 @@ async fn groups_are_saved_selectors() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_foreign_page_sends_is_refused() {
     let site = Site::start().await;
-    let client = reqwest::Client::new();
+    let client = site.client();
     for (header, value) in [("host", "evil.example"), ("origin", "http://evil.example")] {
         let response = client.get(site.url("/api/v1/nodes")).header(header, value).send().await.unwrap();
         assert_eq!(response.status(), StatusCode::FORBIDDEN, "{header}");

@@ -10,8 +10,7 @@ const FILE: &str =
 
 async fn post(site: &Site, query: &str, key: Option<&str>, body: &str) -> (StatusCode, Value) {
     let url = site.url(&format!("/api/v1/nodes/import{query}"));
-    let mut request =
-        reqwest::Client::new().post(url).header("content-type", "text/csv").body(body.to_owned());
+    let mut request = site.client().post(url).header("content-type", "text/csv").body(body.to_owned());
     if let Some(key) = key {
         request = request.header("idempotency-key", key);
     }

@@ -14,7 +14,8 @@ struct Stream {
 
 impl Stream {
     async fn open(site: &Site, query: &str) -> Self {
-        let response: Response = reqwest::get(site.url(&format!("/api/v1/stream{query}"))).await.unwrap();
+        let url = site.url(&format!("/api/v1/stream{query}"));
+        let response: Response = site.client().get(url).send().await.unwrap();
         assert_eq!(response.headers()["content-type"], "text/event-stream");
         Self { response: Box::pin(response.bytes_stream()), text: String::new() }
     }

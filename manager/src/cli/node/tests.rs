@@ -58,9 +58,9 @@ fn flags_become_a_merge_patch() {
 fn nodes_are_listed_in_one_line_each() {
     let silent = Node { id: "edge-2".to_owned(), state: "new".to_owned(), ..Node::default() };
     insta::assert_snapshot!(table(&[node(), silent], 1_790_000_010_000).text(false), @r"
-    ID      NAME       STATE   SITE    KIND     AGENT   SEEN  CPU  MEM  OUTBOX
-    edge-1  Kiln �[2J  online  Hall 3  picclaw  0.1.0     5s  12%  30%   1,200
-    edge-2  -          new     -                       never    -    -       -
+    ID      NAME       STATE   ENROLMENT  SITE    KIND     AGENT   SEEN  CPU  MEM  OUTBOX
+    edge-1  Kiln �[2J  online  none       Hall 3  picclaw  0.1.0     5s  12%  30%   1,200
+    edge-2  -          new     none       -                       never    -    -       -
     ");
 }
 

@@ -6,6 +6,24 @@ use subtle::ConstantTimeEq as _;
 use super::{Access, FILTERS, Hash, Identities, NAME_BYTES, NAMES, Operator, Role, Row, unknown};
 use crate::core::registry::RegistryError;
 
+impl Role {
+    /// Its name.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Viewer => "viewer",
+            Self::Operator => "operator",
+            Self::Admin => "admin",
+        }
+    }
+}
+
+impl std::fmt::Display for Role {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
 impl Identities {
     /// Who holds an API token, by its SHA-256. Looks at all of them, whichever fits.
     #[must_use]
@@ -16,25 +34,12 @@ impl Identities {
     }
 
     pub(super) fn put_access(&mut self, access: Access) -> Result<Row, RegistryError> {
-        name(&access.name)?;
+        access.check()?;
         if self.access.contains_key(&access.name) {
             return Err(RegistryError::Exists { what: "access", name: access.name });
         }
         if self.access.len() >= NAMES {
             return Err(field("/name", format!("there are {NAMES} already; remove one first")));
-        }
-        if access.read.is_empty() && access.write.is_empty() {
-            return Err(field("/read", "grant at least one filter to read or to write"));
-        }
-        if access.read.len().max(access.write.len()) > FILTERS {
-            return Err(field("/read", format!("at most {FILTERS} filters are allowed")));
-        }
-        for (list, filters) in [("read", &access.read), ("write", &access.write)] {
-            for (at, filter) in filters.iter().enumerate() {
-                if let Some(why) = filter_error(filter, list == "write") {
-                    return Err(field(&format!("/{list}/{at}"), why));
-                }
-            }
         }
         let row = Row::Access(access.name.clone());
         self.access.insert(access.name.clone(), access);
@@ -62,6 +67,30 @@ impl Identities {
         }
         self.operators.remove(&name);
         Ok(Row::Operator(name))
+    }
+}
+
+impl Access {
+    /// Whether name and filters are such as may be granted.
+    ///
+    /// # Errors
+    /// [`RegistryError::Field`].
+    pub fn check(&self) -> Result<(), RegistryError> {
+        name(&self.name)?;
+        if self.read.is_empty() && self.write.is_empty() {
+            return Err(field("/read", "grant at least one filter to read or to write"));
+        }
+        if self.read.len().max(self.write.len()) > FILTERS {
+            return Err(field("/read", format!("at most {FILTERS} filters are allowed")));
+        }
+        for (list, filters) in [("read", &self.read), ("write", &self.write)] {
+            for (at, filter) in filters.iter().enumerate() {
+                if let Some(why) = filter_error(filter, list == "write") {
+                    return Err(field(&format!("/{list}/{at}"), why));
+                }
+            }
+        }
+        Ok(())
     }
 }
 

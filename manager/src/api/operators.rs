@@ -1,0 +1,121 @@
+//! `operators` and `whoami`: who may use this API. A token is in the answer that makes it, and nowhere else.
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    extract::{Path, State},
+    http::{HeaderMap, StatusCode},
+    response::{IntoResponse as _, Response},
+};
+use serde::Deserialize;
+
+use super::{
+    Api,
+    problem::Refusal,
+    query::{Body, Params, json},
+    rights::Caller,
+    shapes::{self, Page},
+    token,
+};
+use crate::{
+    clock,
+    core::{
+        identity::{Change, Operator, Role},
+        registry::Intent,
+    },
+};
+
+/// Longest life of a token that ends.
+const TTL_MOST_S: u64 = 10 * 366 * 24 * 3_600;
+
+/// The body of a POST.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Wanted {
+    name: String,
+    role: Role,
+    #[serde(default)]
+    ttl_s: Option<u64>,
+}
+
+/// `GET whoami`: the holder of the token.
+pub(super) async fn whoami(caller: Caller, params: Params) -> Result<Response, Refusal> {
+    params.only(&[])?;
+    let Caller { name, role, expires_ms, token: _ } = caller;
+    Ok(Json(shapes::Whoami { name, role: role.to_string(), expires_ms }).into_response())
+}
+
+/// `POST operators {name, role, ttl_s?}`: 201 with the token, shown this once.
+pub(super) async fn create(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    params: Params,
+    headers: HeaderMap,
+    Body(body): Body,
+) -> Result<Response, Refusal> {
+    params.only(&[])?;
+    let wanted: Wanted = json(&headers, &body)?;
+    let made = make(&api, &caller, wanted);
+    api.keys.create(&headers, &caller, &[b"operators", &body], made).await
+}
+
+async fn make(api: &Api, caller: &Caller, wanted: Wanted) -> Result<shapes::NewOperator, Refusal> {
+    let Wanted { name, role, ttl_s } = wanted;
+    if ttl_s.is_some_and(|ttl_s| ttl_s == 0 || ttl_s > TTL_MOST_S) {
+        return Err(Refusal::at("/ttl_s", format!("is not within 1 to {TTL_MOST_S}")));
+    }
+    let now_ms = api.hub.clock().now().wall_ms;
+    let ends = |ttl_s: u64| now_ms.saturating_add(i64::try_from(ttl_s * 1_000).unwrap_or(i64::MAX));
+    let expires_ms = ttl_s.map(ends);
+    let text = token::text(&clock::random());
+    let operator = Operator {
+        name: name.clone(),
+        role,
+        token: token::hash(&text),
+        created_ms: now_ms,
+        created_by: caller.name.clone(),
+        expires_ms,
+    };
+    api.hub.intend(&caller.by(), Intent::Identity(Change::PutOperator(operator))).await?;
+    Ok(shapes::NewOperator { name, role: role.to_string(), token: text, expires_ms })
+}
+
+/// `GET operators?limit=&cursor=`: by name.
+pub(super) async fn list(State(api): State<Arc<Api>>, params: Params) -> Result<Response, Refusal> {
+    params.only(&["limit", "cursor"])?;
+    let (limit, after) = (params.limit()?, params.text("cursor").unwrap_or_default().to_owned());
+    let now_ms = api.hub.clock().now().wall_ms;
+    let (items, more) = api.hub.with_identities(|identities| {
+        let mut rest =
+            identities.operators.values().filter(|operator| operator.name.as_str() > after.as_str());
+        let items: Vec<_> = rest.by_ref().take(limit).map(|operator| shown(operator, now_ms)).collect();
+        (items, rest.next().is_some())
+    });
+    let next = items.last().filter(|_| more).map(|operator| operator.name.clone());
+    Ok(Json(Page { items, next }).into_response())
+}
+
+fn shown(operator: &Operator, now_ms: i64) -> shapes::Operator {
+    let ended = operator.expires_ms.is_some_and(|ends| ends <= now_ms);
+    shapes::Operator {
+        name: operator.name.clone(),
+        role: operator.role.to_string(),
+        state: if ended { "expired" } else { "active" }.to_owned(),
+        created_ms: operator.created_ms,
+        created_by: operator.created_by.clone(),
+        expires_ms: operator.expires_ms,
+    }
+}
+
+/// `DELETE operators/{name}`: its token is none from now on, and its streams end.
+pub(super) async fn remove(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    Path(name): Path<String>,
+    params: Params,
+) -> Result<Response, Refusal> {
+    params.only(&[])?;
+    api.hub.intend(&caller.by(), Intent::Identity(Change::RemoveOperator(name))).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
