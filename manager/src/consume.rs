@@ -18,8 +18,9 @@ use crate::{
     core::{
         Now,
         audit::Entry,
+        command::{self, Dispatch, Kept},
         fleet::{Fleet, Node, NodeNo},
-        identity::{Identities, Row},
+        identity::{Cut, Identities, Row},
         intake::{self, Effects},
         ledger::Counters,
         mark::{self, Mark},
@@ -167,6 +168,8 @@ impl Consumer {
             }
         }
         nodes.into_values().for_each(|node| fleet.insert(node));
+        let (last, open) = self.shared.state().open_commands()?;
+        fleet.commands = Dispatch::new(last, open);
         *self.shared.fleet_mut() = fleet;
         let identities = self.shared.state().identities()?;
         *self.shared.identities.write().unwrap_or_else(PoisonError::into_inner) = identities;
@@ -212,6 +215,7 @@ impl Consumer {
                 .map(|n| (n.record.id.clone(), n.record.presence.clone(), n.vital.clone()))
                 .collect()
         };
+        let before = std::mem::take(&mut self.shared.fleet_mut().commands);
         self.load(now)?;
         // Sessions outlive the stores: the gate kept them, and their nodes will not be born again.
         let mut fleet = self.shared.fleet_mut();
@@ -225,6 +229,7 @@ impl Consumer {
                 node.vital = vital;
             }
         }
+        fleet.commands.keep_sessions(&before);
         Ok(())
     }
 
@@ -311,7 +316,9 @@ impl Consumer {
                         Intent::PatchNode { .. }
                         | Intent::ImportNodes(_)
                         | Intent::Identity(_)
-                        | Intent::Rotated(_) => None,
+                        | Intent::Rotated(_)
+                        | Intent::Command(_)
+                        | Intent::CancelCommand { .. } => None,
                     };
                     let entry = Entry::new(&intent, &by, now.wall_ms);
                     let highest = self.highest_node;
@@ -323,8 +330,17 @@ impl Consumer {
                 }
             }
             intake::handle_timeouts(&mut fleet, &mut effects, now);
+            for cut in &effects.cuts {
+                if let Cut::Node { node, .. } = cut {
+                    command::abandon(&mut fleet, &mut effects.commands, node, now);
+                }
+            }
+            command::advance(&mut fleet, &mut effects.commands, now);
         }
+        self.ask_store(&mut effects)?;
         let mut commit = self.state_commit(&effects, groups);
+        let told = effects.commands.take_told();
+        commit.commands = std::mem::replace(&mut effects.commands, told);
         commit.identities = changes(&self.shared.identities(), &effects.identities);
         commit.identities.audit = audit;
         let first_event = if commit.is_empty() { 0 } else { self.shared.state().apply(&commit)? };
@@ -333,6 +349,18 @@ impl Consumer {
         }
         self.commit_telemetry(&effects, &[])?;
         Ok(speak::speak(&self.shared, effects, commit.events, first_event, outcomes, credit, now))
+    }
+
+    /// Looks up what reports say of executions that are not in memory.
+    fn ask_store(&self, effects: &mut Effects) -> Result<(), Error> {
+        for index in 0..effects.commands.reports.len() {
+            let new = &effects.commands.reports[index];
+            if new.kept == Kept::Unsure {
+                let stored = self.shared.state().execution(new.report.id, new.node)?;
+                command::late(&mut effects.commands, index, stored);
+            }
+        }
+        Ok(())
     }
 
     fn state_commit(&self, effects: &Effects, groups: Vec<(String, Option<String>)>) -> Commit {
@@ -360,6 +388,9 @@ impl Consumer {
             if !new.by_hub {
                 commit.counters.entry((new.number, Lane::Event)).or_default().stored += 1;
             }
+        }
+        for report in &effects.commands.reports {
+            commit.counters.entry((report.node, Lane::Command)).or_default().stored += 1;
         }
         for raw in effects.quarantined.iter().filter(|raw| !raw.lane.carries_samples()) {
             commit.counters.entry((raw.number, raw.lane)).or_default().quarantined += raw.count;

@@ -227,6 +227,12 @@ impl Hub {
         &self.0.shared.telemetry
     }
 
+    /// What is small and precious, as it is open now; for reading.
+    #[must_use]
+    pub fn state(&self) -> crate::store::state::StateStore {
+        self.0.shared.state()
+    }
+
     /// Which life of the store this is.
     #[must_use]
     pub fn store_id(&self) -> fleet_schemas::StoreId {
@@ -273,6 +279,7 @@ impl Hub {
     pub fn verify_ledger(&self, node: Option<&NodeId>) -> Result<Vec<Verified>, consume::Error> {
         let mut verified = Vec::new();
         let events = self.0.shared.state().recount_events()?;
+        let reports = self.0.shared.state().recount_reports()?;
         for account in self.ledger()? {
             if node.is_some_and(|node| *node != account.node) {
                 continue;
@@ -282,7 +289,7 @@ impl Hub {
             let found = match account.lane {
                 Lane::Telemetry | Lane::Backfill => self.0.shared.telemetry.recount(number, account.lane)?,
                 Lane::Event => events.get(&number).copied().unwrap_or(0),
-                Lane::Command => 0,
+                Lane::Command => reports.get(&number).copied().unwrap_or(0),
             };
             verified.push(Verified { account, found });
         }

@@ -7,6 +7,7 @@ mod access;
 pub mod any;
 mod attempts;
 mod audit;
+mod commands;
 mod devices;
 mod enrolment;
 mod events;
@@ -204,6 +205,7 @@ fn routes() -> Routes {
         .on(viewer, Method::GET, "/api/v1/groups/{name}", groups::get)
         .on(operator, Method::PUT, "/api/v1/groups/{name}", groups::put)
         .on(operator, Method::DELETE, "/api/v1/groups/{name}", groups::remove)
+    let command = commands::create.layer(DefaultBodyLimit::max(commands::BODY_BYTES));
         .on(viewer, Method::GET, "/api/v1/ledger", ledger::get)
         .on(viewer, Method::GET, "/api/v1/stream", stream::get)
         .on(viewer, Method::GET, "/api/v1/whoami", operators::whoami)
@@ -217,6 +219,11 @@ fn routes() -> Routes {
         .on(admin, Method::DELETE, "/api/v1/operators/{name}", operators::remove)
         .on(admin, Method::GET, "/api/v1/access", access::list)
         .on(admin, Method::POST, "/api/v1/access", access::create)
+        .on(viewer, Method::GET, "/api/v1/nodes/{id}/commands", commands::of_node)
+        .on(viewer, Method::GET, "/api/v1/commands", commands::list)
+        .on(operator, Method::POST, "/api/v1/commands", command)
+        .on(viewer, Method::GET, "/api/v1/commands/{id}", commands::get)
+        .on(operator, Method::POST, "/api/v1/commands/{id}/cancel", commands::cancel)
         .on(admin, Method::DELETE, "/api/v1/access/{name}", access::remove)
         .on(admin, Method::GET, "/api/v1/audit", audit::list)
         .on(admin, Method::GET, "/api/v1/pki", pki::get)

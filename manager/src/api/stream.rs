@@ -1,7 +1,7 @@
 //! `stream`: what was committed, as server-sent events.
 //!
-//! `node` (presence, summary or figures changed), `event`, `samples` (every sample) and `latest` (newest values, at
-//! most once a second and node). A reader who falls behind the feed is told by a last message `cut` and reads again;
+//! `node` (presence, summary or figures changed), `event`, `samples` (every sample), `latest` (newest values, at most
+//! once a second and node) and `execution` (a command was made, or its state, output or cancel at a node changed). A reader who falls behind the feed is told by a last message `cut` and reads again;
 //! one who does not read at all loses the stream. So does one whose token is taken away.
 
 use std::{
@@ -18,14 +18,14 @@ use axum::{
         sse::{Event, KeepAlive, Sse},
     },
 };
-use fleet_schemas::{NodeId, telemetry::Samples};
+use fleet_schemas::{CommandId, NodeId, telemetry::Samples};
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::sync::{broadcast::error::RecvError, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::{
-    Api, enrolment, events,
+    Api, commands, enrolment, events,
     problem::Refusal,
     query::{Params, node_id},
     rights::Caller,
@@ -44,7 +44,7 @@ const ALIVE: Duration = Duration::from_secs(15);
 const STALLED: Duration = Duration::from_secs(10);
 /// How often newest values are told.
 const LATEST: Duration = Duration::from_secs(1);
-const KINDS: [&str; 4] = ["node", "event", "samples", "latest"];
+const KINDS: [&str; 5] = ["node", "event", "samples", "latest", "execution"];
 
 /// Newest values of one node.
 #[derive(Debug, Default, Serialize)]
@@ -58,16 +58,19 @@ struct Latest {
 #[derive(Debug)]
 struct Filter {
     node: Option<NodeId>,
+    command: Option<CommandId>,
     kinds: BTreeSet<String>,
 }
 
-/// `GET stream?node=&kind=`: `kind` is a list of `node,event,samples,latest`; all but `samples` unless given.
+/// `GET stream?node=&kind=&command=`: `kind` is a list of `node,event,samples,latest,execution`; without it
+/// `node,event,latest`. `command` leaves the executions of one command.
 pub(super) async fn get(
     State(api): State<Arc<Api>>,
     caller: Caller,
     params: Params,
 ) -> Result<Response, Refusal> {
-    params.only(&["node", "kind"])?;
+    params.only(&["node", "kind", "command"])?;
+    let command: Option<CommandId> = params.read("command")?;
     let node = params.text("node").map(node_id).transpose()?;
     let kinds: BTreeSet<String> =
         params.text("kind").unwrap_or("node,event,latest").split(',').map(str::to_owned).collect();
@@ -80,7 +83,7 @@ pub(super) async fn get(
     // Before the answer: what is committed after it will be told.
     let feed = api.hub.feed();
     let (messages, ready) = mpsc::channel(WAITING);
-    tokio::spawn(follow(api, caller, Filter { node, kinds }, feed, messages));
+    tokio::spawn(follow(api, caller, Filter { node, command, kinds }, feed, messages));
     let alive = KeepAlive::new().interval(ALIVE).text("alive");
     Ok(Sse::new(ReceiverStream::new(ready)).keep_alive(alive).into_response())
 }
@@ -199,9 +202,14 @@ async fn told(
             let all = || json!({ "node": node, "samples": all_samples(samples, *shift_ms, *late) });
             Ok(kind("samples").then(|| message("samples", &all())))
         }
-        FeedItem::Node(_) | FeedItem::Event(_) | FeedItem::Samples { .. } => {
-            Ok(None)
+        FeedItem::Execution(change) => {
+            let node = change.node.and_then(|number| api.hub.with_fleet(|fleet| fleet.ids.get(&number).cloned()));
+            let asked = filter.command.is_none_or(|only| only == change.command)
+                && filter.node.as_ref().is_none_or(|only| node.as_ref() == Some(only));
+            let shown = || message("execution", &commands::change(change, node.as_ref().map(NodeId::as_str)));
+            Ok((asked && kind("execution")).then(shown))
         }
+        FeedItem::Node(_) | FeedItem::Event(_) | FeedItem::Samples { .. } => Ok(None),
     }
 }
 

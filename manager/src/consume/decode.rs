@@ -8,6 +8,7 @@ use fleet_schemas::{
     Lane,
     batch::{self, Batch, Envelope},
     cbor::{self, DecodeError, Unpacker},
+    command,
     event,
     session::{Birth, Heartbeat},
     telemetry::Samples,
@@ -111,8 +112,10 @@ fn body(lane: Lane, batch: &Batch, bytes: Vec<u8>, payload: &Bytes) -> Result<Bo
             let events = event::decode(&bytes)?;
             (events.len() as u64, Body::Events(events))
         }
-        // Reports on commands are not defined yet: kept raw, so that nothing is lost until they are.
-        Lane::Command => return Err(DecodeError::Shape("no reports on commands are defined".to_owned())),
+        Lane::Command => {
+            let reports = command::decode(&bytes)?;
+            (reports.len() as u64, Body::Reports(reports))
+        }
     };
     if count == batch.count {
         Ok(body)

@@ -15,6 +15,7 @@ use super::Shared;
 use crate::{
     core::{
         Now,
+        command::Change,
         fleet::{Fleet, Node},
         identity::Cut,
         intake::{Effects, Reply},
@@ -41,6 +42,8 @@ pub enum FeedItem {
         /// The samples.
         samples: Box<Samples>,
     },
+    /// A command was made, or an execution changed.
+    Execution(Box<Change>),
 }
 
 /// An event with its number and its node.
@@ -104,6 +107,10 @@ pub(super) fn speak(
         }
         spoken.downs.push((Topic::Down(id.clone(), Down::Ack), cbor::encode(&ack)));
     }
+    for (id, mut orders) in effects.commands.orders {
+        orders.store_id = store_id;
+        spoken.downs.push((Topic::Down(id, Down::Command), cbor::encode(&orders)));
+    }
     for (number, row) in (first_event..).zip(events) {
         let Some(node) = fleet.ids.get(&row.node) else { continue };
         let EventRow { time_ms, recv_ms, by_hub, event, .. } = row;
@@ -111,6 +118,8 @@ pub(super) fn speak(
         spoken.items.push(Arc::new(FeedItem::Event(Box::new(event))));
     }
     spoken.items.extend(samples(&fleet, effects.inbox));
+    let changes = effects.commands.changes.into_iter();
+    spoken.items.extend(changes.map(|change| Arc::new(FeedItem::Execution(Box::new(change)))));
     spoken.items.extend(effects.changed.into_iter().map(|id| Arc::new(FeedItem::Node(id))));
     spoken
 }

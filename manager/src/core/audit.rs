@@ -2,6 +2,7 @@
 //!
 //! Says nothing of what is secret; hashes of secrets are left out too.
 
+use fleet_schemas::NodeId;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -45,6 +46,19 @@ fn said(intent: &Intent) -> (&'static str, String, Value) {
         Intent::PutGroup { name, selector } => ("group.put", name.clone(), json!({ "selector": selector })),
         Intent::RemoveGroup(name) => ("group.remove", name.clone(), Value::Null),
         Intent::Identity(change) => identity(change),
+        Intent::Command(wanted) => {
+            let ids: Vec<_> = wanted.nodes.iter().take(LISTED).map(NodeId::as_str).collect();
+            // The parameters may hold what is secret.
+            let detail = json!({
+                "kind": wanted.kind, "nodes_count": wanted.nodes.len(), "nodes": ids, "selector": wanted.selector,
+            });
+            ("command.create", wanted.id.to_string(), detail)
+        }
+        Intent::CancelCommand { id, nodes } => {
+            let ids: Option<Vec<_>> =
+                nodes.as_ref().map(|nodes| nodes.iter().take(LISTED).map(NodeId::as_str).collect());
+            ("command.cancel", id.to_string(), json!({ "nodes": ids }))
+        }
         Intent::Rotated(what) => ("pki.rotate", what.clone(), Value::Null),
     }
 }

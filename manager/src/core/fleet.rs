@@ -13,6 +13,7 @@ use fleet_schemas::{
 use serde::{Deserialize, Serialize};
 
 use super::{
+    command::Dispatch,
     ledger::{self, Account, Counters},
     mark::{self, Mark},
     presence::Presence,
@@ -205,6 +206,8 @@ pub struct Fleet {
     pub ids: BTreeMap<NodeNo, NodeId>,
     /// Saved selectors by name.
     pub groups: BTreeMap<String, String>,
+    /// Commands that are not over.
+    pub commands: Dispatch,
     deadlines: BTreeSet<(Duration, NodeId)>,
 }
 

@@ -10,6 +10,7 @@ use fleet_schemas::{
     Lane, NodeId, StreamId, VERSION,
     ack::Verdict,
     batch::{Batch, Digest, Head, Lost},
+    command::Report,
     event::{Event, Severity},
     limits,
     session::{Birth, Death, Heartbeat, StreamState},
@@ -17,7 +18,7 @@ use fleet_schemas::{
 };
 
 use super::{
-    Now,
+    Now, command,
     fleet::{Fleet, Node, NodeNo, Record, Vital},
     identity,
     ledger::Counters,
@@ -61,6 +62,8 @@ pub enum Body {
     Samples(Box<SamplesBody>),
     /// Events, as many as the envelope says.
     Events(Vec<Event>),
+    /// Reports on commands, as many as the envelope says.
+    Reports(Vec<Report>),
     /// None: a tombstone.
     Tombstone,
     /// Unreadable: why, and the payload as it travelled.
@@ -153,6 +156,8 @@ pub struct Effects {
     pub replies: BTreeMap<NodeId, Reply>,
     /// Nodes whose presence or summary changed.
     pub changed: BTreeSet<NodeId>,
+    /// What became of commands.
+    pub commands: command::Effects,
     /// Rows of who may speak to the hub that are to be written.
     pub identities: BTreeSet<identity::Row>,
     /// Sessions to end after the commit.
@@ -169,6 +174,7 @@ impl Effects {
             && self.inbox.is_empty()
             && self.quarantined.is_empty()
             && self.events.is_empty()
+            && self.commands.nothing_to_write()
             && self.identities.is_empty()
     }
 
@@ -212,8 +218,16 @@ pub fn take(fleet: &mut Fleet, effects: &mut Effects, id: &NodeId, input: Input,
         Input::Heartbeat(heartbeat) => take_heartbeat(fleet, effects, id, &heartbeat, now),
         Input::Batch { lane, batch, digest, body } => {
             seen(fleet, effects, id, now);
-            if let Some(node) = fleet.nodes.get_mut(id) {
-                take_batch(node, effects, lane, &batch, digest, body, now);
+            let Fleet { nodes, commands, .. } = fleet;
+            if let Some(node) = nodes.get_mut(id) {
+                let reports = take_batch(node, effects, lane, &batch, digest, body, now);
+                for report in reports {
+                    command::report(commands, &mut effects.commands, report);
+                }
+                if lane == Lane::Command {
+                    // A birth may have waited for this batch.
+                    commands.touch(node.number);
+                }
             }
         }
         Input::Unknown { lane, head } => {
@@ -278,13 +292,24 @@ fn take_birth(fleet: &mut Fleet, effects: &mut Effects, id: &NodeId, birth: &Bir
     }
     let said = Said { boot: birth.boot, up_ms: birth.up_ms };
     let rolled_back = settle(node, effects, birth, said, is_new, now);
-    if rolled_back || set_back {
+    let set_back = rolled_back || set_back;
+    if set_back {
         let message =
             "the node's storage was set back to an earlier state (a restored image, a cloned or wiped \
                        card): records of the time between may be stored twice"
                 .to_owned();
         effects.by_hub(node, "edge_rollback", Severity::Warning, message, now);
     }
+    let number = node.number;
+    let reports = birth.lanes.get(&Lane::Command).map(Vec::as_slice).unwrap_or_default();
+    let upto = || reports.iter().map(|state| (state.stream, state.next_seq)).collect();
+    let born = command::Born {
+        session: birth.session,
+        commands: birth.commands.as_deref(),
+        upto: (!birth.partial).then(upto),
+        set_back,
+    };
+    command::born(&mut fleet.commands, &mut effects.commands, number, &born);
     let streams = birth.lanes.iter().flat_map(|(lane, states)| states.iter().map(|s| (*lane, s.stream)));
     for (lane, stream) in streams {
         reply(effects, id, lane, stream, None);
@@ -352,6 +377,10 @@ fn take_heartbeat(fleet: &mut Fleet, effects: &mut Effects, id: &NodeId, heartbe
     let interval_ms = heartbeat.interval_ms;
     if fleet.presence(id, |presence| presence.heartbeat(heartbeat.session, interval_ms, now)) {
         effects.nodes.insert(id.clone());
+        if let Some(node) = fleet.nodes.get(id) {
+            // Back in a session that was given up: what waits goes on without a birth.
+            fleet.commands.touch(node.number);
+        }
     }
     let Some(node) = fleet.nodes.get_mut(id) else { return };
     node.record.last_seen_ms = now.wall_ms;
@@ -377,7 +406,7 @@ fn take_batch(
     digest: Digest,
     body: Body,
     now: Now,
-) {
+) -> Vec<command::NewReport> {
     let key = (lane, batch.stream);
     let count = batch.count;
     let offer =
@@ -410,12 +439,21 @@ fn take_batch(
             }
             node.marks.entry(key).or_default().take(batch, digest, now.wall_ms);
             effects.marks.insert((node.record.id.clone(), lane, batch.stream));
-            store(node, effects, lane, batch, body, now);
+            return store(node, effects, lane, batch, body, now);
         }
     }
+    Vec::new()
 }
 
-fn store(node: &Node, effects: &mut Effects, lane: Lane, batch: &Batch, body: Body, now: Now) {
+/// Puts a batch where it belongs; gives the reports on commands that it has.
+fn store(
+    node: &Node,
+    effects: &mut Effects,
+    lane: Lane,
+    batch: &Batch,
+    body: Body,
+    now: Now,
+) -> Vec<command::NewReport> {
     let number = node.number;
     let recv_ms = now.wall_ms;
     let shift_ms = node.record.boots.shift_ms(batch.boot, batch.up_ms, batch.clock, batch.sealed_ms);
@@ -426,6 +464,13 @@ fn store(node: &Node, effects: &mut Effects, lane: Lane, batch: &Batch, body: Bo
         Body::Events(events) => {
             let stored = |event| NewEvent { number, recv_ms, shift_ms, by_hub: false, event };
             effects.events.extend(events.into_iter().map(stored));
+        }
+        Body::Reports(reports) => {
+            let new = |report: Report| {
+                let at_ms = report.time_ms.saturating_add(shift_ms);
+                command::NewReport { node: number, recv_ms, at_ms, report, kept: command::Kept::Execution }
+            };
+            return reports.into_iter().map(new).collect();
         }
         Body::Tombstone => {
             effects.book(number, lane, Counters { lost: batch.count, ..Counters::default() });
@@ -442,6 +487,7 @@ fn store(node: &Node, effects: &mut Effects, lane: Lane, batch: &Batch, body: Bo
             });
         }
     }
+    Vec::new()
 }
 
 /// Lets deadlines pass.

@@ -2,6 +2,7 @@
 //! socket; the consumer around it commits what is decided here and only then speaks.
 
 pub mod audit;
+pub mod command;
 pub mod config;
 pub mod fleet;
 pub mod identity;

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use fleet_schemas::{NodeId, limits};
+use fleet_schemas::{CommandId, NodeId, limits};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{
-    Now,
+    Now, command,
     fleet::{Fleet, Location, Node, NodeNo, Record},
     identity::{self, Change, Identities, Refused},
     intake::Effects,
@@ -75,6 +75,15 @@ pub enum Intent {
     RemoveGroup(String),
     /// Change who may speak to the hub.
     Identity(Change),
+    /// Make a command.
+    Command(Box<command::Wanted>),
+    /// Cancel a command.
+    CancelCommand {
+        /// Which.
+        id: CommandId,
+        /// At which nodes; none: at all.
+        nodes: Option<Vec<NodeId>>,
+    },
     /// Keys of the hub were changed: `server`, `ca` or `ca.finish`. They lie elsewhere; only the trail has it here.
     Rotated(String),
 }
@@ -152,6 +161,11 @@ pub fn take(
         },
         Intent::Rotated(_) => Ok(()),
         Intent::Identity(change) => identity::take(identities, fleet, effects, change, highest, now),
+        Intent::Command(wanted) => command::make(fleet, &mut effects.commands, *wanted, now),
+        Intent::CancelCommand { id, nodes } => {
+            command::cancel(fleet, &mut effects.commands, id, nodes.as_deref(), now);
+            Ok(())
+        }
     }
 }
 

@@ -116,7 +116,7 @@ impl Rounds {
                     match &**item {
                         FeedItem::Samples { samples, .. } => round.samples += samples.count(),
                         FeedItem::Event(_) => round.events += 1,
-                        FeedItem::Node(_) => {}
+                        FeedItem::Node(_) | FeedItem::Execution(_) => {}
                     }
                 }
                 if round.samples + round.events > 0 {

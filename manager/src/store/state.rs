@@ -3,6 +3,7 @@
 //! One writer, one transaction per group of inputs. Decides nothing; readers see what was committed.
 
 mod feed;
+mod commands;
 mod identities;
 
 use std::{collections::BTreeMap, sync::Arc};
@@ -12,10 +13,12 @@ use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, Tab
 use serde::{Deserialize, Serialize};
 
 pub use feed::EventPage;
+pub use commands::{CommandFilter, CommandPage, Counts, ExecutionFilter, ReportRow};
 pub use identities::{AuditFilter, Changed, Changes, RetainedRow};
 
 use super::disk::{self, Disk, DiskError, Open};
 use crate::core::{
+    command,
     fleet::{NodeNo, Record},
     ledger::Counters,
     mark::Mark,
@@ -27,7 +30,7 @@ const CACHE_BYTES: usize = 64 * 1024 * 1024;
 /// Raw batches kept of the event and command lanes; the oldest go.
 const QUARANTINE_ROWS: u64 = 10_000;
 
-// `store_id` (16 bytes), `next_event` (u64), `highest_node` (u32). Three rows.
+// `store_id` (16 bytes), `next_event` (u64), `highest_node` (u32), `last_command` (u64). Four rows.
 const HUB: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("hub");
 // Node number → CBOR `Record`. One row a node, rewritten when it changes.
 const NODES: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("nodes");
@@ -117,6 +120,8 @@ pub struct Commit {
     pub groups: Vec<(String, Option<String>)>,
     /// Who may speak to the hub, and the trail of changes.
     pub identities: Changes,
+    /// Commands, their executions, and reports on them.
+    pub commands: command::Effects,
 }
 
 impl Commit {
@@ -132,6 +137,7 @@ impl Commit {
             && self.quarantined.is_empty()
             && self.groups.is_empty()
             && self.identities.is_empty()
+            && self.commands.nothing_to_write()
     }
 }
 
@@ -203,6 +209,7 @@ impl StateStore {
         write.open_table(SECRETS).map_err(store)?;
         write.open_table(QUARANTINE).map_err(store)?;
         identities::open(&write)?;
+        commands::open(&write)?;
         write.commit().map_err(store)?;
         Ok(Self { db: Arc::new(db), store_id })
     }
@@ -279,6 +286,7 @@ impl StateStore {
         apply_lanes(&write, commit)?;
         apply_events(&write, commit, first_event)?;
         identities::apply(&write, &commit.identities)?;
+        commands::apply(&write, &commit.commands)?;
         let mut groups = write.open_table(GROUPS).map_err(store)?;
         for (name, selector) in &commit.groups {
             match selector {
