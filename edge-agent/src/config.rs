@@ -16,7 +16,7 @@ use toml::{Table, Value};
 use crate::{
     api, clock,
     collect::{driver, system},
-    mqtt, outbox,
+    commands, mqtt, outbox,
 };
 
 /// The file's name in the data folder.
@@ -44,6 +44,8 @@ pub struct Config {
     pub clock: clock::Config,
     /// The machine's figures.
     pub system: system::Config,
+    /// Which programs may be run.
+    pub commands: commands::Config,
     /// Programs that print a JSON object per line.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub driver: Vec<driver::Config>,
@@ -90,6 +92,7 @@ impl Default for Config {
             outbox: outbox::Config::default(),
             clock: clock::Config::default(),
             system: system::Config::default(),
+            commands: commands::Config::default(),
             driver: Vec::new(),
         }
     }
@@ -310,7 +313,7 @@ const OTHER_VARIABLES: [&str; 9] = [
     "FLEET_TOKEN",
 ];
 /// The sections whose settings have variables: `FLEET_OUTBOX_UPLOAD_S` is `upload_s` under `[outbox]`.
-const SECTIONS: [&str; 6] = ["node", "hub", "api", "outbox", "clock", "system"];
+const SECTIONS: [&str; 7] = ["node", "hub", "api", "outbox", "clock", "system", "commands"];
 
 /// Puts `FLEET_{SECTION}_{KEY}` over the file. The value is TOML where it reads as such, else text.
 fn overlay(table: &mut Table, variables: &[(String, String)]) -> Result<(), ConfigError> {

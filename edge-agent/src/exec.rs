@@ -10,9 +10,10 @@ use std::{
     time::Duration,
 };
 
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, kill_process_group, setpriority_process};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncRead, BufReader},
+    net::unix::pipe,
     process::{Child, ChildStderr, ChildStdout, Command},
     time,
 };
@@ -21,6 +22,9 @@ use tokio::{
 pub(crate) const LINE_BYTES: usize = 16 * 1024;
 /// How long a program has to end by itself once it was asked to.
 pub(crate) const GRACE: Duration = Duration::from_millis(1_500);
+
+/// Where programs with an environment of their own are looked for.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// What to start. No shell is involved.
 #[derive(Debug, Clone, Default)]
@@ -31,6 +35,19 @@ pub(crate) struct Program {
     pub(crate) args: Vec<String>,
     /// Variables beside the agent's own environment.
     pub(crate) env: BTreeMap<String, String>,
+}
+
+/// As whom a program runs, and what it may use.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Bounds {
+    /// User and group, if not the agent's: only root may switch.
+    pub(crate) user: Option<(u32, u32)>,
+    /// How much others go before it, -20 to 19.
+    pub(crate) nice: Option<i32>,
+    /// Bytes of address space.
+    pub(crate) memory_bytes: Option<u64>,
+    /// Time on the processor.
+    pub(crate) processor: Duration,
 }
 
 /// A program that runs. Dropping it kills its whole process group.
@@ -62,6 +79,67 @@ impl Program {
         let stdout = child.stdout.take().expect("stdout is piped");
         let stderr = child.stderr.take().expect("stderr is piped");
         Ok((Running { child, group }, Lines::new(stdout), Lines::new(stderr)))
+    }
+
+    /// Starts it in `folder` with nothing of the agent's environment, both outputs in one pipe, and within bounds.
+    pub(crate) fn start_bounded(
+        &self,
+        folder: &Path,
+        bounds: &Bounds,
+    ) -> io::Result<(Running, pipe::Receiver)> {
+        let (reader, writer) = io::pipe()?;
+        let mut command = Command::new(&self.program);
+        command
+            .args(&self.args)
+            .env_clear()
+            .env("PATH", PATH)
+            .env("LANG", "C.UTF-8")
+            .envs(&self.env)
+            .current_dir(folder)
+            .stdin(Stdio::null())
+            .stdout(writer.try_clone()?)
+            .stderr(writer)
+            .process_group(0)
+            .kill_on_drop(true);
+        if let Some((user, group)) = bounds.user {
+            // The agent's other groups are dropped with its user.
+            command.uid(user).gid(group);
+        }
+        let child = command.spawn()?;
+        // The agent's ends of the pipe are in it: the output ends with the program.
+        drop(command);
+        let group = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
+        let running = Running { child, group };
+        bounds.set(group);
+        Ok((running, pipe::Receiver::from_owned_fd(reader.into())?))
+    }
+}
+
+impl Bounds {
+    /// Sets them on a program that has just begun: setting them before needs code between fork and exec, which is unsafe.
+    /// So the program's first moments are unbounded; what it starts later inherits them.
+    fn set(&self, program: Option<Pid>) {
+        if let Some(nice) = self.nice {
+            // It fails when the program is over already, or when the agent may not put it before others.
+            let _ = setpriority_process(program, nice);
+        }
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        self.set_limits(program);
+    }
+
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    fn set_limits(&self, program: Option<Pid>) {
+        use rustix::process::{Resource, Rlimit, prlimit};
+        // Each fails only when the program is over already.
+        let limit = |resource, most: u64| {
+            let _ = prlimit(program, resource, Rlimit { current: Some(most), maximum: Some(most) });
+        };
+        limit(Resource::Core, 0);
+        // Beside the timeout, which a program that stops the clock of the agent would outlive.
+        limit(Resource::Cpu, self.processor.as_secs().saturating_add(1));
+        if let Some(bytes) = self.memory_bytes {
+            limit(Resource::As, bytes);
+        }
     }
 }
 

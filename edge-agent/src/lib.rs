@@ -7,6 +7,7 @@ mod address;
 pub mod api;
 pub mod clock;
 pub mod collect;
+pub mod commands;
 pub mod config;
 pub mod core;
 mod exec;

@@ -12,14 +12,21 @@ use std::{
 };
 
 use fleet_schemas::{NodeId, session::Versions};
-use tokio::{sync::oneshot, task::JoinHandle, time};
+use tokio::{
+    select,
+    sync::{mpsc, oneshot, watch},
+    task::JoinHandle,
+    time,
+};
 use tracing::{Instrument as _, error, info, info_span, warn};
 
 use crate::{
     api::{self, Facts, ListenError, StatusView},
     clock::{self, Clock},
     collect::{driver, system},
+    commands,
     config::{Config, ConfigError},
+    core::queue::Act,
     identity::{live, upkeep},
     metrics::Metrics,
     mqtt::{self, HubUrl, Proof},
@@ -103,7 +110,17 @@ pub struct Handle {
     facts: Facts,
     metrics: Arc<Metrics>,
     stop: Stopper,
+    restart: watch::Receiver<bool>,
     ended: JoinHandle<()>,
+}
+
+/// Why an agent ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// It was told to by whoever runs it.
+    Stopped,
+    /// A command asks to start it again.
+    Restart,
 }
 
 impl Handle {
@@ -141,6 +158,15 @@ impl Handle {
         self.metrics.render()
     }
 
+    /// Returns once a command asks to start the agent again: only if [`commands::Config::restarts`] promises that.
+    pub async fn restart(&self) {
+        let mut restart = self.restart.clone();
+        if restart.wait_for(|wanted| *wanted).await.is_err() {
+            // The agent is gone, and asks for nothing any more.
+            std::future::pending().await
+        }
+    }
+
     /// Stops it: collectors first, then the session with a goodbye, the outbox last. Takes at most 5 s.
     pub async fn stop(self) {
         self.stop.stop();
@@ -150,15 +176,18 @@ impl Handle {
     }
 }
 
-/// Runs an agent until `shutdown` completes, then stops it cleanly.
+/// Runs an agent until `shutdown` completes, or until a command asks to start it again; then stops it cleanly.
 ///
 /// # Errors
 /// [`StartError`]: nothing is left running.
-pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), StartError> {
+pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<Ended, StartError> {
     let handle = start(config).await?;
-    shutdown.await;
+    let ended = select! {
+        () = shutdown => Ended::Stopped,
+        () = handle.restart() => Ended::Restart,
+    };
     handle.stop().await;
-    Ok(())
+    Ok(ended)
 }
 
 /// Starts an agent. It runs on the calling runtime, with one thread of its own for the outbox.
@@ -193,7 +222,9 @@ pub async fn start(config: Config) -> Result<Handle, StartError> {
     };
     let address = bound.address;
     let (stop, stopping) = stop::channel();
+    let (restarter, restart) = watch::channel(false);
     let parts = Parts {
+        restart: Arc::new(restarter),
         config,
         node: node.clone(),
         way,
@@ -208,7 +239,7 @@ pub async fn start(config: Config) -> Result<Handle, StartError> {
         );
     }
     let ended = tokio::spawn(parts.run(bound, facts.clone(), thread, stopping));
-    Ok(Handle { node, address, outbox, clock, facts, metrics, stop, ended })
+    Ok(Handle { node, address, outbox, clock, facts, metrics, stop, restart, ended })
 }
 
 /// Who the node is, as it is told to the hub.
@@ -228,6 +259,7 @@ pub fn profile(config: &Config, node: &NodeId) -> Profile {
 }
 
 struct Parts {
+    restart: Arc<watch::Sender<bool>>,
     config: Config,
     node: NodeId,
     way: Option<(HubUrl, Proof)>,
@@ -266,7 +298,10 @@ impl Tasks {
 impl Parts {
     async fn run(self, bound: api::Bound, facts: Facts, thread: thread::JoinHandle<()>, mut stopping: Stop) {
         let (hang_up, hanging_up) = stop::channel();
-        let sources = self.sources(bound, facts, &stopping);
+        // Before the hub can send any.
+        let kinds = self.config.commands.kinds(&self.config.data);
+        let acts = self.outbox.attach(Arc::new(kinds), commands::ACTS).await;
+        let sources = self.sources(bound, facts, acts, &stopping);
         let link = self.link(hanging_up);
         stopping.wanted().await;
         info!("stopping");
@@ -288,14 +323,29 @@ impl Parts {
     }
 
     /// What hands records in.
-    fn sources(&self, bound: api::Bound, facts: Facts, stop: &Stop) -> Tasks {
+    fn sources(
+        &self,
+        bound: api::Bound,
+        facts: Facts,
+        acts: mpsc::Receiver<Act>,
+        stop: &Stop,
+    ) -> Tasks {
         let mut tasks = Tasks(Vec::new());
+        let surroundings = commands::Surroundings {
+            kinds: self.config.commands.kinds(&self.config.data),
+            facts: facts.clone(),
+            clock: self.clock.clone(),
+            outbox: self.outbox.clone(),
+            restart: self.restart.clone(),
+        };
+        tasks.spawn("commands".to_owned(), commands::run(surroundings, acts, stop.clone()));
         let api = Arc::new(api::Api {
             config: self.config.api.clone(),
             facts,
             clock: self.clock.clone(),
             outbox: self.outbox.clone(),
             metrics: self.metrics.clone(),
+            stop: stop.clone(),
         });
         tasks.spawn("api".to_owned(), api::serve(bound, api, stop.clone()));
         tasks.spawn(

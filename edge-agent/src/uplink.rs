@@ -144,6 +144,8 @@ pub struct Status {
     pub lost: u64,
     /// Rows found damaged when the file was opened.
     pub damaged_rows: u64,
+    /// The figures that heartbeats carry.
+    pub system: BTreeMap<String, f64>,
 }
 
 /// One lane's part of [`Status`].
@@ -330,6 +332,7 @@ impl Uplink {
             outbox: self.outbox_use(),
             lost: self.lost,
             damaged_rows: self.damaged_rows,
+            system: self.system.clone(),
         }
     }
 

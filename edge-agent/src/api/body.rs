@@ -19,7 +19,7 @@ use super::problem::Problem;
 /// Most events in one request.
 pub(crate) const EVENTS: usize = 100;
 /// Deepest nesting of an event's data: batch, array, event and map take four of the levels that the wire allows.
-const DATA_DEPTH: usize = limits::CBOR_DEPTH - 6;
+pub(super) const DATA_DEPTH: usize = limits::CBOR_DEPTH - 6;
 
 /// `{device?, samples: [{metric, value, unit?, time_ms?}]}`.
 #[derive(Debug, Deserialize)]
@@ -151,7 +151,7 @@ fn device(text: Option<&str>) -> Result<Option<DeviceId>, Problem> {
     parsed.map_err(|error| Problem::field("/device", error.to_string()))
 }
 
-fn depth(value: &Value) -> usize {
+pub(super) fn depth(value: &Value) -> usize {
     match value {
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => 1,
         Value::Array(items) => 1 + items.iter().map(depth).max().unwrap_or(0),

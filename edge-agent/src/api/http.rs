@@ -15,11 +15,11 @@ use serde::Serialize;
 use tokio::time;
 
 use super::{
-    BODY_BYTES, Config, body,
+    BODY_BYTES, Config, body, commands,
     problem::Problem,
     view::{Facts, OutboxView, StatusView},
 };
-use crate::{clock::Clock, metrics::Metrics, outbox, uplink::Submission};
+use crate::{clock::Clock, metrics::Metrics, outbox, stop::Stop, uplink::Submission};
 
 /// What the routes share.
 pub(crate) struct Api {
@@ -28,9 +28,10 @@ pub(crate) struct Api {
     pub(crate) clock: Clock,
     pub(crate) outbox: outbox::Handle,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) stop: Stop,
 }
 
-type Answer = Result<Response<Body>, Problem>;
+pub(super) type Answer = Result<Response<Body>, Problem>;
 type Shared = State<Arc<Api>>;
 
 pub(super) fn router(api: Arc<Api>) -> Router {
@@ -43,6 +44,13 @@ pub(super) fn router(api: Arc<Api>) -> Router {
         .route("/metrics", get(metrics))
         .route("/api/v1/telemetry", post(telemetry))
         .route("/api/v1/events", post(events))
+        .route("/api/v1/command", post(commands::enqueue))
+        .route("/api/command", post(commands::enqueue))
+        .route("/api/v1/queue", get(commands::queue))
+        .route("/api/v1/commands/{id}", get(commands::one))
+        .route("/api/v1/local/take", post(commands::take))
+        .route("/api/v1/local/{id}/extend", post(commands::extend))
+        .route("/api/v1/local/{id}/report", post(commands::report))
         .fallback(missing)
         .method_not_allowed_fallback(wrong_method)
         .layer(axum::middleware::map_response(move |response: Response<Body>| {
@@ -134,7 +142,7 @@ async fn wrong_method(request: Request) -> Problem {
 }
 
 /// The body of a request: JSON, bounded, in time.
-async fn read(api: &Api, request: Request) -> Result<Bytes, Problem> {
+pub(super) async fn read(api: &Api, request: Request) -> Result<Bytes, Problem> {
     check_type(request.headers())?;
     let large = || {
         let detail = format!("the body is larger than {BODY_BYTES} bytes; send it in parts");
@@ -167,7 +175,7 @@ fn check_type(headers: &HeaderMap) -> Result<(), Problem> {
     Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail))
 }
 
-fn json<T: Serialize>(value: &T) -> Answer {
+pub(super) fn json<T: Serialize>(value: &T) -> Answer {
     let bytes = serde_json::to_vec(value).expect("our answers have text keys");
     Ok(([(header::CONTENT_TYPE, "application/json")], bytes).into_response())
 }

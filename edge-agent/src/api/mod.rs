@@ -3,6 +3,7 @@
 //! Owns the listeners and their limits. Accepts a record only after the outbox said that it is on disk.
 
 mod body;
+mod commands;
 mod http;
 mod listen;
 mod problem;

@@ -185,6 +185,7 @@ impl Failure {
             Self::Denied(error) => Self::Denied(error.context(what)),
             Self::Unreachable(error) => Self::Unreachable(error.context(what)),
             Self::Conflict(error) => Self::Conflict(error.context(what)),
+            Self::Again => Self::Again,
         }
     }
 }

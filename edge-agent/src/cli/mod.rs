@@ -104,6 +104,8 @@ enum Failure {
     Unreachable(anyhow::Error),
     /// 7.
     Conflict(anyhow::Error),
+    /// 75 (`EX_TEMPFAIL` of sysexits): not a failure, but a wish to be started again.
+    Again,
 }
 
 impl From<ConfigError> for Failure {
@@ -134,6 +136,7 @@ pub(crate) fn main() -> ExitCode {
         Err(Failure::Denied(error)) => (4, error),
         Err(Failure::Unreachable(error)) => (5, error),
         Err(Failure::Conflict(error)) => (7, error),
+        Err(Failure::Again) => return ExitCode::from(75),
     };
     eprintln!("fleet-agent: {error:#}");
     ExitCode::from(code)

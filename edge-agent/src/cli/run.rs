@@ -1,10 +1,10 @@
 //! `fleet-agent run`.
 
-use std::io::IsTerminal as _;
+use std::{io::IsTerminal as _, os::unix::process::CommandExt as _};
 
 use anyhow::anyhow;
 use clap::Args;
-use fleet_edge_agent::run::{self, StartError};
+use fleet_edge_agent::run::{self, Ended, StartError};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -29,19 +29,22 @@ Examples:
   FLEET_LOG=debug fleet-agent run                   more to read
 
 The edge API, on 127.0.0.1:9099 unless told otherwise:
-  GET  /healthz /api/health /api/v1/status /api/v1/outbox /metrics
+  GET  /healthz /api/health /api/v1/status /api/v1/outbox /api/v1/queue /api/v1/commands/{id} /metrics
   POST /api/v1/telemetry   {\"device\":\"greenhouse\",\"samples\":[{\"metric\":\"humidity\",\"value\":61.5,\"unit\":\"%\"}]}
-  POST /api/v1/events      {\"kind\":\"door_opened\",\"severity\":\"info\",\"message\":\"The door was opened.\"}";
+  POST /api/v1/events      {\"kind\":\"door_opened\",\"severity\":\"info\",\"message\":\"The door was opened.\"}
+  POST /api/v1/command     {\"kind\":\"exec\",\"params\":{\"argv\":[\"df\",\"-h\"]}}   what commands.toml allows
+  POST /api/v1/local/take  {\"kinds\":[\"blink\"],\"wait_s\":60,\"lease_s\":30}   then /api/v1/local/{id}/extend and /report";
 
 impl Run {
     pub(super) fn main(self) -> Result<(), Failure> {
-        let config = self.place.load()?;
+        let mut config = self.place.load()?;
         if self.print_config {
             print(&config.print());
             return Ok(());
         }
         log();
-        runtime()?.block_on(async {
+        config.commands.restarts = true;
+        let ended = runtime()?.block_on(async {
             let failed = |what| move |error| Failure::Failed(anyhow!("failed to listen for {what}: {error}"));
             let mut terminate = signal(SignalKind::terminate()).map_err(failed("SIGTERM"))?;
             let mut interrupt = signal(SignalKind::interrupt()).map_err(failed("SIGINT"))?;
@@ -59,8 +62,24 @@ impl Run {
                 let error = anyhow::Error::new(error).context("failed to start");
                 if usage { Failure::Usage(error) } else { Failure::Failed(error) }
             })
-        })
+        })?;
+        match ended {
+            Ended::Stopped => Ok(()),
+            Ended::Restart => Err(again()),
+        }
     }
+}
+
+/// Starts the agent again: by its service manager where there is one, else in its own place. Returns why it could not.
+fn again() -> Failure {
+    if std::env::var_os("INVOCATION_ID").is_some() {
+        return Failure::Again;
+    }
+    let mut words = std::env::args_os();
+    let called = words.next().unwrap_or_default();
+    let program = std::env::current_exe().unwrap_or_else(|_| called.into());
+    let error = std::process::Command::new(&program).args(words).exec();
+    Failure::Failed(anyhow!("failed to start {} again: {error}", program.display()))
 }
 
 /// Logs to standard error, as text: a service manager adds time and unit.

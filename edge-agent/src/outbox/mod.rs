@@ -3,6 +3,7 @@
 //! Owns the channel and its words. What is accepted, sent and forgotten is decided by the uplink; who connects and
 //! who submits is none of this room's business.
 
+mod commands;
 mod file;
 mod thread;
 
@@ -13,6 +14,7 @@ use fleet_schemas::{SessionId, Topic, telemetry::Sample, topic::Down};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
+pub(crate) use commands::Found;
 pub use file::inspect;
 pub use thread::spawn;
 
@@ -145,6 +147,7 @@ enum Request {
     Receive { down: Down, payload: Bytes },
     Status { reply: oneshot::Sender<Status> },
     Goodbye { reply: oneshot::Sender<Option<Outgoing>> },
+    Commands(commands::Word),
     Stop,
 }
 

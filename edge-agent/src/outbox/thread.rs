@@ -14,7 +14,7 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-use super::{Config, Handle, OpenError, REQUESTS, Request, SubmitError, file};
+use super::{Config, Handle, OpenError, REQUESTS, Request, SubmitError, commands::Desk, file};
 use crate::{
     clock::Clock,
     core::Now,
@@ -54,6 +54,7 @@ pub async fn spawn(
         retry_at: Duration::ZERO,
         patience: REOPEN_FIRST,
         link: None,
+        desk: Desk::default(),
     };
     let (opened, open) = oneshot::channel();
     let thread = thread::Builder::new()
@@ -66,18 +67,20 @@ pub async fn spawn(
     }
 }
 
-struct Keeper {
+pub(super) struct Keeper {
     config: Config,
     folder: PathBuf,
     profile: Profile,
-    clock: Clock,
+    pub(super) clock: Clock,
     metrics: Arc<Metrics>,
     // Absent after a disk error, until it could be opened again.
-    uplink: Option<Uplink>,
+    pub(super) uplink: Option<Uplink>,
     broken: Arc<str>,
     retry_at: Duration,
     patience: Duration,
     link: Option<Link>,
+    // Those that have to do with commands.
+    pub(super) desk: Desk,
 }
 
 /// The connection that is up.
@@ -143,7 +146,7 @@ impl Keeper {
     /// How long nothing is due; `None`: for ever.
     fn wait(&self) -> Option<Duration> {
         let due = match &self.uplink {
-            Some(uplink) => uplink.deadline()?,
+            Some(uplink) => uplink.deadline().into_iter().chain(self.desk.due()).min()?,
             None => self.retry_at,
         };
         Some(due.saturating_sub(self.clock.now().up).max(BREATH))
@@ -196,6 +199,7 @@ impl Keeper {
                 self.link = None;
                 let _ = reply.send(goodbye);
             }
+            Request::Commands(word) => self.take_word(word, now),
             Request::Stop => round.stop = true,
         }
     }
@@ -249,7 +253,9 @@ impl Keeper {
         if self.uplink.is_none() && now.up >= self.retry_at {
             self.reopen(now);
         }
+        self.serve_takers(now);
         let Some(outgoing) = self.with(|uplink| uplink.poll(now)) else { return };
+        self.pass_on_acts();
         let Some(link) = &self.link else { return };
         for message in outgoing {
             let bytes = message.payload.len() as u64;
@@ -267,7 +273,7 @@ impl Keeper {
     }
 
     /// Does something with the uplink; after an error it is given up and opened again later.
-    fn with<T>(&mut self, act: impl FnOnce(&mut Uplink) -> Result<T, uplink::Error>) -> Option<T> {
+    pub(super) fn with<T>(&mut self, act: impl FnOnce(&mut Uplink) -> Result<T, uplink::Error>) -> Option<T> {
         match act(self.uplink.as_mut()?) {
             Ok(done) => Some(done),
             Err(failure) => {
@@ -304,6 +310,7 @@ impl Keeper {
         if let Some(link) = &self.link {
             uplink.connected(link.session, now);
         }
+        self.desk.equip(&mut uplink);
         self.patience = REOPEN_FIRST;
         self.uplink = Some(uplink);
         if let Some(aside) = set_aside {

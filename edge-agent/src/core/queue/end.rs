@@ -36,6 +36,8 @@ pub enum End {
     Failed(Reason),
     /// The node does not do this; nothing happened.
     Refused(Reason),
+    /// It ran longer than this node allows, and was ended.
+    Overran,
     /// It ended because it was told to.
     Stopped,
 }
@@ -132,6 +134,7 @@ impl Queues {
             }
             (End::Failed(reason), _) => Facts { reason: Some(reason), ..Facts::new(State::Failed) },
             (End::Refused(reason), _) => Facts { reason: Some(reason), ..Facts::new(State::Rejected) },
+            (End::Overran, _) => Facts::ended(Ending::Timeout),
             (End::Stopped, Some(why)) => Facts::ended(why),
             (End::Stopped, None) => Facts::because(State::Failed, "interrupted", "its runner gave up", true),
         };

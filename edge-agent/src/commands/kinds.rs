@@ -1,0 +1,214 @@
+//! The kinds of commands that this agent does, and their parameters.
+//!
+//! Reads parameters and says no; does nothing.
+
+use std::{collections::BTreeMap, fmt};
+
+use ciborium::Value;
+use fleet_schemas::{MetricName, command::Reason};
+use serde::{Deserialize, Deserializer};
+
+use super::allow::{Plan, Source, Wish};
+use crate::{
+    core::queue::{LOCAL, RESTART, reason},
+    uplink::Judge,
+};
+
+/// Every kind, as refusals name them.
+const KINDS: [&str; 5] = ["exec", LOCAL, "ping", "query", RESTART];
+
+/// What a command asks for, read.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Work {
+    /// Tell the time.
+    Ping,
+    /// Run a program.
+    Exec(Box<Plan>),
+    /// Tell what the agent knows.
+    Query(What),
+    /// Start the agent again.
+    Restart,
+    /// For an app on the node.
+    Local,
+}
+
+/// What can be asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum What {
+    /// What `GET /api/v1/status` says.
+    Status,
+    /// What `GET /api/v1/outbox` says.
+    Outbox,
+    /// The machine and its figures.
+    System,
+}
+
+/// Knows which commands the node does.
+#[derive(Debug, Clone)]
+pub(crate) struct Kinds {
+    /// The allow-list.
+    pub(crate) allow: Source,
+    /// Whether the agent can start itself again: not when it is a part of another program.
+    pub(crate) restarts: bool,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Exec {
+    name: Option<String>,
+    #[serde(default)]
+    args: BTreeMap<String, Word>,
+    program: Option<String>,
+    argv: Option<Vec<Word>>,
+}
+
+/// A value as people write it: text, a number, true or false.
+#[derive(Debug)]
+struct Word(String);
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Restart {
+    what: Thing,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Thing {
+    Agent,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Query {
+    what: What,
+}
+
+impl Kinds {
+    /// What is to be done.
+    ///
+    /// # Errors
+    /// Why it is not done.
+    pub(super) fn read(&self, kind: &MetricName, params: &Value) -> Result<Work, Reason> {
+        let bad = |usage: &str| {
+            let message = format!("the parameters of {kind} are wrong; give {usage}");
+            reason("bad_params", message, false)
+        };
+        match kind.as_str() {
+            "ping" => Ok(Work::Ping),
+            "exec" => self.allow.plan(&wish(params)?).map(|plan| Work::Exec(Box::new(plan))),
+            "query" => {
+                let query: Query =
+                    params.deserialized().map_err(|_| bad("{what: status}, {what: outbox} or {what: system}"))?;
+                Ok(Work::Query(query.what))
+            }
+            RESTART => {
+                let Restart { what: Thing::Agent } = params.deserialized().map_err(|_| bad("{what: agent}"))?;
+                if !self.restarts {
+                    let message = "this agent is a part of another program; start that program again";
+                    return Err(reason("not_restartable", message, false));
+                }
+                Ok(Work::Restart)
+            }
+            LOCAL => Ok(Work::Local),
+            unknown => {
+                let message =
+                    format!("this agent knows no {unknown:?}, but {}; a newer agent may", KINDS.join(", "));
+                Err(reason("unknown_kind", message, false))
+            }
+        }
+    }
+}
+
+impl Judge for Kinds {
+    fn judge(&self, kind: &MetricName, params: &Value) -> Result<(), Reason> {
+        self.read(kind, params).map(drop)
+    }
+}
+
+fn wish(params: &Value) -> Result<Wish, Reason> {
+    let bad = |what: fmt::Arguments<'_>| {
+        let message = format!("{what}; give {{name, args}} of the allow-list, or {{argv}}");
+        reason("bad_params", message, false)
+    };
+    let exec: Exec = params.deserialized().map_err(|error| bad(format_args!("{error}")))?;
+    let Exec { name, args, program, argv } = exec;
+    let words = |argv: Vec<Word>| argv.into_iter().map(|Word(word)| word);
+    match (name, program, argv) {
+        (Some(name), None, None) => {
+            Ok(Wish::Named { name, args: args.into_iter().map(|(key, Word(word))| (key, word)).collect() })
+        }
+        (None, None, Some(argv)) if args.is_empty() => Ok(Wish::Typed(words(argv).collect())),
+        (None, Some(program), argv) if args.is_empty() => {
+            Ok(Wish::Typed(std::iter::once(program).chain(words(argv.unwrap_or_default())).collect()))
+        }
+        (_, _, _) => Err(bad(format_args!("exec takes one way to say what to run"))),
+    }
+}
+
+impl<'de> Deserialize<'de> for Word {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let wrong = || serde::de::Error::custom("give a text, a number, true or false");
+        match Value::deserialize(deserializer)? {
+            Value::Text(text) => Ok(Self(text)),
+            Value::Integer(number) => Ok(Self(i128::from(number).to_string())),
+            Value::Float(number) => Ok(Self(number.to_string())),
+            Value::Bool(yes) => Ok(Self(yes.to_string())),
+            _ => Err(wrong()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value as Json, json};
+
+    use super::*;
+
+    fn read(kind: &str, params: &Json) -> Result<Work, Reason> {
+        let allow = "[command.df]\nprogram = \"df\"\nargs = [\"{n}\"]\nparams.n.type = \"int\"";
+        let allow = Source { file: "/nonexistent/commands.toml".into(), otherwise: Some(allow.into()) };
+        let params = if params.is_null() { Value::Null } else { Value::serialized(params).unwrap() };
+        Kinds { allow, restarts: true }.read(&MetricName::parse(kind).unwrap(), &params)
+    }
+
+    #[test]
+    fn kinds_read_their_parameters() {
+        assert_eq!(read("ping", &Json::Null), Ok(Work::Ping));
+        assert_eq!(read("local", &json!({"kind": "blink"})), Ok(Work::Local));
+        assert_eq!(read("query", &json!({"what": "system"})), Ok(Work::Query(What::System)));
+        assert_eq!(read("restart", &json!({"what": "agent"})), Ok(Work::Restart));
+        let ways = [
+            json!({"name": "df", "args": {"n": 5}}),
+            json!({"name": "df", "args": {"n": "5"}}),
+            json!({"argv": ["df", "5"]}),
+            json!({"argv": ["df", 5]}),
+            json!({"program": "df", "argv": ["5"]}),
+        ];
+        for way in ways {
+            let Ok(Work::Exec(plan)) = read("exec", &way) else { panic!("{way}") };
+            assert_eq!(plan.args, ["5"], "{way}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_refused_with_what_could() {
+        for (kind, params, code) in [
+            ("dance", Json::Null, "unknown_kind"),
+            ("query", json!({"what": "weather"}), "bad_params"),
+            ("query", Json::Null, "bad_params"),
+            ("restart", json!({"what": "machine"}), "bad_params"),
+            ("exec", Json::Null, "bad_params"),
+            ("exec", json!({"name": "df", "argv": ["df"]}), "bad_params"),
+            ("exec", json!({"argv": [["df"]]}), "bad_params"),
+            ("exec", json!({"shell": "df"}), "bad_params"),
+            ("exec", json!({"argv": ["rm", "-rf", "/"]}), "not_allowed"),
+        ] {
+            let refused = read(kind, &params).unwrap_err();
+            assert_eq!(refused.code, code, "{kind} {params}: {}", refused.message);
+        }
+        let unknown = read("dance", &Json::Null).unwrap_err().message;
+        assert!(KINDS.iter().all(|kind| unknown.contains(kind)), "{unknown}");
+    }
+}
