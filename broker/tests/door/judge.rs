@@ -1,7 +1,11 @@
 //! Verdicts that take time: the connection waits, the others do not.
 
 use std::{
-    sync::{Arc, Mutex, mpsc},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+        mpsc,
+    },
     thread,
 };
 
@@ -16,6 +20,8 @@ use crate::{
 /// Lets nodes called `quick-…` in at once, and all others when the test says so.
 struct Thinking {
     go: Arc<Mutex<mpsc::Receiver<()>>>,
+    /// Verdicts that somebody thought about.
+    begun: Arc<AtomicUsize>,
 }
 
 impl Directory for Thinking {
@@ -24,8 +30,9 @@ impl Directory for Thinking {
         if credentials.client_id.starts_with("quick") {
             return node.map(Identity::Node).into();
         }
-        let go = self.go.clone();
+        let (go, begun) = (self.go.clone(), self.begun.clone());
         Verdict::Later(Box::new(move || {
+            begun.fetch_add(1, SeqCst);
             go.lock().unwrap().recv().map_err(|_| Refusal::Unavailable)?;
             node.map(Identity::Node)
         }))
@@ -33,11 +40,17 @@ impl Directory for Thinking {
 }
 
 fn plane() -> (Broker, fleet_broker::Link, mpsc::Sender<()>) {
+    let (broker, link, say, _) = plane_that_counts();
+    (broker, link, say)
+}
+
+fn plane_that_counts() -> (Broker, fleet_broker::Link, mpsc::Sender<()>, Arc<AtomicUsize>) {
     let (say, go) = mpsc::channel();
     let config = Config { mqtt: "127.0.0.1:0".parse().unwrap(), gate_threads: 1, ..Config::default() };
-    let directory = Thinking { go: Arc::new(Mutex::new(go)) };
+    let begun = Arc::new(AtomicUsize::new(0));
+    let directory = Thinking { go: Arc::new(Mutex::new(go)), begun: begun.clone() };
     let (broker, link) = Broker::start(config, Arc::new(directory)).unwrap();
-    (broker, link, say)
+    (broker, link, say, begun)
 }
 
 #[test]
@@ -78,16 +91,17 @@ fn a_verdict_that_takes_too_long_is_server_busy_and_comes_too_late() {
 
 #[test]
 fn who_guesses_passwords_fills_its_own_share_of_the_queue() {
-    let (broker, _link, say) = plane();
+    let (broker, _link, say, begun) = plane_that_counts();
     let addr = broker.mqtt_addr();
-    let guesses: Vec<_> = (0..20)
-        .map(|n| {
-            let mut client = Client::plain(addr);
-            client.send(&Hello::new(5, &format!("slow-{n}")).bytes());
-            client
-        })
-        .collect();
-    // One is being judged, sixteen wait.
+    let guess = |n: usize| {
+        let mut client = Client::plain(addr);
+        client.send(&Hello::new(5, &format!("slow-{n}")).bytes());
+        client
+    };
+    let mut guesses = vec![guess(0)];
+    until("the first is being judged", || begun.load(SeqCst) == 1);
+    // And sixteen wait.
+    guesses.extend((1..20).map(guess));
     until("three are refused", || broker.stats().reason(Reason::Busy) >= 3);
     for _ in 0..20 {
         say.send(()).unwrap();

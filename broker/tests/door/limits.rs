@@ -250,3 +250,18 @@ fn one_address_may_have_so_many_connections_over_tls() {
     let login = Hello { login: Some(("grafana", "tool")), ..Hello::new(4, "g") };
     drop(Client::plain(site.broker.mqtt_addr()).open(&login));
 }
+
+#[test]
+fn plain_mqtt_beyond_the_loopback_is_for_who_says_so() {
+    let anywhere: SocketAddr = "0.0.0.0:0".parse().unwrap();
+    let open = |plain_anywhere| {
+        let config = Config { mqtt: anywhere, plain_anywhere, ..Config::default() };
+        Broker::start(config, Arc::new(ByCertificate))
+    };
+    assert!(open(false).err().unwrap().to_string().contains("bind it to 127.0.0.1"));
+    let (broker, _link) = open(true).unwrap();
+    let login = Hello { login: Some(("grafana", "tool")), ..Hello::new(4, "g") };
+    let addr = SocketAddr::from(([127, 0, 0, 1], broker.mqtt_addr().port()));
+    drop(Client::plain(addr).open(&login));
+    assert_eq!(broker.mqtts_addr(), None);
+}
