@@ -25,6 +25,8 @@ use fleet_schemas::NodeId;
 
 mod branch;
 mod clock;
+#[cfg(fuzzing)]
+pub mod fuzz;
 mod gate;
 mod identity;
 mod keys;
@@ -277,8 +279,8 @@ impl Broker {
         self.gate.tools.cut(name, Cut::Kicked(why));
     }
 
-    /// Stops listening, ends the sessions (MQTT 5: 0x8B; wills stay unsaid) and joins all threads, in a few
-    /// seconds at most. The link still gives what the gate has acknowledged, then [`LinkClosed`].
+    /// Stops listening, ends the sessions (MQTT 5: 0x8B; the wills of nodes stay unsaid, those of tools are retained if
+    /// they ask for that) and joins all threads, in a few seconds at most. The link still gives what the gate has acknowledged, then [`LinkClosed`].
     pub fn shutdown(mut self) {
         self.stop();
     }

@@ -5,6 +5,9 @@ use crate::{
     hub::Hub,
 };
 
+/// What is wrong, its bytes in a version, and its code in MQTT 5.
+type Wrong<'a> = (&'a str, &'a dyn Fn(u8) -> Vec<u8>, u8);
+
 /// Sends bytes in a fresh session of a tool, and expects it to end: in MQTT 5 with this code.
 #[track_caller]
 fn breaks(hub: &Hub, what: &str, bytes: impl Fn(u8) -> Vec<u8>, code: u8) {
@@ -46,7 +49,7 @@ fn what_is_malformed_or_out_of_place_ends_the_session_with_its_code() {
         body.extend((version == 5).then_some(0));
         packet(first, &body)
     };
-    let cases: [(&str, &dyn Fn(u8) -> Vec<u8>, u8); 27] = [
+    let cases: [Wrong<'_>; 27] = [
         ("a second CONNECT", &|version| Hello::new("all").bytes(version), 0x82),
         ("a server's CONNACK", &|_| packet(0x20, &[0, 0]), 0x82),
         ("a server's SUBACK", &|_| packet(0x90, &[0, 1, 0]), 0x82),

@@ -4,7 +4,7 @@ use fleet_schemas::{Topic, topic::Down};
 use proptest::prelude::*;
 
 use super::*;
-use crate::router::saying::Said;
+use crate::{gate::wire::Ask, router::saying::Said};
 
 fn second(n: u64) -> Duration {
     Duration::from_secs(n)

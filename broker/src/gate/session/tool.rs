@@ -14,7 +14,8 @@ use crate::{
     gate::{
         encode::{self, code},
         session::{
-            Effects, Listen, refused_filter,
+            Effects, Listen,
+            asks::refused_filter,
             subs::{Sub, Subs},
             waiting::Rest,
         },
