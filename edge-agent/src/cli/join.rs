@@ -92,7 +92,7 @@ impl Join {
         let name = name.or(config.node.name);
         let wish = Wish { hub, token, node, name, data, force };
         let joined = runtime()?.block_on(join(&wish, tell));
-        let outcome = joined.map_err(|error| failure(error).context("failed to join"))?;
+        let outcome = joined.map_err(failure)?;
         let data = wish.data.display().to_string();
         print(&match output {
             Format::Json => json(&report(&outcome, &data)),
@@ -176,20 +176,6 @@ fn text(outcome: &Outcome, data: &str) -> String {
     }
 }
 
-impl Failure {
-    fn context(self, what: &'static str) -> Self {
-        match self {
-            Self::Failed(error) => Self::Failed(error.context(what)),
-            Self::Usage(error) => Self::Usage(error.context(what)),
-            Self::NotFound(error) => Self::NotFound(error.context(what)),
-            Self::Denied(error) => Self::Denied(error.context(what)),
-            Self::Unreachable(error) => Self::Unreachable(error.context(what)),
-            Self::Conflict(error) => Self::Conflict(error.context(what)),
-            Self::Again => Self::Again,
-        }
-    }
-}
-
 fn failure(error: JoinError) -> Failure {
     let class: fn(anyhow::Error) -> Failure = match &error {
         JoinError::Elsewhere { .. } | JoinError::Folder(FolderError::InUse { .. }) => Failure::Conflict,
@@ -221,5 +207,5 @@ fn failure(error: JoinError) -> Failure {
             },
         },
     };
-    class(error.into())
+    class(anyhow::Error::new(error).context("failed to join"))
 }

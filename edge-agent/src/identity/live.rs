@@ -389,3 +389,74 @@ impl Next {
         Some(Pair { key: self.key.clone(), certificate })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::given::{self, Ca, YEAR_MS};
+
+    /// An identity, and a pair that its CA renewed.
+    fn live() -> (tempfile::TempDir, Live, Pair) {
+        let data = tempfile::tempdir().unwrap();
+        let ca = Ca::new("hub");
+        let pair = || {
+            let key = Key::generate();
+            Pair { certificate: ca.node("edge-1", &key, 0, YEAR_MS), key }
+        };
+        let joined = Joined { ca: vec![ca.pem()], current: pair(), ..given::joined("edge-1") };
+        let live = Live::open(Folder::new(data.path()), joined, None).unwrap();
+        (data, live, pair())
+    }
+
+    #[test]
+    fn the_pairs_take_turns_until_the_new_one_opened_a_session() {
+        let (_data, live, pair) = live();
+        let which = || live.dial().0;
+        assert_eq!(which(), Which::Current);
+        live.failed(Which::Current, None);
+        assert_eq!(which(), Which::Current, "there is no other");
+        live.renewed(pair.clone()).unwrap();
+        assert_eq!(which(), Which::Next);
+        live.failed(Which::Next, None);
+        assert_eq!(which(), Which::Current);
+        live.opened(Which::Current);
+        assert_eq!(which(), Which::Next, "the next session tries it again");
+        live.opened(Which::Next);
+        assert_eq!((which(), live.waits()), (Which::Current, false));
+        assert_eq!(live.state().joined.current, pair);
+    }
+
+    #[test]
+    fn a_pair_that_was_refused_is_not_pushed_and_makes_the_old_one_due_again() {
+        let (_data, live, pair) = live();
+        let key = live.next_key();
+        assert_eq!(live.next_key(), key, "one key until there is an answer");
+        live.renewed(pair).unwrap();
+        live.opened(Which::Current);
+        live.judge_session(YEAR_MS);
+        assert!(live.stage.borrow().outdated);
+        live.failed(Which::Next, Some("no".to_owned()));
+        live.opened(Which::Current);
+        live.judge_session(YEAR_MS);
+        assert!(!live.stage.borrow().outdated, "no session ends for a pair that was refused");
+        assert_eq!(live.life(), live.state().current.life());
+        assert_ne!(live.next_key(), key);
+    }
+
+    #[test]
+    fn the_time_is_written_once_a_day_at_most() {
+        let (_data, live, _) = live();
+        let start = clock::BUILT_MS;
+        live.bound.shown(start + YEAR_MS);
+        live.hear(start + HUB_MS_STEP, Duration::from_secs(1));
+        live.save().unwrap();
+        let kept = || live.folder.load().unwrap().unwrap().hub_ms;
+        assert_eq!(kept(), start + HUB_MS_STEP);
+        live.hear(start + 2 * HUB_MS_STEP - 1, Duration::from_secs(2));
+        live.save().unwrap();
+        assert_eq!(kept(), start + HUB_MS_STEP);
+        live.hear(start + 2 * HUB_MS_STEP, Duration::from_secs(3));
+        live.save().unwrap();
+        assert_eq!(kept(), start + 2 * HUB_MS_STEP);
+    }
+}

@@ -61,7 +61,7 @@ impl Bound {
         }
     }
 
-    fn shown(&self, not_after_ms: i64) {
+    pub(super) fn shown(&self, not_after_ms: i64) {
         self.shown_until_ms.store(not_after_ms, Ordering::Relaxed);
     }
 }
@@ -226,7 +226,8 @@ pub enum Trouble {
     /// Another hub, or somebody in between.
     #[error(
         "what answers has no certificate of the hub's CA: it is another hub, or somebody in between. \
-         Nothing was sent to it. Check the address; a join token fits only the hub that made it"
+         Nothing was sent to it. Check the address; a join token fits only the hub that made it. A node that was away \
+         while its hub changed its CA joins again, with a new token and --force"
     )]
     WrongCa,
     /// A program that holds a certificate of the CA, and is no hub.

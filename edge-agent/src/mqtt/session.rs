@@ -216,6 +216,8 @@ async fn open(client: &AsyncClient, connection: &mut EventLoop, account: &Accoun
 
 fn refused(error: ConnectionError, open: bool, proof: &Proof) -> End {
     let trouble = match &error {
+        // Of a session that was open, only its end matters.
+        _ if open => None,
         ConnectionError::Tls(TlsError::Io(error))
         | ConnectionError::Io(error)
         | ConnectionError::MqttState(StateError::Io(error)) => Trouble::of(error),

@@ -245,6 +245,7 @@ async fn what_was_not_acked_is_sent_again_when_the_broker_comes_back() {
     let hub = Hub::start(&address.to_string(), true);
     let second = hub.birth();
     assert_ne!(second.session, first.session);
+    assert!(first.instance.is_some() && second.instance == first.instance, "the same process");
     // The hub's answer to the birth may cross a batch, which then comes twice.
     let mut events = Vec::new();
     let mut found = Vec::new();
@@ -280,6 +281,22 @@ async fn a_wrong_secret_is_no_session_and_loses_nothing() {
     until("a refusal", failed, |page| page.contains("fleet_agent_connect_failures_total 1")).await;
     let status = status(&agent).await;
     assert_eq!((&status["status"], &status["outbox"]["held_records"]), (&json!("offline"), &json!(1)));
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hub_is_found_at_an_ipv6_address() {
+    if std::net::TcpListener::bind("[::1]:0").is_err() {
+        // A machine without IPv6 has no such address to try.
+        return;
+    }
+    let hub = Hub::start("[::1]:0", true);
+    let (_folder, config) = connected("hub-6", hub.address);
+    let agent = start(config.clone()).await;
+    let first = hub.birth();
+    agent.stop().await;
+    let agent = start(config).await;
+    assert_ne!(hub.birth().instance, first.instance, "another process, as far as the hub can tell");
     agent.stop().await;
 }
 
