@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Panics of the gate's threads since the start.
-static PANICS: AtomicUsize = AtomicUsize::new(0);
+pub(crate) static PANICS: AtomicUsize = AtomicUsize::new(0);
 const ID: &str = "edge-1";
 const EVENT: &str = "fleet/v1/edge-1/up/event";
 
@@ -52,18 +52,7 @@ const TOO_LARGE: Due = Due::Ends(&[0x95]);
 
 impl Site {
     fn new() -> Self {
-        static HOOK: Once = Once::new();
-        HOOK.call_once(|| {
-            let before = std::panic::take_hook();
-            std::panic::set_hook(Box::new(move |panic| {
-                let thread = thread::current();
-                // Tests that fail panic in threads of their own.
-                if !thread.name().is_some_and(|name| name.contains("::")) {
-                    PANICS.fetch_add(1, SeqCst);
-                }
-                before(panic);
-            }));
-        });
+        count_panics();
         let pki = Pki::new();
         let (broker, link) = Broker::start(config(pki.keys()), Arc::new(ByCertificate)).unwrap();
         let addr = broker.mqtts_addr().unwrap();
@@ -120,6 +109,22 @@ impl Site {
         self.broker.shutdown();
         assert_eq!(PANICS.load(SeqCst), 0);
     }
+}
+
+/// Counts panics from now on.
+pub(crate) fn count_panics() {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            let thread = thread::current();
+            // Tests that fail panic in threads of their own.
+            if !thread.name().is_some_and(|name| name.contains("::")) {
+                PANICS.fetch_add(1, SeqCst);
+            }
+            before(panic);
+        }));
+    });
 }
 
 /// A body of the version: `v5` is what stands there in MQTT 5 only.

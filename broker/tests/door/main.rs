@@ -16,6 +16,7 @@ mod pki;
 #[path = "../common/wire.rs"]
 mod wire;
 
+mod bent;
 mod corpus;
 mod judge;
 mod limits;
