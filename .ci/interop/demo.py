@@ -46,7 +46,8 @@ class Demo:
         self.output = open(log, "wb")
         # In this process group: whoever ends the group ends the demo and the drivers it runs.
         self.process = subprocess.Popen(
-            [fleet, "demo", "--nodes", str(nodes), "--data", data, "--http", "127.0.0.1:0", "--mqtt", "127.0.0.1:0"],
+            [fleet, "demo", "--nodes", str(nodes), "--data", data, "--http", "127.0.0.1:0", "--mqtt", "127.0.0.1:0",
+             "--mqtts", "127.0.0.1:0", "--node-https", "127.0.0.1:0"],
             # Whatever FLEET_* variables steer the checks must not steer the hub.
             env={name: value for name, value in os.environ.items() if not name.startswith("FLEET_")},
             stdin=subprocess.DEVNULL,

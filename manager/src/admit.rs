@@ -138,14 +138,19 @@ impl Admission {
         if shown.not_after_ms > now_ms {
             return Ok(());
         }
-        self.complain(name, &"its certificate has ended; make its access anew with `fleet access create`", peer);
+        self.complain(
+            name,
+            &"its certificate has ended; make its access anew with `fleet access create`",
+            peer,
+        );
         Err(Refusal::Expired)
     }
 
     /// A tool's user and password.
     fn by_password(&self, credentials: &Credentials<'_>) -> Verdict {
         let (Some(user), Some(password)) = (credentials.user, credentials.password) else {
-            let why = "it shows no certificate and no password; a node has to join first (`fleet-agent join`)";
+            let why =
+                "it shows no certificate and no password; a node has to join first (`fleet-agent join`)";
             self.complain(credentials.client_id, &why, credentials.peer);
             return Verdict::Now(Err(Refusal::BadCredentials));
         };
@@ -155,7 +160,11 @@ impl Admission {
         let known = self.shared.identities().access.get(user).cloned();
         let Some((access, hash)) = known.and_then(|known| known.password.clone().map(|hash| (known, hash)))
         else {
-            self.complain(user, &"no tool of this name has a password; see `fleet access ls`", credentials.peer);
+            self.complain(
+                user,
+                &"no tool of this name has a password; see `fleet access ls`",
+                credentials.peer,
+            );
             return Verdict::Now(Err(Refusal::BadCredentials));
         };
         if self.passwords.remembers(user, password, &hash) {

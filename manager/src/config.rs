@@ -5,9 +5,11 @@ use std::{
     io,
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
+use fleet_schemas::enrol;
 use serde::{Deserialize, Serialize};
 
 use crate::{hub, store::telemetry};
@@ -29,6 +31,11 @@ pub struct Config {
     pub listen: Listen,
     /// How much is kept, for how long.
     pub keep: Keep,
+    /// What clients may take.
+    pub limits: Limits,
+    /// Whether programs of this machine may look at the API without a token; for the demo.
+    #[serde(skip)]
+    pub anonymous_viewer: bool,
 }
 
 /// Where to listen; port 0 picks a free one.
@@ -37,10 +44,44 @@ pub struct Config {
 pub struct Listen {
     /// Operators' HTTP.
     pub http: SocketAddr,
-    /// Plain MQTT, loopback only.
+    /// Plain MQTT, loopback only, unless the next says otherwise.
     pub mqtt: SocketAddr,
-    /// Most MQTT sessions.
+    /// Lets plain MQTT listen anywhere: passwords and all that is said cross the network for everybody to read.
+    pub plain_mqtt_without_encryption_on_every_network: bool,
+    /// MQTT over TLS.
+    pub mqtts: SocketAddr,
+    /// HTTPS for nodes: enrolment and renewal.
+    pub node_https: SocketAddr,
+    /// Names and addresses by which tools know this hub; they go into its certificate. Nodes need none.
+    pub names: Vec<String>,
+    /// Most MQTT sessions of nodes.
     pub sessions: usize,
+}
+
+/// What clients may take.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Most connections from one address (IPv6: one /64) to MQTT over TLS; many nodes may share a carrier's.
+    pub mqtts_per_address: usize,
+    /// Most connections to MQTT that have no session yet.
+    pub handshakes: usize,
+    /// The same from one address.
+    pub handshakes_per_address: usize,
+    /// Messages that a node may publish a second; 0: any number.
+    pub node_messages_per_s: u64,
+    /// Bytes that a node may publish a second; 0: any number.
+    pub node_bytes_per_s: u64,
+    /// Most sessions of tools.
+    pub tools: usize,
+    /// Most filters of one session of a tool.
+    pub tool_filters: usize,
+    /// Bytes that may wait for all tools that read too slowly.
+    pub tool_queue_bytes: usize,
+    /// Topics on which tools may have something retained.
+    pub retained_topics: usize,
+    /// Bytes that tools may have retained.
+    pub retained_bytes: usize,
 }
 
 /// How much is kept, for how long.
@@ -60,7 +101,13 @@ pub struct Keep {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { data: PathBuf::from(DATA), listen: Listen::default(), keep: Keep::default() }
+        Self {
+            data: PathBuf::from(DATA),
+            listen: Listen::default(),
+            keep: Keep::default(),
+            limits: Limits::default(),
+            anonymous_viewer: false,
+        }
     }
 }
 
@@ -69,7 +116,29 @@ impl Default for Listen {
         Self {
             http: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
             mqtt: SocketAddr::from((Ipv4Addr::LOCALHOST, 1883)),
+            plain_mqtt_without_encryption_on_every_network: false,
+            mqtts: SocketAddr::from((Ipv4Addr::UNSPECIFIED, enrol::MQTTS_PORT)),
+            node_https: SocketAddr::from((Ipv4Addr::UNSPECIFIED, enrol::NODE_HTTPS_PORT)),
+            names: Vec::new(),
             sessions: fleet_broker::Config::default().max_connections,
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        let gate = fleet_broker::Config::default();
+        Self {
+            mqtts_per_address: gate.max_tls_connections_per_address,
+            handshakes: gate.max_handshakes,
+            handshakes_per_address: gate.max_handshakes_per_address,
+            node_messages_per_s: gate.publish_limit.messages_per_s,
+            node_bytes_per_s: gate.publish_limit.bytes_per_s,
+            tools: gate.max_tools,
+            tool_filters: gate.max_tool_filters,
+            tool_queue_bytes: gate.tool_budget_bytes,
+            retained_topics: gate.max_retained_topics,
+            retained_bytes: gate.retained_budget_bytes,
         }
     }
 }
@@ -89,6 +158,12 @@ pub struct Overrides {
     pub http: Option<SocketAddr>,
     /// `--mqtt`.
     pub mqtt: Option<SocketAddr>,
+    /// `--plain-mqtt-without-encryption-on-every-network`.
+    pub plain_anywhere: bool,
+    /// `--mqtts`.
+    pub mqtts: Option<SocketAddr>,
+    /// `--node-https`.
+    pub node_https: Option<SocketAddr>,
 }
 
 /// The configuration cannot be used. The text fits after "failed to start: ".
@@ -136,8 +211,12 @@ impl Config {
             Err(source) => return Err(ConfigError::Read { path, source }),
         };
         config.data = data.to_owned();
-        config.listen.http = overrides.http.unwrap_or(config.listen.http);
-        config.listen.mqtt = overrides.mqtt.unwrap_or(config.listen.mqtt);
+        let listen = &mut config.listen;
+        listen.http = overrides.http.unwrap_or(listen.http);
+        listen.mqtt = overrides.mqtt.unwrap_or(listen.mqtt);
+        listen.plain_mqtt_without_encryption_on_every_network |= overrides.plain_anywhere;
+        listen.mqtts = overrides.mqtts.unwrap_or(listen.mqtts);
+        listen.node_https = overrides.node_https.unwrap_or(listen.node_https);
         if config.keep.days == 0 {
             let why = "at least one day is kept".to_owned();
             return Err(ConfigError::Value { key: "keep.days", why });
@@ -168,11 +247,28 @@ impl Config {
 
     /// What the broker is told.
     #[must_use]
-    pub fn broker(&self) -> fleet_broker::Config {
+    pub fn broker(&self, keys: Arc<dyn fleet_broker::Keys>) -> fleet_broker::Config {
+        let Limits { node_messages_per_s, node_bytes_per_s, .. } = self.limits;
+        let gate = fleet_broker::Config::default();
         fleet_broker::Config {
             mqtt: self.listen.mqtt,
+            plain_anywhere: self.listen.plain_mqtt_without_encryption_on_every_network,
+            mqtts: Some(fleet_broker::Mqtts { addr: self.listen.mqtts, keys }),
             max_connections: self.listen.sessions,
-            ..fleet_broker::Config::default()
+            max_tls_connections_per_address: self.limits.mqtts_per_address,
+            max_handshakes: self.limits.handshakes,
+            max_handshakes_per_address: self.limits.handshakes_per_address,
+            publish_limit: fleet_broker::PublishLimit {
+                messages_per_s: node_messages_per_s,
+                bytes_per_s: node_bytes_per_s,
+                ..gate.publish_limit
+            },
+            max_tools: self.limits.tools,
+            max_tool_filters: self.limits.tool_filters,
+            tool_budget_bytes: self.limits.tool_queue_bytes,
+            max_retained_topics: self.limits.retained_topics,
+            retained_budget_bytes: self.limits.retained_bytes,
+            ..gate
         }
     }
 }

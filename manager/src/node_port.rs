@@ -19,7 +19,9 @@ use axum::{
 };
 use fleet_schemas::{
     NodeId,
-    enrol::{BODY_BYTES, ENROL_PATH, Enrol, Issued, Pending, RENEW_PATH, RefusalCode, Renew, TRUST_PATH, Trust},
+    enrol::{
+        BODY_BYTES, ENROL_PATH, Enrol, Issued, Pending, RENEW_PATH, RefusalCode, Renew, TRUST_PATH, Trust,
+    },
 };
 use serde::de::DeserializeOwned;
 use sha2::{Digest as _, Sha256};
@@ -100,7 +102,9 @@ async fn enrol(
 ) -> Result<Response, Refusal> {
     let answer = port.enrol(read(body)?).await;
     match &answer {
-        Ok(Answer::Issued(issued)) => tracing::info!(node = %issued.node, peer = %peer.address, "a node joined"),
+        Ok(Answer::Issued(issued)) => {
+            tracing::info!(node = %issued.node, peer = %peer.address, "a node joined")
+        }
         Ok(Answer::Pending(pending)) => {
             tracing::info!(node = %pending.node, peer = %peer.address, "a machine waits for approval");
         }
@@ -186,7 +190,8 @@ impl Port {
             return Err(Refusal::new(RefusalCode::BadRequest, why));
         }
         if shown.not_after_ms.saturating_add(millis(GRACE)) <= now_ms {
-            let why = format!("the certificate of node {node} ended more than a year ago; join again with a token");
+            let why =
+                format!("the certificate of node {node} ended more than a year ago; join again with a token");
             return Err(Refusal::new(RefusalCode::TooLate, why));
         }
         let signer = self.pki.signer();
@@ -232,7 +237,11 @@ fn read<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>) -> Result<T, R
     })?;
     serde_json::from_slice(&body).map_err(|error| {
         // Where it is wrong, not what stands there: that may be a secret.
-        let why = format!("the body is not what this path takes (line {}, column {})", error.line(), error.column());
+        let why = format!(
+            "the body is not what this path takes (line {}, column {})",
+            error.line(),
+            error.column()
+        );
         Refusal::new(RefusalCode::BadRequest, why)
     })
 }

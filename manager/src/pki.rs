@@ -263,16 +263,16 @@ impl Pki {
         self.take(step)
     }
 
-    /// Does what is due; to be called every minute or so. Says what was done.
+    /// Does what is due; to be called every minute or so. `waiting`: how many nodes [`Pki::waiting`] gives. Says what
+    /// was done.
     ///
     /// # Errors
     /// [`Error`]: it is tried again at the next call.
-    pub fn tick(&self, identities: &Identities) -> Result<Option<Step>, Error> {
+    pub fn tick(&self, waiting: usize) -> Result<Option<Step>, Error> {
         let (now, in_doubt) = (self.clock)();
         if in_doubt {
             return Ok(None);
         }
-        let waiting = self.waiting(identities).len();
         let due = self.lock().ring().due(waiting, now.wall_ms);
         if let Some(step) = due {
             self.take(step)?;

@@ -1,6 +1,8 @@
 //! Starts and stops the whole hub, and the demo around it: everything is bound, spawned, joined and drained here.
 
+mod admin;
 pub mod demo;
+mod upkeep;
 
 use std::{
     fs, io,
@@ -11,17 +13,18 @@ use std::{
 };
 
 use fleet_broker::Broker;
-use fleet_schemas::StoreId;
+use fleet_schemas::{StoreId, enrol};
 use serde::{Deserialize, Serialize};
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 
 use crate::{
-    admit, api,
+    admit::{self, Admission},
+    api,
     clock::{self, HubClock},
     config::{Config, ConfigError},
     consume::{self, Consumer},
     hub::{self, Hub, Running},
-    metrics,
+    metrics, node_port,
     pki::{self, Pki},
     store::disk::Folder,
 };
@@ -76,6 +79,30 @@ pub enum StartError {
         /// What the system said.
         source: io::Error,
     },
+    /// The port for nodes.
+    #[error(
+        "{address} cannot be listened on: {source}; choose another with --node-https, port 0 picks a free one"
+    )]
+    NodeHttps {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The first operator.
+    #[error(transparent)]
+    Admin(#[from] admin::Error),
+    /// A node of the demo that does not join.
+    #[error("node {node} of the demo: failed to join: {source}")]
+    Join {
+        /// Which.
+        node: String,
+        /// Why.
+        source: Box<fleet_edge_agent::identity::join::JoinError>,
+    },
+    /// The registry refuses what the demo needs.
+    #[error("the demo's join token cannot be made: {0}")]
+    Token(#[from] hub::IntentError),
     /// A thread.
     #[error("a thread cannot be had: {0}")]
     Thread(io::Error),
@@ -95,11 +122,18 @@ pub struct RunningHub {
     pub hub: Hub,
     /// Where it listens.
     pub addresses: Addresses,
+    /// The hub's certificates.
+    pub pki: Arc<Pki>,
+    /// The first admin's token, when this start made it: to be shown once.
+    pub admin: Option<String>,
     data: PathBuf,
-    broker: Broker,
+    broker: Arc<Broker>,
+    admission: Arc<Admission>,
     threads: Running,
+    upkeep: Vec<JoinHandle<()>>,
     stop_http: watch::Sender<bool>,
     http: JoinHandle<io::Result<()>>,
+    node_https: JoinHandle<()>,
 }
 
 /// Starts a hub on the calling runtime; the broker, the consumer and the tidier have threads of their own.
@@ -118,42 +152,96 @@ pub async fn start(config: &Config) -> Result<RunningHub, StartError> {
     let listener =
         TcpListener::bind(http).await.map_err(|source| StartError::Http { address: http, source })?;
     let http = listener.local_addr().map_err(|source| StartError::Http { address: http, source })?;
+    let (node_listener, node_https) = bind_node_https(config.listen.node_https).await?;
     let reads = clock.clone();
-    let pki = Arc::new(Pki::open(&config.data, &[], Arc::new(move || reads.read()))?);
-    let directory = Arc::new(admit::Admission::open(consumer.shared().clone(), clock.clone(), &config.data)?);
-    let (broker, link) = Broker::start(config.broker(), directory)?;
+    let pki = Arc::new(Pki::open(&config.data, &config.listen.names, Arc::new(move || reads.read()))?);
+    let admission = Arc::new(Admission::open(consumer.shared().clone(), clock.clone(), &config.data)?);
+    let (broker, link) = Broker::start(config.broker(pki.keys()), admission.clone())?;
+    let broker = Arc::new(broker);
     let exporter = Arc::new(metrics::Exporter::default());
     let observer = metrics::observer(&exporter);
     let (hub, threads) =
         hub::start(consumer, link, broker.stats(), clock, &store, observer).map_err(StartError::Thread)?;
-    let addresses = Addresses { http, mqtt: broker.mqtt_addr(), mqtts: None, node_https: None };
-    write_addresses(&config.data, &addresses).map_err(folder)?;
-    let (stop_http, mut stopping) = watch::channel(false);
-    let stop = async move {
-        // An error means that the sender is gone, which is a stop too.
-        let _ = stopping.wait_for(|stop| *stop).await;
+    let (door, second_looks) = upkeep::door(&broker, &hub);
+    hub.set_door(door);
+    let admin = match admin::first(&hub, &config.data).await {
+        Ok(admin) => admin,
+        Err(error) => {
+            stop_threads(broker, threads).await;
+            return Err(error.into());
+        }
     };
+    let (mqtt, mqtts) = (broker.mqtt_addr(), broker.mqtts_addr());
+    let addresses = Addresses { http, mqtt, mqtts, node_https: Some(node_https) };
+    write_addresses(&config.data, &addresses).map_err(folder)?;
+    let stop_http = watch::Sender::new(false);
+    let stop = || {
+        let mut stopping = stop_http.subscribe();
+        async move {
+            // An error means that the sender is gone, which is a stop too.
+            let _ = stopping.wait_for(|stop| *stop).await;
+        }
+    };
+    let listeners =
+        [("http", Some(http)), ("mqtt", Some(mqtt)), ("mqtts", mqtts), ("node_https", Some(node_https))];
+    let listeners = listeners.into_iter().filter_map(|(name, at)| Some((name.to_owned(), at?.to_string())));
+    let serves = api::Config {
+        pki: pki.clone(),
+        listeners: listeners.collect(),
+        anonymous_viewer: config.anonymous_viewer,
+    };
+    let http = tokio::spawn(api::serve(listener, hub.clone(), exporter, serves, stop()));
+    let routes = node_port::router(hub.clone(), pki.clone(), mqtts.map_or(enrol::MQTTS_PORT, |at| at.port()));
+    let node_https = node_port::serve::serve(node_listener, pki.keys(), routes, node_port::LIMITS, stop());
+    let node_https = tokio::spawn(node_https);
+    let upkeep = vec![second_looks, upkeep::keys(pki.clone(), hub.clone())];
     let data = config.data.clone();
-    let listeners = [("http", addresses.http), ("mqtt", addresses.mqtt)];
-    let listeners = listeners.map(|(name, address)| (name.to_owned(), address.to_string())).into();
-    let config = api::Config { pki, listeners, anonymous_viewer: true };
-    let http = tokio::spawn(api::serve(listener, hub.clone(), exporter, config, stop));
-    tracing::info!(http = %addresses.http, mqtt = %addresses.mqtt, data = %data.display(), "the hub runs");
-    Ok(RunningHub { hub, addresses, data, broker, threads, stop_http, http })
+    tracing::info!(?addresses, data = %data.display(), "the hub runs");
+    Ok(RunningHub {
+        hub,
+        addresses,
+        pki,
+        admin,
+        data,
+        broker,
+        admission,
+        threads,
+        upkeep,
+        stop_http,
+        http,
+        node_https,
+    })
+}
+
+async fn bind_node_https(address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
+    let failed = |source| StartError::NodeHttps { address, source };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let bound = listener.local_addr().map_err(failed)?;
+    Ok((listener, bound))
+}
+
+async fn stop_threads(broker: Arc<Broker>, threads: Running) {
+    let stopping = tokio::task::spawn_blocking(move || {
+        // Nobody else holds it for longer than a cut takes; then the last one stops it.
+        Arc::into_inner(broker).map(Broker::shutdown);
+        threads.stop();
+    });
+    if stopping.await.is_err() {
+        tracing::error!("stopping the hub's threads panicked");
+    }
 }
 
 impl RunningHub {
     /// Stops: no new sessions, what was received is committed, open requests are answered.
     pub async fn stop(self) {
-        let Self { hub, addresses: _, data, broker, threads, stop_http, http } = self;
+        let Self { hub, data, broker, admission, threads, upkeep, stop_http, http, node_https, .. } = self;
         drop(hub);
         stop_http.send_replace(true);
-        let stopping = tokio::task::spawn_blocking(move || {
-            broker.shutdown();
-            threads.stop();
-        });
-        if stopping.await.is_err() {
-            tracing::error!("stopping the hub's threads panicked");
+        upkeep.iter().for_each(JoinHandle::abort);
+        stop_threads(broker, threads).await;
+        admission.flush();
+        if let Err(error) = node_https.await {
+            tracing::error!(%error, "the task of the port for nodes ended badly");
         }
         match http.await {
             Ok(Ok(())) => {}
@@ -179,12 +267,18 @@ fn write_addresses(data: &Path, addresses: &Addresses) -> io::Result<()> {
 /// [`StartError`].
 pub async fn hub(config: &Config, shutdown: impl Future<Output = ()>) -> Result<(), StartError> {
     let running = start(config).await?;
-    println!("hub     http://{}", running.addresses.http);
-    println!(
-        "mqtt    {} (loopback; nodes bring a secret, tools use {})",
-        running.addresses.mqtt,
-        admit::TOOL_FILE
-    );
+    let Addresses { http, mqtt, mqtts, node_https } = &running.addresses;
+    println!("hub     http://{http}");
+    if let (Some(mqtts), Some(node_https)) = (mqtts, node_https) {
+        println!(
+            "nodes   https://{node_https} to join, mqtts://{mqtts} (`fleet join-token create` lets one in)"
+        );
+    }
+    println!("mqtt    {mqtt} (loopback; nodes bring a secret, tools use {})", admit::TOOL_FILE);
+    if let Some(admin) = &running.admin {
+        println!("admin   {admin}");
+        println!("        (shown once; kept for this machine's command line in {})", crate::cli::ADMIN);
+    }
     println!("data    {}", config.data.display());
     shutdown.await;
     println!("stopping");

@@ -25,7 +25,10 @@ impl Drop for Hub {
 #[expect(clippy::disallowed_methods, reason = "a deadline of the test itself")]
 fn hub(data: &Path) -> Hub {
     let mut command = Command::new(FLEET);
-    command.args(["hub", "--http", "127.0.0.1:0", "--mqtt", "127.0.0.1:0", "--data"]).arg(data);
+    let any = "127.0.0.1:0";
+    command
+        .args(["hub", "--http", any, "--mqtt", any, "--mqtts", any, "--node-https", any, "--data"])
+        .arg(data);
     let mut child = command.stdout(Stdio::null()).spawn().expect("the hub starts");
     let began = Instant::now();
     loop {

@@ -134,7 +134,8 @@ pub(super) async fn hub(fleet: &Path, folder: &Path, mqtt: Option<SocketAddr>) -
     let free = SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).to_string();
     let mqtt = mqtt.map_or_else(|| free.clone(), |address| address.to_string());
     let text = data.display().to_string();
-    let args = ["hub", "--data", &text, "--http", &free, "--mqtt", &mqtt];
+    let args =
+        ["hub", "--data", &text, "--http", &free, "--mqtt", &mqtt, "--mqtts", &free, "--node-https", &free];
     let mut process = Process::start("the hub", fleet, &args, &folder.join("hub.log"))?;
     let path = data.join(run::ADDRESSES);
     let addresses = process

@@ -20,10 +20,14 @@ pub struct ListenArgs {
     /// Plain MQTT, loopback only, 127.0.0.1:1883 unless configured
     #[arg(long, env = "FLEET_MQTT", value_name = "ADDR")]
     pub mqtt: Option<SocketAddr>,
-    /// MQTT over TLS
+    /// Let plain MQTT listen on other than loopback addresses: passwords and all that is said cross the network for
+    /// everybody to read
+    #[arg(long, env = "FLEET_PLAIN_MQTT_WITHOUT_ENCRYPTION_ON_EVERY_NETWORK")]
+    pub plain_mqtt_without_encryption_on_every_network: bool,
+    /// MQTT over TLS, for nodes and tools, 0.0.0.0:8883 unless configured
     #[arg(long, env = "FLEET_MQTTS", value_name = "ADDR")]
     pub mqtts: Option<SocketAddr>,
-    /// HTTPS for nodes
+    /// HTTPS for nodes (joining, renewal), 0.0.0.0:8443 unless configured
     #[arg(long, env = "FLEET_NODE_HTTPS", value_name = "ADDR")]
     pub node_https: Option<SocketAddr>,
 }
@@ -69,23 +73,25 @@ pub(super) async fn hub(args: HubArgs, common: &Common) -> Result<(), Failure> {
 pub(super) async fn demo(args: DemoArgs, common: &Common) -> Result<(), Failure> {
     let config = load(&args.listen, common)?;
     log();
-    let named = (args.listen.http.is_some(), args.listen.mqtt.is_some());
+    let ListenArgs { http, mqtt, mqtts, node_https, .. } = &args.listen;
+    let named = demo::Named {
+        http: http.is_some(),
+        mqtt: mqtt.is_some(),
+        mqtts: mqtts.is_some(),
+        node_https: node_https.is_some(),
+    };
     demo::demo(&config, named, args.nodes, shutdown()).await.map_err(|error| failed(&error))
 }
 
 fn load(listen: &ListenArgs, common: &Common) -> Result<Config, Failure> {
-    let overrides = Overrides { http: listen.http, mqtt: listen.mqtt };
-    let config =
-        Config::load(common.data(), &overrides).map_err(|error| failed(&StartError::Config(error)))?;
-    for (flag, address) in [("--mqtts", listen.mqtts), ("--node-https", listen.node_https)] {
-        if let Some(address) = address.filter(|address| address.port() != 0) {
-            let why = format!(
-                "{flag} {address}: this build serves plain MQTT on loopback only; leave the flag away"
-            );
-            return Err(Failure::Failed(why));
-        }
-    }
-    Ok(config)
+    let overrides = Overrides {
+        http: listen.http,
+        mqtt: listen.mqtt,
+        plain_anywhere: listen.plain_mqtt_without_encryption_on_every_network,
+        mqtts: listen.mqtts,
+        node_https: listen.node_https,
+    };
+    Config::load(common.data(), &overrides).map_err(|error| failed(&StartError::Config(error)))
 }
 
 fn failed(error: &StartError) -> Failure {

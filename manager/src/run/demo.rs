@@ -3,27 +3,65 @@
 use std::{
     collections::BTreeSet,
     net::{Ipv4Addr, SocketAddr, TcpListener},
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
-use fleet_edge_agent::{config::Config as AgentConfig, mqtt::HubUrl, run::Handle as AgentHandle};
-use fleet_schemas::NodeId;
+use fleet_edge_agent::{
+    config::Config as AgentConfig,
+    identity::{
+        self,
+        https::AskError,
+        join::{JoinError, Wish},
+    },
+    run::Handle as AgentHandle,
+};
+use fleet_schemas::{
+    NodeId,
+    enrol::{JoinToken, NODE_HTTPS_PORT, RefusalCode},
+};
+use sha2::{Digest as _, Sha256};
 use tokio::{
     sync::broadcast::{self, error::RecvError},
     time,
 };
 
 use super::{RunningHub, StartError};
-use crate::{clock, config::Config, consume::FeedItem, core::presence::State};
+use crate::{
+    clock,
+    config::Config,
+    consume::FeedItem,
+    core::{
+        identity::{Change, Token},
+        presence::State,
+        registry::Intent,
+        time::millis,
+    },
+};
 
 /// How often a demo node measures; an order of magnitude more often than a real one, so that there is something to see.
 const MEASURE: Duration = Duration::from_secs(1);
 const UPLOAD: Duration = Duration::from_secs(2);
 const HEARTBEAT: Duration = Duration::from_secs(5);
+/// How long the demo's nodes may take to join.
+const TOKEN_LIFE: Duration = Duration::from_secs(600);
 /// How often the demo says what arrived.
 const REPORT: Duration = Duration::from_secs(10);
+
+/// Which addresses the user named.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "one for each listener")]
+pub struct Named {
+    /// `--http`.
+    pub http: bool,
+    /// `--mqtt`.
+    pub mqtt: bool,
+    /// `--mqtts`.
+    pub mqtts: bool,
+    /// `--node-https`.
+    pub node_https: bool,
+}
 
 /// Runs a hub with `nodes` agents until `shutdown`. A default port that is taken is replaced by a free one; an address
 /// that the user named is not.
@@ -32,12 +70,19 @@ const REPORT: Duration = Duration::from_secs(10);
 /// [`StartError`].
 pub async fn demo(
     config: &Config,
-    (http_named, mqtt_named): (bool, bool),
+    named: Named,
     nodes: u16,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), StartError> {
     let mut config = config.clone();
-    for (address, named) in [(&mut config.listen.http, http_named), (&mut config.listen.mqtt, mqtt_named)] {
+    config.anonymous_viewer = true;
+    let listen = &mut config.listen;
+    for (address, named) in [
+        (&mut listen.http, named.http),
+        (&mut listen.mqtt, named.mqtt),
+        (&mut listen.mqtts, named.mqtts),
+        (&mut listen.node_https, named.node_https),
+    ] {
         if !named && TcpListener::bind(*address).is_err() {
             address.set_port(0);
         }
@@ -46,14 +91,9 @@ pub async fn demo(
     // Before the first agent, so that the story begins with it.
     let feed = running.hub.feed();
     let mut agents = Vec::new();
-    for n in 1..=nodes {
-        match start_agent(&config.data, n, running.addresses.mqtt).await {
-            Ok(agent) => agents.push(agent),
-            Err(error) => {
-                stop(agents, running).await;
-                return Err(error);
-            }
-        }
+    if let Err(error) = start_agents(&running, &config.data, nodes, &mut agents).await {
+        stop(agents, running).await;
+        return Err(error);
     }
     introduce(&running, &config.data, &agents);
     tokio::select! {
@@ -76,15 +116,67 @@ async fn stop(agents: Vec<AgentHandle>, running: RunningHub) {
     running.stop().await;
 }
 
-async fn start_agent(data: &Path, n: u16, mqtt: SocketAddr) -> Result<AgentHandle, StartError> {
-    let id = NodeId::parse(&format!("demo-{n}")).expect("a number makes a node id");
-    let folder = data.join("nodes").join(id.as_str());
+async fn start_agents(
+    running: &RunningHub,
+    data: &Path,
+    nodes: u16,
+    agents: &mut Vec<AgentHandle>,
+) -> Result<(), StartError> {
+    let token = token(running, u32::from(nodes), None).await?;
+    for n in 1..=nodes {
+        let id = NodeId::parse(&format!("demo-{n}")).expect("a number makes a node id");
+        let folder = data.join("nodes").join(id.as_str());
+        join(running, &token, &id, &folder).await?;
+        agents.push(start_agent(id, n, folder).await?);
+    }
+    Ok(())
+}
+
+/// A join token as an operator makes one, for these nodes only.
+async fn token(running: &RunningHub, uses: u32, replace: Option<NodeId>) -> Result<JoinToken, StartError> {
+    let now_ms = running.hub.clock().now().wall_ms;
+    let id: String = clock::random::<8>().iter().map(|byte| format!("{byte:02x}")).collect();
+    let token = JoinToken { pin: running.pki.pin(), id: id.clone(), secret: clock::random() };
+    let kept = Token {
+        id,
+        secret: Sha256::digest(token.secret).into(),
+        created_ms: now_ms,
+        created_by: "hub".to_owned(),
+        expires_ms: now_ms + millis(TOKEN_LIFE),
+        uses,
+        labels: [("fleet".to_owned(), "demo".to_owned())].into(),
+        approve: false,
+        replace,
+        used_by: Vec::new(),
+    };
+    running.hub.intend("hub", Intent::Identity(Change::PutToken(kept))).await?;
+    Ok(token)
+}
+
+/// Joins as any machine does, over the port for nodes; one that has joined only looks where the hub is now.
+async fn join(running: &RunningHub, token: &JoinToken, id: &NodeId, data: &Path) -> Result<(), StartError> {
+    let at =
+        running.addresses.node_https.unwrap_or(SocketAddr::from((Ipv4Addr::UNSPECIFIED, NODE_HTTPS_PORT)));
+    let hub = if at.ip().is_unspecified() { format!("localhost:{}", at.port()) } else { at.to_string() };
+    let hub = hub.parse().expect("a host and a port make an address");
+    let wish =
+        Wish { hub, token: token.clone(), node: id.clone(), name: None, data: data.to_owned(), force: false };
+    let joined = match identity::join::join(&wish, |_| ()).await {
+        // Its folder was removed, or it is of a time when the demo's nodes had a mere secret.
+        Err(JoinError::Ask(AskError::Refused(refused))) if refused.code == RefusalCode::NodeExists => {
+            let token = self::token(running, 1, Some(id.clone())).await?;
+            identity::join::join(&Wish { token, ..wish }, |_| ()).await
+        }
+        joined => joined,
+    };
+    joined.map(drop).map_err(|source| StartError::Join { node: id.to_string(), source: Box::new(source) })
+}
+
+async fn start_agent(id: NodeId, n: u16, folder: PathBuf) -> Result<AgentHandle, StartError> {
     let mut config = AgentConfig { data: folder, ..AgentConfig::default() };
     config.node.id = Some(id.clone());
     config.node.name = Some(format!("Demo node {n}"));
     config.node.heartbeat = HEARTBEAT;
-    let url: HubUrl = format!("mqtt://{mqtt}").parse().expect("a bound address makes a URL");
-    config.hub.url = Some(url);
     config.api.listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     config.system.interval = MEASURE;
     config.outbox.upload = UPLOAD;
@@ -96,7 +188,10 @@ async fn start_agent(data: &Path, n: u16, mqtt: SocketAddr) -> Result<AgentHandl
 fn introduce(running: &RunningHub, data: &Path, agents: &[AgentHandle]) {
     let addresses = &running.addresses;
     let data = data.display();
-    println!("A hub and {} nodes run in this process.", agents.len());
+    println!(
+        "A hub and {} nodes run in this process; each joined with a token and speaks MQTT over TLS.",
+        agents.len()
+    );
     println!();
     println!("  hub        http://{}/api/v1/nodes", addresses.http);
     println!("  metrics    http://{}/metrics", addresses.http);
@@ -105,6 +200,12 @@ fn introduce(running: &RunningHub, data: &Path, agents: &[AgentHandle]) {
         addresses.mqtt,
         crate::admit::TOOL_FILE
     );
+    if let (Some(mqtts), Some(node_https)) = (addresses.mqtts, addresses.node_https) {
+        println!("  nodes      https://{node_https} to join, mqtts://{mqtts}");
+    }
+    if let Some(admin) = &running.admin {
+        println!("  admin      {admin} (shown once; kept in {data}/{})", crate::cli::ADMIN);
+    }
     for agent in agents {
         println!("  {:<10} edge API http://{}", agent.node().as_str(), agent.api());
     }

@@ -111,6 +111,7 @@ impl Hub {
         words.extend(["--data".to_owned(), self.data.display().to_string(), "hub".to_owned()]);
         words.extend(["--http".to_owned(), self.http.to_string()]);
         words.extend(["--mqtt".to_owned(), self.mqtt.to_string()]);
+        words.extend(["--mqtts", "127.0.0.1:0", "--node-https", "127.0.0.1:0"].map(str::to_owned));
         let log = File::options().create(true).append(true).open(self.log()).unwrap();
         let (program, arguments) = words.split_first().unwrap();
         let child = Command::new(program)
