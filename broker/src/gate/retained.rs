@@ -51,12 +51,15 @@ pub(crate) struct Shown<'a> {
 #[derive(Default)]
 struct Kept {
     by_topic: BTreeMap<String, Entry>,
+    /// Counts what was ever kept.
+    number: u64,
     tools: Used,
     hub: Used,
 }
 
 struct Entry {
     retained: Retained,
+    number: u64,
     expires: Option<Instant>,
     hub: bool,
 }
@@ -81,7 +84,8 @@ impl Shelf {
             let sound = policy::is_for_tools(&retained.topic) && !retained.payload.is_empty();
             if sound && kept.tools.fits(room, retained.cost(), true) {
                 let qos = retained.qos.min(1);
-                let entry = Entry { retained: Retained { qos, ..retained }, expires: None, hub: false };
+                let entry =
+                    Entry { retained: Retained { qos, ..retained }, number: 0, expires: None, hub: false };
                 kept.put(entry);
             }
         }
@@ -113,7 +117,8 @@ impl Shelf {
             self.clear(kept, said.topic);
             return Ok(());
         }
-        let entry = Entry { retained, expires, hub };
+        kept.number += 1;
+        let entry = Entry { retained, number: kept.number, expires, hub };
         if !kept.fits(self.room, &entry) {
             let late = kept.late(now);
             late.iter().for_each(|topic| self.clear(kept, topic));
@@ -142,11 +147,16 @@ impl Shelf {
         }
     }
 
-    /// Shows some of those that a filter matches, on topics after `after`; gives the topic to go on after, or `None` at
-    /// the end.
+    /// How much was ever kept: what is kept from now on has a higher number.
+    pub(crate) fn number(&self) -> u64 {
+        self.kept().number
+    }
+
+    /// Shows some of those up to number `upto` that a filter matches, on topics after `after`; gives the topic to go on
+    /// after, or `None` at the end.
     pub(crate) fn page(
         &self,
-        filter: &str,
+        (filter, upto): (&str, u64),
         after: Option<&str>,
         now: Instant,
         mut show: impl FnMut(&Shown<'_>),
@@ -161,7 +171,8 @@ impl Shelf {
             if !topic.starts_with(stem) {
                 return None;
             }
-            if let Some(shown) = entry.shown(now).filter(|_| policy::covers(filter, topic)) {
+            let asked = entry.number <= upto && policy::covers(filter, topic);
+            if let Some(shown) = entry.shown(now).filter(|_| asked) {
                 show(&shown);
                 bytes += entry.retained.cost();
             }
@@ -313,7 +324,7 @@ mod tests {
         let mut shown = vec![];
         let mut after = None;
         let pages = iter::from_fn(|| {
-            after = shelf.page(filter, after.as_deref(), now, |it| {
+            after = shelf.page((filter, shelf.number()), after.as_deref(), now, |it| {
                 shown.push((it.topic.to_owned(), it.payload.to_owned(), it.expiry));
             });
             after.clone()
@@ -336,6 +347,9 @@ mod tests {
         first.keep(&said("a/b", b"newer"), now).unwrap();
         first.keep(&said("a-b", b""), now).unwrap();
         first.keep(&said("never/was", b""), now).unwrap();
+        let before = first.number();
+        first.keep(&said("z/b", b"z/b"), now).unwrap();
+        assert_eq!(first.page(("z/b", before), None, now, |it| panic!("{it:?} was kept later")), None);
         let second = shelf(&store, 10);
         for shelf in [&first, &second] {
             assert_eq!(topics(shelf, "#"), ["a", "a/b", "a/b/c", "z/b"]);

@@ -25,7 +25,7 @@ use crate::{
 
 mod outlet;
 
-pub(crate) use outlet::{Ended, Outlet};
+pub(crate) use outlet::{Ended, Outlet, Replay};
 
 /// All third-party sessions.
 pub(crate) struct Tools {
@@ -92,9 +92,10 @@ impl Tools {
         Some(outlet)
     }
 
-    /// What the session hears from now on. Says whether something has to start hearing for it.
-    pub(crate) fn listen(&self, outlet: &Outlet, listen: Listen) -> bool {
-        let (before, now, start) = outlet.listen(listen);
+    /// What the session hears from now on; `number` is of the newest retained message. Says whether something has to
+    /// start hearing for it.
+    pub(crate) fn listen(&self, outlet: &Outlet, listen: Listen, number: impl Fn() -> u64) -> bool {
+        let (before, now, start) = outlet.listen(listen, number);
         self.recount(before, now);
         start
     }
@@ -296,15 +297,15 @@ mod tests {
         let wanted =
             |tools: &Tools| (tools.hub_wanted(), tools.wanted(&node), tools.kind_wanted(HubKind::Node));
         let (a, b) = (open(&tools, "a"), open(&tools, "b"));
-        assert!(tools.listen(&a, listen(&["fleet/v1/+/up/#"])), "now it needs to be heard for");
+        assert!(tools.listen(&a, listen(&["fleet/v1/+/up/#"]), || 0), "now it needs to be heard for");
         assert_eq!(wanted(&tools), (false, false, false));
-        assert!(!tools.listen(&a, listen(&["fleet/v1/+/up/#", "fleet/v1/hub/event/+"])));
+        assert!(!tools.listen(&a, listen(&["fleet/v1/+/up/#", "fleet/v1/hub/event/+"]), || 0));
         assert_eq!(wanted(&tools), (true, false, false));
-        tools.listen(&b, listen(&["fleet/v1/hub/#", "apps/#"]));
+        tools.listen(&b, listen(&["fleet/v1/hub/#", "apps/#"]), || 0);
         assert_eq!((wanted(&tools), tools.talk_wanted()), ((true, true, true), true));
         tools.close(&b);
         assert_eq!((wanted(&tools), tools.talk_wanted()), ((true, false, false), false));
-        tools.listen(&a, listen(&[]));
+        tools.listen(&a, listen(&[]), || 0);
         assert_eq!(wanted(&tools), (false, false, false));
     }
 

@@ -25,7 +25,7 @@ use crate::{
             subs::{Manner, Sub, Subs},
             waiting::Chunk,
         },
-        tools::{Ended, Outlet, Tools},
+        tools::{Ended, Outlet, Replay, Tools},
     },
     router::{
         pipe,
@@ -220,12 +220,14 @@ impl<'a> Ear<'a> {
                 linked.add(branch);
             }
         }
+        // What is kept from here on is heard as it is said, and belongs to no answer: asked before the session may say
+        // so, or it would come twice.
+        let number = self.shelf.number();
         if linked != self.outlet.linked() {
             self.outlet.set_linked(linked);
         }
-        // Only now: what is said from here on is heard, so nothing is missed between the answer and the stream.
-        for sub in &replay {
-            self.answer(sub)?;
+        for Replay { sub, upto } in replay {
+            self.answer(&sub, upto.unwrap_or(number))?;
         }
         let mut letters = Vec::new();
         tap.hear(clock::now() + LOOK, HEAR, &mut |heard| match heard {
@@ -301,8 +303,9 @@ impl<'a> Ear<'a> {
         if self.packets.bytes.len() < CHUNK { Ok(()) } else { self.flush() }
     }
 
-    /// Answers a subscription with what is retained, all of it.
-    fn answer(&mut self, sub: &Sub) -> Result<(), Deaf> {
+    /// Answers a subscription with what is retained, all of it; of tools, up to a number. The hub may show what is on its
+    /// way too.
+    fn answer(&mut self, sub: &Sub, upto: u64) -> Result<(), Deaf> {
         if sub.branches.has(Branch::Hub) {
             let shelf = self.shelf;
             let mut outcome = Ok(());
@@ -320,7 +323,7 @@ impl<'a> Ear<'a> {
             loop {
                 after = self
                     .shelf
-                    .page(&sub.filter, after.as_deref(), clock::now(), |shown| self.show(sub, shown));
+                    .page((&sub.filter, upto), after.as_deref(), clock::now(), |shown| self.show(sub, shown));
                 self.flush_patiently(CHUNK)?;
                 if after.is_none() {
                     break;
@@ -390,7 +393,7 @@ mod tests {
         gate::{
             retained::Room,
             session::{Listen, tool::ToolKey},
-            wire::{Ask, Replay, Version},
+            wire::{self, Ask, Version},
         },
         router::{pipe::Carry, saying::Saying},
         stats::Stats,
@@ -424,7 +427,7 @@ mod tests {
     }
 
     fn ask(filter: &str, qos: u8) -> Ask<'_> {
-        Ask { filter, qos, no_local: false, as_published: false, replay: Replay::Always }
+        Ask { filter, qos, no_local: false, as_published: false, replay: wire::Replay::Always }
     }
 
     fn listen(asks: &[(Ask<'_>, Option<u32>)]) -> Listen {
@@ -460,7 +463,7 @@ mod tests {
     fn an_ear_copies_what_matches_counts_what_does_not_fit_and_notices_a_jump_in_any_log() {
         let Place { stats, tools, shelf, outlet } = place(Version::V4, 60);
         let filters = [(ask("fleet/v1/+/up/event", 1), None), (ask("fleet/v1/hub/#", 0), None)];
-        tools.listen(&outlet, listen(&filters));
+        tools.listen(&outlet, listen(&filters), || 0);
         let mut ear = Ear::new(&outlet, &tools, &shelf);
         let (event, news) = ("fleet/v1/a/up/event", "fleet/v1/hub/rollout/r");
         let said = [
@@ -486,7 +489,7 @@ mod tests {
     fn what_tools_say_is_passed_on_with_all_that_belongs_to_it_but_not_to_who_wants_none_of_its_own() {
         let Place { tools, shelf, outlet, .. } = place(Version::V5, u32::MAX);
         let no_local = Ask { no_local: true, ..ask("apps/#", 1) };
-        tools.listen(&outlet, listen(&[(no_local, Some(7))]));
+        tools.listen(&outlet, listen(&[(no_local, Some(7))]), || 0);
         let mut ear = Ear::new(&outlet, &tools, &shelf);
         let own = Said {
             topic: "apps/a",
@@ -527,11 +530,15 @@ mod tests {
         };
         assert_eq!(shelf.keep(&kept("apps/b", 0), clock::now()), Ok(()));
         assert_eq!(shelf.keep(&kept("other", 1), clock::now()), Ok(()));
-        tools.listen(&outlet, listen(&[(ask("+/v1/hub/node/b", 1), None), (ask("apps/#", 1), Some(300))]));
+        tools.listen(
+            &outlet,
+            listen(&[(ask("+/v1/hub/node/b", 1), None), (ask("apps/#", 1), Some(300))]),
+            || 0,
+        );
         let mut ear = Ear::new(&outlet, &tools, &shelf);
         let (_, replay) = outlet.wanted().unwrap();
         assert!(outlet.wanted().unwrap().1.is_empty(), "taken once");
-        replay.iter().for_each(|sub| assert_eq!(ear.answer(sub), Ok(())));
+        replay.iter().for_each(|replay| assert_eq!(ear.answer(&replay.sub, shelf.number()), Ok(())));
         let hub = Forward {
             topic: b"fleet/v1/hub/node/b",
             payload: b"b",

@@ -71,7 +71,7 @@ impl Conn {
         }
         if let (Some(listen), Stage::Open(open)) = (effects.listen.take(), &self.stage)
             && let Outlet::Tool(outlet) = &open.outlet
-            && self.gate.tools.listen(outlet, listen)
+            && self.gate.tools.listen(outlet, listen, || self.gate.talk.shelf.number())
         {
             self.gate.ears.start(outlet);
         }

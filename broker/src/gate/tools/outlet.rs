@@ -45,13 +45,21 @@ struct Queue {
     bytes: usize,
     subs: Arc<Subs>,
     wanted: (Branches, HubKinds),
-    replay: Vec<Sub>,
+    replay: Vec<Replay>,
     linked: Branches,
     /// Whether something hears for it, and the router of which generation.
     heard: bool,
     hears: Option<u64>,
     cut: Option<Cut>,
     closed: bool,
+}
+
+/// A subscription that is to be answered with what is retained.
+pub(crate) struct Replay {
+    pub(crate) sub: Sub,
+    /// The number of the newest retained message that belongs to the answer: what is kept later is heard as it is said.
+    /// Known from the start where everything was heard already when the subscription came.
+    pub(crate) upto: Option<u64>,
 }
 
 /// The session is over, or about to be.
@@ -74,11 +82,19 @@ impl Outlet {
     }
 
     /// What it hears from now on; gives what it reached before and reaches now, and whether an ear has to start.
-    pub(super) fn listen(&self, listen: Listen) -> ((Branches, HubKinds), (Branches, HubKinds), bool) {
+    /// `number` is of the newest retained message.
+    pub(super) fn listen(
+        &self,
+        listen: Listen,
+        number: impl Fn() -> u64,
+    ) -> ((Branches, HubKinds), (Branches, HubKinds), bool) {
         let now = (listen.subs.branches(), listen.subs.kinds());
         let mut queue = self.lock();
         queue.subs = listen.subs;
-        queue.replay.extend(listen.replay);
+        for sub in listen.replay {
+            let upto = sub.branches.inside(queue.linked).then(&number);
+            queue.replay.push(Replay { sub, upto });
+        }
         let start = !queue.heard && now.0 != Branches::default();
         queue.heard |= start;
         (mem::replace(&mut queue.wanted, now), now, start)
@@ -153,7 +169,7 @@ impl Outlet {
     }
 
     /// What has to be heard for the session, and the subscriptions that wait for an answer, which are taken out.
-    pub(crate) fn wanted(&self) -> Result<(Branches, Vec<Sub>), Ended> {
+    pub(crate) fn wanted(&self) -> Result<(Branches, Vec<Replay>), Ended> {
         let mut queue = self.lock();
         if queue.over() { Err(Ended) } else { Ok((queue.wanted.0, mem::take(&mut queue.replay))) }
     }
