@@ -187,6 +187,7 @@ pub fn table() -> Vec<Right> {
 fn routes() -> Routes {
     let [viewer, operator, admin] = [Role::Viewer, Role::Operator, Role::Admin].map(Needs::Role);
     let import = nodes::import.layer(DefaultBodyLimit::max(IMPORT_BYTES));
+    let command = commands::create.layer(DefaultBodyLimit::max(commands::BODY_BYTES));
     Routes::new()
         .on(Needs::Nothing, Method::GET, "/livez", status::livez)
         .on(Needs::Nothing, Method::GET, "/readyz", status::readyz)
@@ -200,12 +201,16 @@ fn routes() -> Routes {
         .on(viewer, Method::GET, "/api/v1/nodes/{id}/telemetry", telemetry::get)
         .on(viewer, Method::GET, "/api/v1/nodes/{id}/events", events::of_node)
         .on(viewer, Method::GET, "/api/v1/nodes/{id}/devices", nodes::devices)
+        .on(viewer, Method::GET, "/api/v1/nodes/{id}/commands", commands::of_node)
+        .on(viewer, Method::GET, "/api/v1/commands", commands::list)
+        .on(operator, Method::POST, "/api/v1/commands", command)
+        .on(viewer, Method::GET, "/api/v1/commands/{id}", commands::get)
+        .on(operator, Method::POST, "/api/v1/commands/{id}/cancel", commands::cancel)
         .on(viewer, Method::GET, "/api/v1/events", events::list)
         .on(viewer, Method::GET, "/api/v1/groups", groups::list)
         .on(viewer, Method::GET, "/api/v1/groups/{name}", groups::get)
         .on(operator, Method::PUT, "/api/v1/groups/{name}", groups::put)
         .on(operator, Method::DELETE, "/api/v1/groups/{name}", groups::remove)
-    let command = commands::create.layer(DefaultBodyLimit::max(commands::BODY_BYTES));
         .on(viewer, Method::GET, "/api/v1/ledger", ledger::get)
         .on(viewer, Method::GET, "/api/v1/stream", stream::get)
         .on(viewer, Method::GET, "/api/v1/whoami", operators::whoami)
@@ -219,11 +224,6 @@ fn routes() -> Routes {
         .on(admin, Method::DELETE, "/api/v1/operators/{name}", operators::remove)
         .on(admin, Method::GET, "/api/v1/access", access::list)
         .on(admin, Method::POST, "/api/v1/access", access::create)
-        .on(viewer, Method::GET, "/api/v1/nodes/{id}/commands", commands::of_node)
-        .on(viewer, Method::GET, "/api/v1/commands", commands::list)
-        .on(operator, Method::POST, "/api/v1/commands", command)
-        .on(viewer, Method::GET, "/api/v1/commands/{id}", commands::get)
-        .on(operator, Method::POST, "/api/v1/commands/{id}/cancel", commands::cancel)
         .on(admin, Method::DELETE, "/api/v1/access/{name}", access::remove)
         .on(admin, Method::GET, "/api/v1/audit", audit::list)
         .on(admin, Method::GET, "/api/v1/pki", pki::get)
