@@ -44,6 +44,8 @@ pub struct Config {
 pub struct Listen {
     /// Operators' HTTP.
     pub http: SocketAddr,
+    /// Whether that is HTTPS, with the hub's own certificate.
+    pub http_tls: bool,
     /// Plain MQTT, loopback only, unless the next says otherwise.
     pub mqtt: SocketAddr,
     /// Lets plain MQTT listen anywhere: passwords and all that is said cross the network for everybody to read.
@@ -115,6 +117,7 @@ impl Default for Listen {
     fn default() -> Self {
         Self {
             http: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
+            http_tls: false,
             mqtt: SocketAddr::from((Ipv4Addr::LOCALHOST, 1883)),
             plain_mqtt_without_encryption_on_every_network: false,
             mqtts: SocketAddr::from((Ipv4Addr::UNSPECIFIED, enrol::MQTTS_PORT)),
@@ -156,6 +159,8 @@ impl Default for Keep {
 pub struct Overrides {
     /// `--http`.
     pub http: Option<SocketAddr>,
+    /// `--http-tls`.
+    pub http_tls: bool,
     /// `--mqtt`.
     pub mqtt: Option<SocketAddr>,
     /// `--plain-mqtt-without-encryption-on-every-network`.
@@ -213,6 +218,7 @@ impl Config {
         config.data = data.to_owned();
         let listen = &mut config.listen;
         listen.http = overrides.http.unwrap_or(listen.http);
+        listen.http_tls |= overrides.http_tls;
         listen.mqtt = overrides.mqtt.unwrap_or(listen.mqtt);
         listen.plain_mqtt_without_encryption_on_every_network |= overrides.plain_anywhere;
         listen.mqtts = overrides.mqtts.unwrap_or(listen.mqtts);

@@ -37,12 +37,24 @@ pub const ADDRESSES: &str = "addresses.json";
 pub struct Addresses {
     /// Operators' HTTP.
     pub http: SocketAddr,
+    /// Whether that is HTTPS.
+    #[serde(default)]
+    pub http_tls: bool,
     /// Plain MQTT.
     pub mqtt: SocketAddr,
     /// MQTT over TLS.
     pub mqtts: Option<SocketAddr>,
     /// HTTPS for nodes.
     pub node_https: Option<SocketAddr>,
+}
+
+impl Addresses {
+    /// Operators' HTTP as a URL.
+    #[must_use]
+    pub fn http_url(&self) -> String {
+        let scheme = if self.http_tls { "https" } else { "http" };
+        format!("{scheme}://{}", self.http)
+    }
 }
 
 /// The hub cannot start. The text fits after "failed to start: ".
@@ -172,7 +184,14 @@ pub async fn start(config: &Config) -> Result<RunningHub, StartError> {
         }
     };
     let (mqtt, mqtts) = (broker.mqtt_addr(), broker.mqtts_addr());
-    let addresses = Addresses { http, mqtt, mqtts, node_https: Some(node_https) };
+    let http_tls = config.listen.http_tls;
+    let addresses = Addresses { http, http_tls, mqtt, mqtts, node_https: Some(node_https) };
+    if !http_tls && !http.ip().is_loopback() {
+        tracing::warn!(
+            %http,
+            "API tokens cross the network in the clear: serve HTTPS with --http-tls, or bind --http to 127.0.0.1"
+        );
+    }
     write_addresses(&config.data, &addresses).map_err(folder)?;
     let stop_http = watch::Sender::new(false);
     let stop = || {
@@ -183,11 +202,12 @@ pub async fn start(config: &Config) -> Result<RunningHub, StartError> {
         }
     };
     let listeners =
-        [("http", Some(http)), ("mqtt", Some(mqtt)), ("mqtts", mqtts), ("node_https", Some(node_https))];
+        [(if http_tls { "https" } else { "http" }, Some(http)), ("mqtt", Some(mqtt)), ("mqtts", mqtts), ("node_https", Some(node_https))];
     let listeners = listeners.into_iter().filter_map(|(name, at)| Some((name.to_owned(), at?.to_string())));
     let serves = api::Config {
         pki: pki.clone(),
         listeners: listeners.collect(),
+        tls: http_tls,
         anonymous_viewer: config.anonymous_viewer,
     };
     let http = tokio::spawn(api::serve(listener, hub.clone(), exporter, serves, stop()));
@@ -267,8 +287,9 @@ fn write_addresses(data: &Path, addresses: &Addresses) -> io::Result<()> {
 /// [`StartError`].
 pub async fn hub(config: &Config, shutdown: impl Future<Output = ()>) -> Result<(), StartError> {
     let running = start(config).await?;
-    let Addresses { http, mqtt, mqtts, node_https } = &running.addresses;
-    println!("hub     http://{http}");
+    let addresses = &running.addresses;
+    let Addresses { mqtt, mqtts, node_https, .. } = addresses;
+    println!("hub     {}", addresses.http_url());
     if let (Some(mqtts), Some(node_https)) = (mqtts, node_https) {
         println!(
             "nodes   https://{node_https} to join, mqtts://{mqtts} (`fleet join-token create` lets one in)"

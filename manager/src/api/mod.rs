@@ -51,6 +51,7 @@ use crate::{
     core::identity::Role,
     hub::Hub,
     metrics::{Exporter, catalogue},
+    node_port::serve as tls,
     pki::Pki,
 };
 use rights::{Needs, Right, Rights, Routes};
@@ -61,6 +62,9 @@ const BODY_BYTES: usize = 256 * 1024;
 const IMPORT_BYTES: usize = 16 * 1024 * 1024;
 /// Store queries at once: each may hold a large answer.
 const QUERIES: usize = 8;
+/// What TLS connections may take: dashboards and the command line keep a few each, also when nothing is asked.
+const CONNECTIONS: tls::Limits =
+    tls::Limits { connections: 2_048, per_address: 512, head: Duration::from_secs(60), life: None };
 /// Time that open requests have after a stop.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -71,6 +75,8 @@ pub struct Config {
     pub pki: Arc<Pki>,
     /// Where the hub listens, for `status`: see [`shapes::Status::listeners`].
     pub listeners: BTreeMap<String, String>,
+    /// Whether it is served over TLS, with the hub's own certificate.
+    pub tls: bool,
     /// Whether programs of this machine may look without a token; for the demo.
     pub anonymous_viewer: bool,
 }
@@ -116,8 +122,20 @@ pub async fn serve(
         stop.await;
         stopped.send_replace(true);
     };
-    let service = router(routes, api).into_make_service_with_connect_info::<SocketAddr>();
-    let serving = axum::serve(listener, service).with_graceful_shutdown(graceful);
+    let keys = api.config.tls.then(|| api.config.pki.keys());
+    let router = router(routes, api);
+    let serving = async {
+        match keys {
+            Some(keys) => {
+                tls::serve(listener, keys, router, CONNECTIONS, graceful).await;
+                Ok(())
+            }
+            None => {
+                let service = router.into_make_service_with_connect_info::<SocketAddr>();
+                axum::serve(listener, service).with_graceful_shutdown(graceful).await
+            }
+        }
+    };
     let mut late = stopping;
     let deadline = async move {
         // An error means that the sender is gone, which is a stop too.

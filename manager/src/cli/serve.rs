@@ -17,6 +17,9 @@ pub struct ListenArgs {
     /// Operators' HTTP, 127.0.0.1:8080 unless configured
     #[arg(long, env = "FLEET_HTTP", value_name = "ADDR")]
     pub http: Option<SocketAddr>,
+    /// Serve operators by HTTPS, with the hub's own certificate
+    #[arg(long, env = "FLEET_HTTP_TLS")]
+    pub http_tls: bool,
     /// Plain MQTT, loopback only, 127.0.0.1:1883 unless configured
     #[arg(long, env = "FLEET_MQTT", value_name = "ADDR")]
     pub mqtt: Option<SocketAddr>,
@@ -86,6 +89,7 @@ pub(super) async fn demo(args: DemoArgs, common: &Common) -> Result<(), Failure>
 fn load(listen: &ListenArgs, common: &Common) -> Result<Config, Failure> {
     let overrides = Overrides {
         http: listen.http,
+        http_tls: listen.http_tls,
         mqtt: listen.mqtt,
         plain_anywhere: listen.plain_mqtt_without_encryption_on_every_network,
         mqtts: listen.mqtts,

@@ -193,8 +193,8 @@ fn introduce(running: &RunningHub, data: &Path, agents: &[AgentHandle]) {
         agents.len()
     );
     println!();
-    println!("  hub        http://{}/api/v1/nodes", addresses.http);
-    println!("  metrics    http://{}/metrics", addresses.http);
+    println!("  hub        {}/api/v1/nodes", addresses.http_url());
+    println!("  metrics    {}/metrics", addresses.http_url());
     println!(
         "  mqtt       {} (a password for reading is in {data}/{})",
         addresses.mqtt,
