@@ -309,7 +309,7 @@ fn the_will_of_a_tool_is_said_when_it_is_lost_and_judged_when_it_connects() {
             assert_eq!(answer(will), if version == V5 { code } else { 5 }, "{will:?}");
         }
     }
-    assert_eq!(broker.stats().reason(Reason::WillDenied), 10);
+    until("all are counted", || broker.stats().reason(Reason::WillDenied) == 10);
     let said = desk.said.lock().unwrap();
     assert_eq!(*said, vec![("nodered".to_owned(), "apps/gone".to_owned(), b"lost".to_vec()); 2]);
 }
@@ -398,7 +398,7 @@ fn who_wants_to_be_remembered_is_told_that_nobody_is() {
     client.send(&remembered);
     assert_eq!(client.read(), Some((0x20, vec![0, 5])));
     client.expect_end();
-    assert_eq!(broker.stats().reason(Reason::Persistent), 1);
+    until("it is counted", || broker.stats().reason(Reason::Persistent) == 1);
     let mut client = Client::hello(broker.mqtt_addr(), &tool(V5, "nodered"));
     let (_, body) = client.read().unwrap();
     for property in [&[0x11, 0, 0, 0, 0][..], &[0x24, 1], &[0x25, 1], &[0x29, 1], &[0x2A, 0], &[0x22, 0, 0]] {
