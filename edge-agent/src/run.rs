@@ -163,7 +163,7 @@ impl Handle {
         let mut restart = self.restart.clone();
         if restart.wait_for(|wanted| *wanted).await.is_err() {
             // The agent is gone, and asks for nothing any more.
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 
@@ -299,6 +299,7 @@ impl Parts {
     async fn run(self, bound: api::Bound, facts: Facts, thread: thread::JoinHandle<()>, mut stopping: Stop) {
         let (hang_up, hanging_up) = stop::channel();
         // Before the hub can send any.
+        commands::end_orphans(self.own_folder(), &self.outbox).await;
         let kinds = self.config.commands.kinds(&self.config.data);
         let acts = self.outbox.attach(Arc::new(kinds), commands::ACTS).await;
         let sources = self.sources(bound, facts, acts, &stopping);
@@ -322,17 +323,17 @@ impl Parts {
         }
     }
 
+    /// The data folder by the name that no other agent has for its own.
+    fn own_folder(&self) -> PathBuf {
+        fs::canonicalize(&self.config.data).unwrap_or_else(|_| self.config.data.clone())
+    }
+
     /// What hands records in.
-    fn sources(
-        &self,
-        bound: api::Bound,
-        facts: Facts,
-        acts: mpsc::Receiver<Act>,
-        stop: &Stop,
-    ) -> Tasks {
+    fn sources(&self, bound: api::Bound, facts: Facts, acts: mpsc::Receiver<Act>, stop: &Stop) -> Tasks {
         let mut tasks = Tasks(Vec::new());
         let surroundings = commands::Surroundings {
             kinds: self.config.commands.kinds(&self.config.data),
+            folder: self.own_folder(),
             facts: facts.clone(),
             clock: self.clock.clone(),
             outbox: self.outbox.clone(),

@@ -116,8 +116,10 @@ struct Hub {
 
 impl Hub {
     fn orders(&self, session: SessionId, hub_ms: i64) -> Orders {
-        let open = self.executions.values().filter(|one| one.state < State::Accepted && one.deadline_ms > hub_ms);
-        let offer = |one: &Execution| Offer { left_ms: (one.deadline_ms - hub_ms) as u64, ..one.offer.clone() };
+        let open =
+            self.executions.values().filter(|one| one.state < State::Accepted && one.deadline_ms > hub_ms);
+        let offer =
+            |one: &Execution| Offer { left_ms: (one.deadline_ms - hub_ms) as u64, ..one.offer.clone() };
         let cancels = self.cancels.iter().filter(|number| !self.executions[number].state.is_terminal());
         Orders {
             v: VERSION,
@@ -483,7 +485,8 @@ fn the_power_may_fail_at_any_sync_of_the_queues() {
     }
     let syncs = world.card.syncs();
     world.settle();
-    let ends: BTreeSet<_> = world.hub.executions.values().filter_map(|one| one.end.as_ref()).map(|end| end.state).collect();
+    let ends: BTreeSet<_> =
+        world.hub.executions.values().filter_map(|one| one.end.as_ref()).map(|end| end.state).collect();
     use State::{Canceled, Expired, Failed, Rejected, Succeeded, TimedOut};
     for state in [Succeeded, Failed, TimedOut, Rejected, Canceled, Expired] {
         assert!(ends.contains(&state), "the script never ends in {state:?}");

@@ -179,7 +179,7 @@ pub(super) async fn enqueue(State(api): Shared, request: Request) -> Answer {
         parse(&read(&api, request).await?)?;
     let id = uuid7(api.clock.now().wall_ms, clock::random());
     let main = || MetricName::parse(DEFAULT_QUEUE).expect("our queue's name is valid");
-    let params = cbor_of("/params", params)?;
+    let params = cbor_of("/params", &params)?;
     if cbor::encode(&params).len() > limits::COMMAND_PARAMS_BYTES {
         return Err(Problem::field("/params", "the parameters are larger than 65536 bytes"));
     }
@@ -248,7 +248,7 @@ pub(super) async fn extend(State(api): Shared, Path(id): Path<String>, request: 
 pub(super) async fn report(State(api): Shared, Path(id): Path<String>, request: Request) -> Answer {
     let id = parse_id(&id)?;
     let ReportBody { state, exit_code, message, result, output } = parse(&read(&api, request).await?)?;
-    let result = result.map(|result| cbor_of("/result", result)).transpose()?;
+    let result = result.map(|result| cbor_of("/result", &result)).transpose()?;
     if result.as_ref().is_some_and(|result| cbor::encode(result).len() > limits::EVENT_DATA_BYTES) {
         return Err(Problem::field("/result", "the result is larger than 32768 bytes"));
     }
@@ -261,7 +261,8 @@ fn done(id: CommandId, held: bool) -> Answer {
     if held {
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
-    let detail = format!("command {id} is not yours (any more): it was canceled, took too long, or its lease ran out");
+    let detail =
+        format!("command {id} is not yours (any more): it was canceled, took too long, or its lease ran out");
     Err(Problem::new(StatusCode::CONFLICT, detail))
 }
 
@@ -302,15 +303,15 @@ fn refused(reason: Reason) -> Problem {
     if status == StatusCode::TOO_MANY_REQUESTS { problem.retry_after(AGAIN_SECONDS) } else { problem }
 }
 
-fn cbor_of(field: &str, value: Value) -> Result<Cbor, Problem> {
-    if depth(&value) > DATA_DEPTH {
+fn cbor_of(field: &str, value: &Value) -> Result<Cbor, Problem> {
+    if depth(value) > DATA_DEPTH {
         return Err(Problem::field(field, format!("it is nested deeper than {DATA_DEPTH}; flatten it")));
     }
     // Parameters that are not there, rather than a null of their own.
     if value.is_null() {
         return Ok(Cbor::Null);
     }
-    Cbor::serialized(&value).map_err(|error| Problem::field(field, error.to_string()))
+    Cbor::serialized(value).map_err(|error| Problem::field(field, error.to_string()))
 }
 
 fn json_of(value: &Cbor) -> Value {
@@ -382,9 +383,13 @@ mod tests {
 
     #[test]
     fn older_words_are_understood() {
-        let wanted: Wanted = parse(br#"{"type":"exec","payload":{"name":"df"},"priority":"urgent","timeout_seconds":5}"#).unwrap();
+        let wanted: Wanted =
+            parse(br#"{"type":"exec","payload":{"name":"df"},"priority":"urgent","timeout_seconds":5}"#)
+                .unwrap();
         assert_eq!((wanted.kind.as_str(), wanted.timeout_s), ("exec", Some(5.0)));
         assert!(matches!(wanted.priority, Priority::Word(PriorityWord::Urgent)));
-        assert!(parse::<Wanted>(b"{}").is_err() && parse::<Wanted>(br#"{"kind":"a","priority":1000}"#).is_err());
+        assert!(
+            parse::<Wanted>(b"{}").is_err() && parse::<Wanted>(br#"{"kind":"a","priority":1000}"#).is_err()
+        );
     }
 }

@@ -99,12 +99,14 @@ impl Kinds {
             "ping" => Ok(Work::Ping),
             "exec" => self.allow.plan(&wish(params)?).map(|plan| Work::Exec(Box::new(plan))),
             "query" => {
-                let query: Query =
-                    params.deserialized().map_err(|_| bad("{what: status}, {what: outbox} or {what: system}"))?;
+                let query: Query = params
+                    .deserialized()
+                    .map_err(|_| bad("{what: status}, {what: outbox} or {what: system}"))?;
                 Ok(Work::Query(query.what))
             }
             RESTART => {
-                let Restart { what: Thing::Agent } = params.deserialized().map_err(|_| bad("{what: agent}"))?;
+                let Restart { what: Thing::Agent } =
+                    params.deserialized().map_err(|_| bad("{what: agent}"))?;
                 if !self.restarts {
                     let message = "this agent is a part of another program; start that program again";
                     return Err(reason("not_restartable", message, false));

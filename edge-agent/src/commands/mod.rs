@@ -5,6 +5,7 @@
 
 pub(crate) mod allow;
 mod kinds;
+mod orphans;
 mod program;
 mod query;
 
@@ -15,16 +16,19 @@ use serde::{Deserialize, Serialize};
 use tokio::{
     select,
     sync::{mpsc, oneshot, watch},
-    task::JoinSet,
+    task::{self, JoinSet},
     time,
 };
 use tracing::{info, warn};
 
-use self::{allow::Source, kinds::Work};
+use self::{
+    allow::{Plan, Source},
+    kinds::Work,
+};
 use crate::{
     api::Facts,
     clock::Clock,
-    core::queue::{Act, Command, End, Ending},
+    core::queue::{Act, Command, End, Ending, Stage},
     outbox,
     stop::Stop,
 };
@@ -80,11 +84,27 @@ impl Config {
 #[derive(Clone)]
 pub(crate) struct Surroundings {
     pub(crate) kinds: Kinds,
+    /// The agent's data folder, which tells its programs from those of other agents.
+    pub(crate) folder: PathBuf,
     pub(crate) facts: Facts,
     pub(crate) clock: Clock,
     pub(crate) outbox: outbox::Handle,
     /// Told when the agent has to start again.
     pub(crate) restart: Arc<watch::Sender<bool>>,
+}
+
+/// Ends programs of commands that an earlier start of this agent began and did not end. Before anything else runs.
+pub(crate) async fn end_orphans(folder: PathBuf, outbox: &outbox::Handle) {
+    let Ok(held) = outbox.commands().await else { return };
+    let running = held.iter().filter(|held| matches!(held.stage, Stage::Running(_)) && !held.is_local());
+    let ids: Vec<_> = running.map(|held| held.command.id).collect();
+    if ids.is_empty() {
+        return;
+    }
+    // A slow look at all processes must not hold up others on this runtime.
+    if let Ok(ended @ 1..) = task::spawn_blocking(move || orphans::end(&folder, &ids)).await {
+        warn!(ended, "programs of an earlier start still ran and were ended");
+    }
 }
 
 /// Does what comes out of `acts` until told to stop; then ends what runs.
@@ -154,7 +174,7 @@ async fn act(
     surroundings: &Surroundings,
     stopping: &mut oneshot::Receiver<()>,
 ) -> Option<End> {
-    let Surroundings { kinds, facts, clock, outbox, restart } = surroundings;
+    let Surroundings { kinds, folder, facts, clock, outbox, restart } = surroundings;
     // Read again: the allow-list may have changed while the command waited.
     let work = match kinds.read(&command.kind, &command.params) {
         Ok(work) => work,
@@ -164,8 +184,13 @@ async fn act(
         Work::Ping => Some(End::Done { result: query::ping(clock.now()) }),
         Work::Query(what) => Some(query::answer(what, facts, clock, outbox).await),
         Work::Exec(plan) => {
+            let marks = [
+                (orphans::ID.to_owned(), command.id.to_string()),
+                (orphans::FOLDER.to_owned(), folder.display().to_string()),
+            ];
+            let plan = Plan { env: plan.env.into_iter().chain(marks).collect(), ..*plan };
             let timeout = Duration::from_millis(command.timeout_ms);
-            Some(program::run(command.id, *plan, timeout, outbox, stopping).await)
+            Some(program::run(command.id, plan, timeout, outbox, stopping).await)
         }
         Work::Restart => {
             // The next start completes it.

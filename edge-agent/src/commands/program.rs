@@ -85,9 +85,7 @@ fn ended_as(ended: io::Result<ExitStatus>) -> End {
     match ended.map(|status| (status.code(), status.signal())) {
         Ok((Some(code), _)) => End::Exited { code },
         Ok((None, signal)) => End::Killed { signal: signal.unwrap_or_default() },
-        Err(error) => {
-            End::Failed(reason("lost", format!("the program cannot be waited for: {error}"), true))
-        }
+        Err(error) => End::Failed(reason("lost", format!("the program cannot be waited for: {error}"), true)),
     }
 }
 
@@ -146,14 +144,17 @@ fn bounds(plan: &Plan, timeout: Duration) -> Result<Bounds, Reason> {
         Some(name) => {
             let passwd = std::fs::read_to_string(Path::new("/etc/passwd")).unwrap_or_default();
             let found = user_of(&passwd, name);
-            let (user, group) = found.ok_or_else(|| refused(format!("the node has no user {name:?}; correct `user`")))?;
+            let (user, group) =
+                found.ok_or_else(|| refused(format!("the node has no user {name:?}; correct `user`")))?;
             let (ours, our_group) = (getuid().as_raw(), getgid().as_raw());
             match ours {
                 0 => Some((user, group)),
                 // Nothing to switch.
                 _ if (user, group) == (ours, our_group) => None,
                 _ => {
-                    let message = format!("only root may run a program as {name}; run the agent as root, or leave `user` away");
+                    let message = format!(
+                        "only root may run a program as {name}; run the agent as root, or leave `user` away"
+                    );
                     return Err(refused(message));
                 }
             }

@@ -2,11 +2,7 @@
 //!
 //! Owns who is to be told. What begins, ends and is remembered is decided by the uplink.
 
-use std::{
-    collections::BTreeSet,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use fleet_schemas::{CommandId, command::Reason};

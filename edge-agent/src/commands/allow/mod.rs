@@ -148,8 +148,9 @@ impl Source {
             }
             Err(error) => return Err(broken(format!("{file} cannot be read: {error}"))),
         };
-        let raw: Raw = toml::from_str(&text)
-            .map_err(|error| broken(format!("{file} is wrong, so nothing is allowed: {}", error.to_string().trim())))?;
+        let raw: Raw = toml::from_str(&text).map_err(|error| {
+            broken(format!("{file} is wrong, so nothing is allowed: {}", error.to_string().trim()))
+        })?;
         if raw.command.len() > COMMANDS {
             return Err(broken(format!("{file} lists more than {COMMANDS} commands")));
         }
@@ -259,7 +260,9 @@ fn read_bounded(file: &Path) -> io::Result<String> {
 fn line_of(text: &str, name: &str) -> usize {
     let heads = |line: &str| {
         let line: String = line.chars().filter(|c| !c.is_whitespace() && *c != '"' && *c != '\'').collect();
-        line.strip_prefix("[command.").and_then(|rest| rest.strip_prefix(name)).is_some_and(|rest| rest.starts_with(']'))
+        line.strip_prefix("[command.")
+            .and_then(|rest| rest.strip_prefix(name))
+            .is_some_and(|rest| rest.starts_with(']'))
     };
     text.lines().position(heads).map_or(1, |at| at + 1)
 }

@@ -160,25 +160,49 @@ mod tests {
         for (text, good, bad) in [
             (r#"type = "path""#, "/data/x", "data"),
             (r#"type = "path""#, "/", "/data/../etc"),
-            (r#"type = "path"
-                under = "/data""#, "/data/x", "/database"),
-            (r#"type = "int"
+            (
+                r#"type = "path"
+                under = "/data""#,
+                "/data/x",
+                "/database",
+            ),
+            (
+                r#"type = "int"
                 min = 1
-                max = 9"#, "9", "10"),
+                max = 9"#,
+                "9",
+                "10",
+            ),
             (r#"type = "int""#, "0", "1e3"),
             (r#"type = "word""#, "eth0:1", "a b"),
             (r#"type = "word""#, "a", ""),
             (r#"type = "text""#, "a b; rm -rf /", "a\nb"),
-            (r#"type = "text"
-                max = 3"#, "abc", "abcd"),
-            (r#"type = "enum"
-                values = ["on", "off"]"#, "on", "On"),
-            (r#"type = "word"
-                pattern = "eth*.?0""#, "ethernet.10", "eth.100"),
+            (
+                r#"type = "text"
+                max = 3"#,
+                "abc",
+                "abcd",
+            ),
+            (
+                r#"type = "enum"
+                values = ["on", "off"]"#,
+                "on",
+                "On",
+            ),
+            (
+                r#"type = "word"
+                pattern = "eth*.?0""#,
+                "ethernet.10",
+                "eth.100",
+            ),
             (r#"type = "word""#, "a-b", "-rf"),
             (r#"type = "int""#, "5", "-5"),
-            (r#"type = "int"
-                dash = true"#, "-5", "--5"),
+            (
+                r#"type = "int"
+                dash = true"#,
+                "-5",
+                "--5",
+            ),
         ] {
             let param = param(text);
             assert_eq!(param.check(good), Ok(()), "{text}");
@@ -188,7 +212,9 @@ mod tests {
 
     #[test]
     fn a_placeholder_that_fits_nothing_is_a_flaw() {
-        for flawed in ["type = \"enum\"", "type = \"int\"\nmin = 2\nmax = 1", "type = \"int\"\ndefault = \"x\""] {
+        for flawed in
+            ["type = \"enum\"", "type = \"int\"\nmin = 2\nmax = 1", "type = \"int\"\ndefault = \"x\""]
+        {
             assert!(param(flawed).flaw().is_some(), "{flawed}");
         }
     }
@@ -196,8 +222,14 @@ mod tests {
     #[test]
     fn patterns_take_the_whole_text() {
         for (pattern, text, fits) in [
-            ("", "", true), ("*", "", true), ("a*", "b", false), ("*a*b", "xaab", true), ("*a*b", "xaabc", false),
-            ("a?c", "abc", true), ("a?c", "ac", false), ("abc", "abcd", false),
+            ("", "", true),
+            ("*", "", true),
+            ("a*", "b", false),
+            ("*a*b", "xaab", true),
+            ("*a*b", "xaabc", false),
+            ("a?c", "abc", true),
+            ("a?c", "ac", false),
+            ("abc", "abcd", false),
         ] {
             assert_eq!(matches(pattern, text), fits, "{pattern} {text}");
         }

@@ -12,8 +12,7 @@ use super::{Entry, Source, list};
 use crate::core::queue::reason;
 
 /// Where a program without a path is looked for.
-const FOLDERS: [&str; 6] =
-    ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
+const FOLDERS: [&str; 6] = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 
 impl Source {
     pub(super) fn refuse_named(
@@ -35,7 +34,8 @@ impl Source {
         let Some((program, args)) = argv.split_first() else {
             return reason("bad_params", "give a program: `argv` is empty", false);
         };
-        let base = Path::new(program).file_name().map_or(program.clone(), |name| name.to_string_lossy().into());
+        let base =
+            Path::new(program).file_name().map_or(program.clone(), |name| name.to_string_lossy().into());
         let free = |name: &String| !entries.contains_key(name);
         let mut names = std::iter::once(base.clone()).chain((2..).map(|number| format!("{base}-{number}")));
         let name = names.find(free).unwrap_or(base);
@@ -47,15 +47,18 @@ impl Source {
 
     fn refuse(&self, what: &str, known: &[&str], lines: &str) -> Reason {
         let file = self.file.display();
-        let message =
-            format!("{what}; {file} allows {}. To allow it, add these lines to that file:\n{lines}", list(known));
+        let message = format!(
+            "{what}; {file} allows {}. To allow it, add these lines to that file:\n{lines}",
+            list(known)
+        );
         reason("not_allowed", message, false)
     }
 }
 
 fn lines(name: &str, program: &Path, args: &[String]) -> String {
     let text = |text: &str| toml::Value::String(text.to_owned()).to_string();
-    let mut lines = format!("[command.{}]\nprogram = {}\n", key_of(name), text(&located(program).to_string_lossy()));
+    let mut lines =
+        format!("[command.{}]\nprogram = {}\n", key_of(name), text(&located(program).to_string_lossy()));
     if !args.is_empty() {
         let args: Vec<_> = args.iter().map(|arg| text(arg)).collect();
         let _ = writeln!(lines, "args = [{}]", args.join(", "));
@@ -77,6 +80,6 @@ fn located(program: &Path) -> PathBuf {
     if program.is_absolute() {
         return program.to_owned();
     }
-    let at = |folder: &&str| Path::new(folder).join(program);
-    FOLDERS.iter().map(|folder| at(&folder)).find(|path| path.is_file()).unwrap_or_else(|| at(&"/usr/bin"))
+    let at = |folder: &str| Path::new(folder).join(program);
+    FOLDERS.into_iter().map(at).find(|path| path.is_file()).unwrap_or_else(|| at("/usr/bin"))
 }

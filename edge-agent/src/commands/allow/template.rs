@@ -24,10 +24,14 @@ impl Template {
                     let name: String = chars.by_ref().take_while(|c| *c != '}').collect();
                     let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
                     if name.is_empty() || !name.chars().all(plain) || !text.contains(&format!("{{{name}}}")) {
-                        return Err(format!("{text:?} has a brace that is no {{placeholder}}; write {{{{ for a brace"));
+                        return Err(format!(
+                            "{text:?} has a brace that is no {{placeholder}}; write {{{{ for a brace"
+                        ));
                     }
                     if template.name.replace(name).is_some() {
-                        return Err(format!("{text:?} has two placeholders; one in each argument is possible"));
+                        return Err(format!(
+                            "{text:?} has two placeholders; one in each argument is possible"
+                        ));
                     }
                 }
                 '}' => return Err(format!("{text:?} has a lonely }}; write }}}} for a brace")),
