@@ -11,6 +11,9 @@ fn fleet(arguments: &[&str], input: &[u8]) -> Output {
         .args(arguments)
         .env_remove("FLEET_HUB")
         .env_remove("FLEET_DATA")
+        .env_remove("FLEET_TOKEN")
+        // No contexts of whoever runs the tests.
+        .env("XDG_CONFIG_HOME", "/nonexistent")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

@@ -69,11 +69,16 @@ impl Site {
     }
 
     pub(crate) async fn on(disk: Arc<dyn Disk>, data: TempDir) -> Self {
-        Self::with(disk, data, false).await
+        Self::with(disk, data, false, false).await
     }
 
-    /// `anonymous_viewer`: as the demo serves its API.
-    pub(crate) async fn with(disk: Arc<dyn Disk>, data: TempDir, anonymous_viewer: bool) -> Self {
+    /// `tls`: the API by HTTPS. `anonymous_viewer`: as the demo serves it.
+    pub(crate) async fn with(
+        disk: Arc<dyn Disk>,
+        data: TempDir,
+        tls: bool,
+        anonymous_viewer: bool,
+    ) -> Self {
         let config = hub::Config::default();
         let hub_clock = Arc::new(HubClock::default());
         let fresh = StoreId(clock::random());
@@ -94,11 +99,11 @@ impl Site {
             ("node_https", "0.0.0.0:8443".into()),
         ];
         let listeners = listeners.map(|(name, address)| (name.to_owned(), address)).into();
-        let config = api::Config { pki, listeners, anonymous_viewer };
+        let config = api::Config { pki, listeners, tls, anonymous_viewer };
         let (stop, stopped) = oneshot::channel();
         let until = async { drop(stopped.await) };
         let serving = tokio::spawn(api::serve(listener, hub.clone(), exporter, config, until));
-        let addresses = serde_json::json!({ "http": http, "mqtt": mqtt });
+        let addresses = serde_json::json!({ "http": http, "http_tls": tls, "mqtt": mqtt });
         std::fs::write(data.path().join("addresses.json"), addresses.to_string()).unwrap();
         let admin = operator(&hub, "admin", Role::Admin, None).await;
         std::fs::create_dir_all(data.path().join("access")).unwrap();

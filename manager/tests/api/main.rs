@@ -6,4 +6,7 @@ mod feed;
 mod given;
 mod http;
 mod import;
+mod login;
+mod operators;
+mod rights;
 mod stream;

@@ -1,0 +1,173 @@
+//! Who may do what: every route by every kind of caller, over HTTP.
+
+use fleet_manager::{
+    api::{self, rights::Needs},
+    core::{
+        identity::{Change, Role},
+        registry::Intent,
+    },
+};
+use reqwest::{Method, StatusCode};
+use serde_json::json;
+
+use crate::given::{Site, operator};
+
+/// Nothing of these may be decided by less than an admin.
+const ADMINS: [&str; 6] = ["join-tokens", "operators", "access", "audit", "approve", "revoke"];
+
+#[test]
+fn looking_takes_a_viewer_changing_an_operator_and_letting_in_an_admin() {
+    let table = api::table();
+    for right in &table {
+        let below = right.path.strip_prefix("/api/v1/");
+        let Some(below) = below else {
+            assert!(matches!(right.needs, Needs::Nothing | Needs::Here), "{right:?}");
+            continue;
+        };
+        let admin = below.split('/').any(|part| ADMINS.contains(&part)) || below.starts_with("pki");
+        let least = match (admin, right.method == Method::GET) {
+            _ if below == "pki/ca.pem" => Role::Viewer,
+            (true, _) => Role::Admin,
+            (false, true) => Role::Viewer,
+            (false, false) => Role::Operator,
+        };
+        assert_eq!(right.needs, Needs::Role(least), "{right:?}");
+    }
+    for path in ["/livez", "/readyz", "/version", "/metrics"] {
+        assert!(table.iter().any(|right| right.path == path), "{path}");
+    }
+}
+
+/// A request that goes as far as its arguments, and no further.
+fn harmless(method: &Method, path: &str) -> (String, Option<&'static str>) {
+    let path = path.replace("{id}", "nobody").replace("{name}", "nothing");
+    match *method {
+        Method::GET => (format!("{path}?nonsense=1"), None),
+        Method::DELETE => (format!("{path}?nonsense=1"), None),
+        _ => (path, Some(r#"{"nonsense": 1}"#)),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_route_is_closed_to_whoever_lacks_the_role() {
+    let site = Site::start().await;
+    let now_ms = site.hub.clock().now().wall_ms;
+    let viewer = operator(&site.hub, "viewer", Role::Viewer, None).await;
+    let changer = operator(&site.hub, "changer", Role::Operator, Some(now_ms + 3_600_000)).await;
+    let expired = operator(&site.hub, "expired", Role::Admin, Some(now_ms - 1)).await;
+    let removed = operator(&site.hub, "removed", Role::Admin, None).await;
+    let gone = Intent::Identity(Change::RemoveOperator("removed".to_owned()));
+    site.hub.intend("hub", gone).await.unwrap();
+    let made = site.get("/api/v1/audit").await;
+
+    let callers = [
+        (None, None),
+        (Some(viewer.as_str()), Some(Role::Viewer)),
+        (Some(&changer), Some(Role::Operator)),
+        (Some(&site.admin), Some(Role::Admin)),
+        (Some(&expired), None),
+        (Some(&removed), None),
+        (Some("fleet_nonsense"), None),
+    ];
+    for right in api::table() {
+        let (path, body) = harmless(&right.method, right.path);
+        for (token, role) in callers {
+            let (status, answer) = site.ask_as(token, right.method.clone(), &path, body).await;
+            let open = match right.needs {
+                Needs::Nothing | Needs::Here => true,
+                Needs::Role(least) => role.is_some_and(|role| role >= least),
+            };
+            let told = format!("{right:?} by {role:?}: {status} {answer}");
+            match (open, role, token) {
+                (true, ..) => assert!(![401, 403, 429].contains(&status.as_u16()), "{told}"),
+                (false, Some(_), _) => assert_eq!(status, StatusCode::FORBIDDEN, "{told}"),
+                (false, None, None) => assert_eq!(status, StatusCode::UNAUTHORIZED, "{told}"),
+                // The address has tried too often by then.
+                (false, None, Some(_)) => assert!([401, 429].contains(&status.as_u16()), "{told}"),
+            }
+            if !open {
+                assert_eq!(answer["status"], status.as_u16(), "a problem: {told}");
+                assert!(!token.is_some_and(|token| answer.to_string().contains(token)), "{told}");
+            }
+        }
+    }
+    assert_eq!(site.get("/api/v1/audit").await, made, "what is refused leaves no trail");
+    let (_, metrics) = site.ask_as(None, Method::GET, "/metrics", None).await;
+    for reason in ["no_token", "bad_token", "role", "too_many"] {
+        let line = format!("fleet_http_denied_total{{reason=\"{reason}\"}} ");
+        let found = metrics.as_str().unwrap().lines().find_map(|at| at.strip_prefix(&line));
+        assert!(found.is_some_and(|count| count != "0"), "{reason}");
+    }
+    site.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_says_how_to_ask() {
+    let site = Site::start().await;
+    let url = site.url("/api/v1/nodes");
+    let client = reqwest::Client::new();
+    let answer = client.get(&url).send().await.unwrap();
+    assert_eq!(answer.status(), StatusCode::UNAUTHORIZED);
+    assert_eq!(answer.headers()["www-authenticate"], "Bearer realm=\"fleet\"");
+    let problem: serde_json::Value = answer.json().await.unwrap();
+    assert!(problem["detail"].as_str().unwrap().contains("fleet login"), "{problem}");
+    let answer = client.get(&url).bearer_auth("fleet_wrong").send().await.unwrap();
+    assert!(answer.headers()["www-authenticate"].to_str().unwrap().contains("invalid_token"));
+    let viewer = operator(&site.hub, "eve", Role::Viewer, None).await;
+    let answer =
+        client.delete(site.url("/api/v1/operators/admin")).bearer_auth(&viewer).send().await.unwrap();
+    assert_eq!(answer.status(), StatusCode::FORBIDDEN);
+    let problem: serde_json::Value = answer.json().await.unwrap();
+    assert_eq!(
+        problem["detail"].as_str().unwrap().split(';').next(),
+        Some("eve is viewer and this needs admin")
+    );
+    site.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guesser_is_slowed_and_nobody_else() {
+    let site = Site::start().await;
+    let guess = async || {
+        let request = reqwest::Client::new().get(site.url("/api/v1/nodes")).bearer_auth("fleet_guess");
+        request.send().await.unwrap()
+    };
+    let mut refused = Vec::new();
+    let slowed = loop {
+        let answer = guess().await;
+        match answer.status() {
+            StatusCode::UNAUTHORIZED => refused.push(()),
+            _ => break answer,
+        }
+        assert!(refused.len() < 100, "nobody is slowed");
+    };
+    assert_eq!(slowed.status(), StatusCode::TOO_MANY_REQUESTS);
+    assert!(slowed.headers().contains_key("retry-after"));
+    site.get("/api/v1/nodes").await;
+    site.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_demo_may_be_looked_at_without_a_token_from_here_only() {
+    let data = tempfile::tempdir().unwrap();
+    let disk = std::sync::Arc::new(fleet_manager::store::disk::Folder::new(data.path()));
+    let site = Site::with(disk, data, false, true).await;
+    let look = |path: &str| reqwest::Client::new().get(site.url(path));
+    assert_eq!(look("/api/v1/nodes").send().await.unwrap().status(), StatusCode::OK);
+    let proxied = look("/api/v1/nodes").header("x-forwarded-for", "192.0.2.1");
+    assert_eq!(proxied.send().await.unwrap().status(), StatusCode::UNAUTHORIZED);
+    let proxied = look("/metrics").header("forwarded", "for=192.0.2.1");
+    assert_eq!(proxied.send().await.unwrap().status(), StatusCode::UNAUTHORIZED);
+    let change = site.ask_as(None, Method::PUT, "/api/v1/groups/x", Some(r#"{"selector": "a"}"#)).await;
+    assert_eq!(change.0, StatusCode::FORBIDDEN);
+    // A wrong token is no better than none, and is not mistaken for none.
+    assert_eq!(
+        look("/api/v1/nodes").bearer_auth("x").send().await.unwrap().status(),
+        StatusCode::UNAUTHORIZED
+    );
+    assert_eq!(
+        site.ask_as(None, Method::GET, "/api/v1/whoami", None).await.1,
+        json!({"name": "anonymous", "role": "viewer", "expires_ms": null})
+    );
+    site.stop().await;
+}
