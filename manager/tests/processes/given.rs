@@ -41,8 +41,16 @@ pub(crate) async fn until<T: std::fmt::Debug>(
 
 /// One question over HTTP: status and JSON (or text), nothing when nobody answers.
 pub(crate) async fn ask(address: SocketAddr, path: &str) -> Option<(u16, Value)> {
-    let url = format!("http://{address}{path}");
-    let answer = reqwest::Client::new().get(url).timeout(PATIENCE).send().await.ok()?;
+    ask_as(None, address, path).await
+}
+
+/// The same with an operator's token.
+async fn ask_as(token: Option<&str>, address: SocketAddr, path: &str) -> Option<(u16, Value)> {
+    let mut request = reqwest::Client::new().get(format!("http://{address}{path}")).timeout(PATIENCE);
+    if let Some(token) = token {
+        request = request.bearer_auth(token);
+    }
+    let answer = request.send().await.ok()?;
     let status = answer.status().as_u16();
     let text = answer.text().await.ok()?;
     Some((status, serde_json::from_str(&text).unwrap_or(Value::String(text))))
@@ -161,7 +169,8 @@ impl Hub {
     }
 
     pub(crate) async fn get(&self, path: &str) -> Value {
-        match ask(self.http, path).await {
+        let admin = std::fs::read_to_string(self.data.join(fleet_manager::cli::ADMIN)).unwrap();
+        match ask_as(admin.lines().nth(1), self.http, path).await {
             Some((200, value)) => value,
             other => panic!("{path}: {other:?}"),
         }
