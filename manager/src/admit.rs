@@ -96,9 +96,10 @@ impl Admission {
         let _ = self.mirror.set(mirror);
     }
 
-    /// Writes what tools want retained and is not written yet.
-    pub fn flush(&self) {
-        self.retained.flush();
+    /// Writes what is not written yet, and ends the threads that write. To be called when the gate is shut; blocks.
+    pub fn close(&self) {
+        self.secrets.close();
+        self.retained.close();
     }
 
     fn judge(&self, credentials: &Credentials<'_>) -> Verdict {

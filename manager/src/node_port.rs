@@ -179,15 +179,15 @@ impl Port {
         let (now, in_doubt) = self.hub.clock().read();
         let now_ms = now.wall_ms;
         let look = || self.hub.with_identities(|known| known.renewal(node, &shown, &key, now_ms));
+        if key == shown.key {
+            let why = "a renewal needs a new key; this one is the old certificate's";
+            return Err(Refusal::new(RefusalCode::BadRequest, why));
+        }
         if let Some(given) = look()? {
             return Ok(self.issued(node.clone(), &given));
         }
         if in_doubt {
             return Err(pki::Error::ClockInDoubt.into());
-        }
-        if key == shown.key {
-            let why = "a renewal needs a new key; this one is the old certificate's";
-            return Err(Refusal::new(RefusalCode::BadRequest, why));
         }
         if shown.not_after_ms.saturating_add(millis(GRACE)) <= now_ms {
             let why =

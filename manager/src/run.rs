@@ -179,7 +179,7 @@ pub async fn start(config: &Config) -> Result<RunningHub, StartError> {
     let admin = match admin::first(&hub, &config.data).await {
         Ok(admin) => admin,
         Err(error) => {
-            stop_threads(broker, threads).await;
+            stop_threads(broker, &admission, threads).await;
             return Err(error.into());
         }
     };
@@ -240,11 +240,13 @@ async fn bind_node_https(address: SocketAddr) -> Result<(TcpListener, SocketAddr
     Ok((listener, bound))
 }
 
-async fn stop_threads(broker: Arc<Broker>, threads: Running) {
+async fn stop_threads(broker: Arc<Broker>, admission: &Arc<Admission>, threads: Running) {
+    let admission = admission.clone();
     let stopping = tokio::task::spawn_blocking(move || {
         // Nobody else holds it for longer than a cut takes; then the last one stops it.
         Arc::into_inner(broker).map(Broker::shutdown);
         threads.stop();
+        admission.close();
     });
     if stopping.await.is_err() {
         tracing::error!("stopping the hub's threads panicked");
@@ -257,9 +259,12 @@ impl RunningHub {
         let Self { hub, data, broker, admission, threads, upkeep, stop_http, http, node_https, .. } = self;
         drop(hub);
         stop_http.send_replace(true);
-        upkeep.iter().for_each(JoinHandle::abort);
-        stop_threads(broker, threads).await;
-        admission.flush();
+        for task in upkeep {
+            task.abort();
+            // Ended by that, most likely; what it holds of the stores is let go of.
+            let _ = task.await;
+        }
+        stop_threads(broker, &admission, threads).await;
         if let Err(error) = node_https.await {
             tracing::error!(%error, "the task of the port for nodes ended badly");
         }

@@ -6,7 +6,7 @@ use std::{
     collections::BTreeMap,
     io, mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
-    thread,
+    thread::{self, JoinHandle},
     time::Duration,
 };
 
@@ -22,7 +22,9 @@ type Waiting = BTreeMap<String, Option<RetainedRow>>;
 /// Hands changes over to the thread.
 pub(super) struct Writer {
     store: Arc<Store>,
-    wake: mpsc::SyncSender<()>,
+    // None once it is closed.
+    wake: Mutex<Option<mpsc::SyncSender<()>>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 struct Store {
@@ -33,12 +35,12 @@ struct Store {
 }
 
 impl Writer {
-    /// Starts the thread; it ends with the writer.
+    /// Starts the thread.
     pub(super) fn start(shared: Shared) -> io::Result<Self> {
         let store = Arc::new(Store { shared, waiting: Mutex::default(), writing: Mutex::default() });
         let (wake, wakes) = mpsc::sync_channel::<()>(1);
         let writes = store.clone();
-        thread::Builder::new().name("retained".to_owned()).spawn(move || {
+        let thread = thread::Builder::new().name("retained".to_owned()).spawn(move || {
             while wakes.recv().is_ok() {
                 while !writes.write() {
                     thread::sleep(AGAIN);
@@ -48,7 +50,7 @@ impl Writer {
                 }
             }
         })?;
-        Ok(Self { store, wake })
+        Ok(Self { store, wake: Mutex::new(Some(wake)), thread: Mutex::new(Some(thread)) })
     }
 
     /// All that is kept.
@@ -70,12 +72,19 @@ impl Writer {
             properties: value.properties.clone(),
         });
         self.store.lock().insert(topic.to_owned(), row);
-        // Full: it was woken already.
-        let _ = self.wake.try_send(());
+        if let Some(wake) = &*self.wake.lock().unwrap_or_else(PoisonError::into_inner) {
+            // Full: it was woken already.
+            let _ = wake.try_send(());
+        }
     }
 
-    /// Writes what waits.
-    pub(super) fn flush(&self) {
+    /// Writes what waits, and ends the thread.
+    pub(super) fn close(&self) {
+        drop(self.wake.lock().unwrap_or_else(PoisonError::into_inner).take());
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if thread.is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the thread that keeps what tools want retained had panicked");
+        }
         self.store.write();
     }
 }

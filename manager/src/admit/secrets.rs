@@ -5,8 +5,8 @@ use std::{
     fs, io,
     os::unix::fs::DirBuilderExt as _,
     path::Path,
-    sync::{PoisonError, RwLock, mpsc},
-    thread,
+    sync::{Mutex, PoisonError, RwLock, mpsc},
+    thread::{self, JoinHandle},
 };
 
 use fleet_broker::Refusal;
@@ -22,7 +22,9 @@ const WAITING: usize = 16_384;
 /// What nodes brought the first time they came.
 pub(super) struct Secrets {
     known: RwLock<BTreeMap<NodeId, Hash>>,
-    learned: mpsc::SyncSender<(NodeId, Hash)>,
+    // None once it is closed.
+    learned: Mutex<Option<mpsc::SyncSender<(NodeId, Hash)>>>,
+    writer: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Secrets {
@@ -30,7 +32,7 @@ impl Secrets {
     pub(super) fn open(shared: Shared) -> Result<Self, OpenError> {
         let known = shared.state().secrets()?.into_iter().collect();
         let (learned, writes) = mpsc::sync_channel::<(NodeId, Hash)>(WAITING);
-        thread::Builder::new().name("secrets".to_owned()).spawn(move || {
+        let writer = thread::Builder::new().name("secrets".to_owned()).spawn(move || {
             while let Ok(first) = writes.recv() {
                 // All that wait in one transaction: a whole fleet may come at once.
                 let secrets: Vec<_> = std::iter::once(first).chain(writes.try_iter().take(WAITING)).collect();
@@ -40,7 +42,17 @@ impl Secrets {
                 }
             }
         })?;
-        Ok(Self { known: RwLock::new(known), learned })
+        let (learned, writer) = (Mutex::new(Some(learned)), Mutex::new(Some(writer)));
+        Ok(Self { known: RwLock::new(known), learned, writer })
+    }
+
+    /// Waits until everything is written, and learns nothing from then on.
+    pub(super) fn close(&self) {
+        drop(self.learned.lock().unwrap_or_else(PoisonError::into_inner).take());
+        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if writer.is_some_and(|writer| writer.join().is_err()) {
+            tracing::error!("the thread that keeps the secrets of nodes had panicked");
+        }
     }
 
     /// Holds a node to its secret; one that has none yet is bound to this one if it may be.
@@ -57,7 +69,9 @@ impl Secrets {
                 if !same(&hash, &known) {
                     return Err(Refusal::BadCredentials);
                 }
-                if self.learned.try_send((node.clone(), hash)).is_err() {
+                let learned = self.learned.lock().unwrap_or_else(PoisonError::into_inner);
+                let told = learned.as_ref().is_some_and(|learned| learned.try_send((node.clone(), hash)).is_ok());
+                if !told {
                     secrets.remove(node);
                     return Err(Refusal::Unavailable);
                 }
