@@ -23,6 +23,7 @@ use std::{
 
 use fleet_schemas::NodeId;
 
+pub mod bare;
 mod branch;
 mod clock;
 #[cfg(fuzzing)]

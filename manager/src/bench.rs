@@ -4,6 +4,7 @@
 //! and time, and stays on the loopback address. Judges nothing by itself: figures carry their targets.
 
 pub mod agent;
+mod certificates;
 mod child;
 mod data;
 pub mod event;
@@ -12,6 +13,7 @@ pub mod ingest;
 mod node;
 mod proc;
 pub mod sessions;
+mod stream;
 mod wire;
 
 use std::{io, path::PathBuf};
@@ -77,6 +79,9 @@ pub enum Error {
     /// An answer that was not expected.
     #[error("{0}")]
     Answer(String),
+    /// There are no certificates for the load.
+    #[error("make certificates: {0}")]
+    Certificate(String),
     /// A session broke.
     #[error("session of {node}: {why}")]
     Session {

@@ -1,4 +1,4 @@
-//! One router of rumqttd and the plane's links to it; with `tap` the only place that names rumqttd.
+//! One router of rumqttd and the plane's links to it; with `tap` the only place that names rumqttd (beside `bare`, which measures it).
 //!
 //! Owns how a router is built, fed, probed and retired. Knows nothing of what it carries.
 

@@ -33,6 +33,8 @@ pub(super) struct Process {
 pub(super) struct OwnHub {
     pub(super) process: Process,
     pub(super) addresses: run::Addresses,
+    /// Its data folder.
+    pub(super) data: PathBuf,
     /// Sends the token that the hub left in its data folder.
     pub(super) http: reqwest::Client,
 }
@@ -144,7 +146,7 @@ pub(super) async fn hub(fleet: &Path, folder: &Path, mqtt: Option<SocketAddr>) -
         .map_err(|error| explained(error, &folder.join("hub.log")))?;
     let admin = fs::read_to_string(data.join(crate::cli::ADMIN)).unwrap_or_default();
     let http = client(admin.lines().nth(1))?;
-    Ok(OwnHub { process, addresses, http })
+    Ok(OwnHub { process, addresses, data, http })
 }
 
 /// A client that sends a token, if there is one.

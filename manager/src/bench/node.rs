@@ -21,6 +21,7 @@ use fleet_schemas::{
     topic::{self, Up},
 };
 use hdrhistogram::Histogram;
+use rustls::ClientConfig;
 use tokio::time;
 
 use super::{
@@ -81,7 +82,7 @@ impl Node {
         mark: Arc<AtomicU64>,
     ) -> Result<Self, Error> {
         let session = SessionId(clock::random());
-        let socket = connect(address, &id, password, session).await?;
+        let socket = connect(address, None, &id, password, session).await?;
         let found = Found { latency: latencies(), acked: 0, last_ack: Duration::ZERO, resent: 0 };
         let lane = Topic::Up(id.clone(), Up::Lane(Lane::Telemetry)).to_string();
         let flying = VecDeque::new();
@@ -243,15 +244,16 @@ fn death(id: &NodeId, session: SessionId) -> (String, Vec<u8>) {
     (Topic::Up(id.clone(), Up::Death).to_string(), cbor::encode(&death))
 }
 
-/// Opens a node's session as agents do: will, subscription to what it is told.
+/// Opens a node's session as agents do: will, subscription to what it is told; `tls` when it comes with a certificate.
 pub(super) async fn connect(
     address: SocketAddr,
+    tls: Option<&Arc<ClientConfig>>,
     id: &NodeId,
     password: &str,
     session: SessionId,
 ) -> Result<Socket, Error> {
     let (topic, payload) = death(id, session);
-    let who = Connect { id: id.as_str(), password, keep_alive: 600, will: Some((&topic, &payload)) };
+    let who = Connect { id: id.as_str(), password, keep_alive: 600, will: Some((&topic, &payload)), tls };
     let filter = topic::down_filter(id);
     let deadline = clock::mono() + PATIENCE;
     let lost = |why: String| Error::Session { node: id.to_string(), why };

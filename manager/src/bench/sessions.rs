@@ -1,4 +1,5 @@
-//! What an idle session costs the hub in memory: before the node's birth, and with all that the registry knows of it.
+//! What a session costs the hub: memory of an idle one, before the node's birth and with all that the registry knows of
+//! it, and processor time of a new one. Over plain MQTT, or over TLS with a certificate for every node.
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
@@ -8,6 +9,7 @@ use tokio::{sync::Semaphore, task::JoinSet, time};
 use super::{
     Error, Report,
     Target::AtMost,
+    certificates::Certificates,
     child,
     node::{connect, publish_birth},
     proc,
@@ -24,14 +26,32 @@ pub struct Config {
     pub folder: Option<PathBuf>,
     /// Sessions.
     pub nodes: u16,
+    /// Whether they come over TLS, with certificates of the hub's own CA.
+    pub tls: bool,
+}
+
+/// Where nodes connect, and with what.
+#[derive(Clone)]
+struct Door {
+    address: SocketAddr,
+    certificates: Option<Arc<Certificates>>,
 }
 
 /// Sessions that open at a time.
 const AT_ONCE: usize = 200;
 /// The hub's memory is taken when it has not grown for so long.
 const STILL: Duration = Duration::from_secs(2);
+/// What the hub takes over TLS from one address, with room for those that connect again.
+const TLS_MOST: u16 = 8_000;
 /// Longest wait for that.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Most memory of an idle session with its node.
+const PLAIN_KIB: f64 = 4.0;
+/// The same over TLS: 30 kB.
+const TLS_KIB: f64 = 30_000.0 / 1_024.0;
+/// Most processor time of a new session over TLS with certificates on both sides.
+const TLS_CPU_MS: f64 = 3.0;
 
 type Session = (NodeId, SessionId, Socket);
 
@@ -40,27 +60,34 @@ type Session = (NodeId, SessionId, Socket);
 /// # Errors
 /// [`Error`].
 pub async fn run(config: &Config) -> Result<Report, Error> {
+    if config.tls && config.nodes > TLS_MOST {
+        let why = format!("a hub takes at most {TLS_MOST} sessions over TLS from one address; ask for fewer");
+        return Err(Error::Answer(why));
+    }
     let folder = child::Folder::new(config.folder.as_deref())?;
     let hub = child::hub(&config.fleet, folder.path(), None).await?;
-    let (pid, mqtt) = (hub.process.pid(), hub.addresses.mqtt);
+    let pid = hub.process.pid();
+    let door = door(config.tls, &hub)?;
     // The first session and the first birth make what all share.
-    let mut first = open(mqtt, 0).await?;
+    let mut first = open(&door, 0).await?;
     bear(&mut first).await?;
     let bare = still(pid).await?;
     let mut report = Report::new("sessions");
     let nodes = f64::from(config.nodes);
     report.add("sessions", nodes, "sessions");
     report.add("hub without them", bare as f64 / 1_024.0, "KiB");
+    let before = proc::cpu(pid)?;
     let places = Arc::new(Semaphore::new(AT_ONCE));
     let mut opening = JoinSet::new();
     for n in 1..=config.nodes {
-        let places = places.clone();
+        let (places, door) = (places.clone(), door.clone());
         opening.spawn(async move {
             let _place = places.acquire().await;
-            open(mqtt, n).await
+            open(&door, n).await
         });
     }
     let mut sessions = all(opening).await?;
+    let used = proc::cpu(pid)?.since(&before).total.as_secs_f64() * 1_000.0 / nodes;
     let each = |rss: u64| rss.saturating_sub(bare) as f64 / nodes / 1_024.0;
     report.add("memory of a session", each(still(pid).await?), "KiB");
     let mut bearing = JoinSet::new();
@@ -73,8 +100,20 @@ pub async fn run(config: &Config) -> Result<Report, Error> {
         });
     }
     sessions = all(bearing).await?;
-    report.judge("memory of a session and its node", each(still(pid).await?), "KiB", AtMost(4.0));
-    report.note("resident memory of the hub, less that with one node, by sessions; plain MQTT");
+    let whole = each(still(pid).await?);
+    if config.tls {
+        report.judge("memory of a session and its node", whole, "KiB", AtMost(TLS_KIB));
+        report.judge("CPU of a new session", used, "ms", AtMost(TLS_CPU_MS));
+        report.note("MQTT over TLS 1.3; a certificate a node, of one P-256 key; nothing is resumed");
+        report.note("nodes have no row of enrolment: the hub lets them in by its CA's signature");
+    } else {
+        report.judge("memory of a session and its node", whole, "KiB", AtMost(PLAIN_KIB));
+        report.add("CPU of a new session", used, "ms");
+        report.note("plain MQTT; a new node's secret is written down at its first CONNECT");
+    }
+    report.note(
+        "memory: resident of the hub, less that with one node, by sessions; CPU: all threads of the hub",
+    );
     drop(sessions);
     hub.process.stop().await?;
     Ok(report)
@@ -88,10 +127,20 @@ async fn all(mut tasks: JoinSet<Result<Session, Error>>) -> Result<Vec<Session>,
     Ok(sessions)
 }
 
-async fn open(mqtt: SocketAddr, n: u16) -> Result<Session, Error> {
+fn door(tls: bool, hub: &child::OwnHub) -> Result<Door, Error> {
+    if !tls {
+        return Ok(Door { address: hub.addresses.mqtt, certificates: None });
+    }
+    let none = || Error::Child("the hub serves no MQTT over TLS".to_owned());
+    let address = hub.addresses.mqtts.ok_or_else(none)?;
+    Ok(Door { address, certificates: Some(Arc::new(Certificates::of(&hub.data)?)) })
+}
+
+async fn open(door: &Door, n: u16) -> Result<Session, Error> {
     let id = NodeId::parse(&format!("bench-idle-{n}")).expect("a node id");
     let session = SessionId(clock::random());
-    let mut socket = connect(mqtt, &id, "a secret of a benchmark", session).await?;
+    let tls = door.certificates.as_ref().map(|certificates| certificates.node(&id)).transpose()?;
+    let mut socket = connect(door.address, tls.as_ref(), &id, "a secret of a benchmark", session).await?;
     socket.rest();
     Ok((id, session, socket))
 }

@@ -2,9 +2,11 @@
 //!
 //! Made to cost a load generator as little as possible. Knows no payloads.
 
-use std::{io, net::SocketAddr};
+use std::{io, net::SocketAddr, sync::Arc};
 
-use tokio::{io::Interest, net::TcpStream};
+use rustls::ClientConfig;
+
+use super::stream::Stream;
 
 /// What a broker says.
 #[derive(Debug, PartialEq, Eq)]
@@ -38,6 +40,8 @@ pub(super) struct Connect<'a> {
     pub(super) keep_alive: u16,
     /// Topic and payload of the will, QoS 1.
     pub(super) will: Option<(&'a str, &'a [u8])>,
+    /// Certificate and trust, when it comes over TLS.
+    pub(super) tls: Option<&'a Arc<ClientConfig>>,
 }
 
 fn header(out: &mut Vec<u8>, first: u8, mut length: usize) {
@@ -148,7 +152,7 @@ fn malformed() -> io::Error {
 
 /// A connection with what was read and what is to be written.
 pub(super) struct Socket {
-    stream: TcpStream,
+    stream: Stream,
     read: Vec<u8>,
     parsed: usize,
     /// Packets to send.
@@ -156,13 +160,9 @@ pub(super) struct Socket {
     written: usize,
 }
 
-/// Read at once.
-const CHUNK: usize = 16 * 1024;
-
 impl Socket {
-    pub(super) async fn open(address: SocketAddr) -> io::Result<Self> {
-        let stream = TcpStream::connect(address).await?;
-        stream.set_nodelay(true)?;
+    async fn open(address: SocketAddr, tls: Option<&Arc<ClientConfig>>) -> io::Result<Self> {
+        let stream = Stream::open(address, tls).await?;
         Ok(Self { stream, read: Vec::new(), parsed: 0, out: Vec::new(), written: 0 })
     }
 
@@ -172,7 +172,7 @@ impl Socket {
         who: &Connect<'_>,
         filter: Option<(&str, u8)>,
     ) -> io::Result<Self> {
-        let mut socket = Self::open(address).await?;
+        let mut socket = Self::open(address, who.tls).await?;
         connect(&mut socket.out, who);
         if let Some((filter, qos)) = filter {
             subscribe(&mut socket.out, filter, qos);
@@ -211,11 +211,9 @@ impl Socket {
     pub(super) async fn step(&mut self) -> io::Result<()> {
         self.read.drain(..std::mem::take(&mut self.parsed));
         self.flush()?;
-        let interest =
-            if self.out.is_empty() { Interest::READABLE } else { Interest::READABLE | Interest::WRITABLE };
-        let ready = self.stream.ready(interest).await?;
+        let ready = self.stream.ready(!self.out.is_empty()).await?;
         if ready.is_readable() {
-            self.fill()?;
+            self.stream.read(&mut self.read)?;
         }
         if ready.is_writable() {
             self.flush()?;
@@ -225,29 +223,18 @@ impl Socket {
 
     /// Writes what the system takes now.
     pub(super) fn flush(&mut self) -> io::Result<()> {
-        while self.written < self.out.len() {
-            match self.stream.try_write(&self.out[self.written..]) {
-                Ok(count) => self.written += count,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(error) => return Err(error),
+        loop {
+            // Asked with nothing left, too: TLS may have something of its own to say.
+            match self.stream.write(&self.out[self.written..])? {
+                0 => break,
+                count => self.written += count,
             }
         }
-        self.out.clear();
-        self.written = 0;
-        Ok(())
-    }
-
-    fn fill(&mut self) -> io::Result<()> {
-        let length = self.read.len();
-        self.read.resize(length + CHUNK, 0);
-        let read = self.stream.try_read(&mut self.read[length..]);
-        self.read.truncate(length + *read.as_ref().unwrap_or(&0));
-        match read {
-            Ok(0) => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the broker closed the connection")),
-            Ok(_) => Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
-            Err(error) => Err(error),
+        if self.written == self.out.len() {
+            self.out.clear();
+            self.written = 0;
         }
+        Ok(())
     }
 
     /// Gives memory back that a quiet session does not need.

@@ -39,19 +39,21 @@ pub(super) enum BenchVerb {
         #[command(flatten)]
         place: Place,
     },
-    /// Memory of idle sessions
-    #[command(after_help = "Examples:\n  fleet bench sessions --nodes 5000")]
+    /// Memory of idle sessions, processor time of new ones
+    #[command(after_help = "Examples:\n  fleet bench sessions --nodes 5000\n  fleet bench sessions --tls")]
     Sessions {
-        /// Sessions
+        /// Sessions; at most 8000 with --tls
         #[arg(long, default_value_t = 5_000, value_parser = clap::value_parser!(u16).range(1..=16_000))]
         nodes: u16,
+        /// Over TLS, with a certificate for every node
+        #[arg(long)]
+        tls: bool,
         #[command(flatten)]
         place: Place,
     },
-    /// Messages through gate and router, beside mosquitto where there is one
-    #[command(
-        after_help = "Examples:\n  fleet bench fan-in\n  fleet bench fan-in --clients 100 --bytes 2200"
-    )]
+    /// Messages through gate and router, beside a bare rumqttd, and mosquitto where there is one
+    #[command(after_help = "Examples:\n  fleet bench fan-in\n  fleet bench fan-in --tls\n  \
+        fleet bench fan-in --clients 100 --bytes 2200 --rounds 5 -o json")]
     FanIn {
         /// Publishers
         #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=1_000))]
@@ -59,11 +61,23 @@ pub(super) enum BenchVerb {
         /// Payload of a message
         #[arg(long, default_value_t = 150, value_parser = clap::value_parser!(u32).range(1..=100_000))]
         bytes: u32,
-        /// How long, for each broker
-        #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=60))]
+        /// How long, for each broker in a round
+        #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=60))]
         seconds: u16,
+        /// How often each broker has its turn; odd, so that one round is the middle
+        #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=99))]
+        rounds: u16,
+        /// Publishers over TLS with certificates, beside mosquitto with the same
+        #[arg(long)]
+        tls: bool,
         #[command(flatten)]
         place: Place,
+    },
+    /// Be the bare rumqttd that fan-in compares with, until ended
+    #[command(hide = true)]
+    Rumqttd {
+        /// Where to listen
+        listen: SocketAddr,
     },
     /// From the edge API's 202 to the hub's stream
     #[command(
@@ -142,15 +156,16 @@ async fn measure(verb: BenchVerb, common: &Common, fleet: PathBuf) -> Result<(Re
             let config = ingest::Config { fleet, folder, hub, token, nodes, batch, seconds, most, threads };
             Ok((ingest::run(&config).await?, place.check))
         }
-        BenchVerb::Sessions { nodes, place } => {
-            let config = sessions::Config { fleet, folder: place.folder, nodes };
+        BenchVerb::Sessions { nodes, tls, place } => {
+            let config = sessions::Config { fleet, folder: place.folder, nodes, tls };
             Ok((sessions::run(&config).await?, place.check))
         }
-        BenchVerb::FanIn { clients, bytes, seconds, place } => {
-            let bytes = bytes as usize;
-            let config = fan_in::Config { folder: place.folder, clients, bytes, seconds };
+        BenchVerb::FanIn { clients, bytes, seconds, rounds, tls, place } => {
+            let (bytes, folder) = (bytes as usize, place.folder);
+            let config = fan_in::Config { fleet, folder, clients, bytes, seconds, rounds, tls };
             Ok((fan_in::run(&config).await?, place.check))
         }
+        BenchVerb::Rumqttd { listen } => Err(fan_in::rumqttd::serve(listen).await),
         BenchVerb::Event { events, backlog, place } => {
             let config = event::Config { fleet, folder: place.folder, events, backlog };
             Ok((event::run(&config).await?, place.check))
