@@ -8,6 +8,7 @@ mod faults;
 mod net;
 mod site;
 mod verify;
+mod work;
 mod world;
 
 pub use faults::Faults;
@@ -39,6 +40,8 @@ pub struct Args {
 pub struct Report {
     /// Records that agents accepted.
     pub accepted: u64,
+    /// Commands that began at nodes.
+    pub began: u64,
     /// Simulated milliseconds until the fleet had settled.
     pub settled_ms: u64,
     /// Digest of everything that happened.
@@ -69,7 +72,9 @@ fn once(args: Args) -> Report {
     while !world.is_settled() {
         steps += 1;
         if steps > CALM_STEPS {
-            wrong.push(format!("not settled after {} minutes of calm", CALM_STEPS / 300));
+            let waiting = world.commands_waiting();
+            let minutes = CALM_STEPS / 300;
+            wrong.push(format!("not settled after {minutes} minutes of calm; commands wait: {waiting:?}"));
             break;
         }
         world.step(Faults::None, false);
@@ -80,7 +85,8 @@ fn once(args: Args) -> Report {
     }
     wrong.extend(verify::check(&world));
     let accepted = world.truth.values().map(|truth| truth.accepted.len() as u64).sum();
-    Report { accepted, settled_ms, log: world.log_digest(), wrong }
+    let began = world.book.starts.values().map(|starts| starts.len() as u64).sum();
+    Report { accepted, began, settled_ms, log: world.log_digest(), wrong }
 }
 
 #[cfg(test)]
@@ -91,6 +97,7 @@ mod tests {
         for seed in seeds {
             let report = run(Args { nodes: 4, seed, faults, trace: false });
             assert!(report.accepted > 1_000, "seed {seed}: only {} records", report.accepted);
+            assert!(report.began > 5, "seed {seed}: only {} commands began", report.began);
             assert_eq!(report.wrong, Vec::<String>::new(), "seed {seed} with {faults:?} faults");
         }
     }

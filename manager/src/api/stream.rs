@@ -1,8 +1,9 @@
 //! `stream`: what was committed, as server-sent events.
 //!
 //! `node` (presence, summary or figures changed), `event`, `samples` (every sample), `latest` (newest values, at most
-//! once a second and node) and `execution` (a command was made, or its state, output or cancel at a node changed). A reader who falls behind the feed is told by a last message `cut` and reads again;
-//! one who does not read at all loses the stream. So does one whose token is taken away.
+//! once a second and node) and `execution` (a command was made, or its state, output or cancel at a node changed). A
+//! reader who falls behind the feed is told by a last message `cut` and reads again; one who does not read at all loses
+//! the stream. So does one whose token is taken away.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

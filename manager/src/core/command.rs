@@ -164,6 +164,8 @@ pub struct Dispatch {
     // Unix milliseconds of the next deadline, by node.
     due: BTreeSet<(i64, NodeNo)>,
     touched: BTreeSet<NodeNo>,
+    // Whose turn it is among those: in a group that is full, high numbers wait for low ones only once.
+    turn: NodeNo,
     last_no: u64,
     executions: usize,
     params_bytes: usize,
@@ -238,7 +240,9 @@ fn millis(duration: Duration) -> i64 {
 }
 
 impl Execution {
-    fn new(at_ms: i64, slot_ms: i64) -> Self {
+    /// Queued since `at_ms`, kept back until `slot_ms`.
+    #[must_use]
+    pub fn new(at_ms: i64, slot_ms: i64) -> Self {
         Self {
             history: vec![Step { state: State::Queued, at_ms, reason: None }],
             slot_ms,
@@ -330,6 +334,14 @@ impl Dispatch {
         self.agendas.entry(node).or_default().open.insert(command.no, execution);
         self.executions += 1;
         self.touched.insert(node);
+    }
+
+    /// The next node to be looked at.
+    fn next_touched(&mut self) -> Option<NodeNo> {
+        let next = self.touched.range(self.turn..).next().or_else(|| self.touched.first()).copied()?;
+        self.touched.remove(&next);
+        self.turn = next.saturating_add(1);
+        Some(next)
     }
 
     fn command(&self, no: u64) -> Option<&Arc<Command>> {

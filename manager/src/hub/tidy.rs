@@ -33,6 +33,8 @@ const PAUSE: Duration = Duration::from_millis(500);
 const RETAIN: Duration = Duration::from_secs(600);
 /// Events removed in one transaction.
 const EVENTS_AT_ONCE: usize = 2_000;
+/// Commands removed in one transaction; each may have 10,000 executions.
+const COMMANDS_AT_ONCE: usize = 20;
 
 pub(super) struct Tidier {
     pub shared: Shared,
@@ -123,6 +125,17 @@ impl Tidier {
                 Err(error) => {
                     self.health.failed(error.to_string());
                     tracing::error!(%error, "failed to remove old events");
+                    break;
+                }
+            }
+        }
+        loop {
+            match self.shared.state().expire_commands(before_ms, COMMANDS_AT_ONCE) {
+                Ok(COMMANDS_AT_ONCE..) if !self.stop.load(Ordering::Acquire) => {}
+                Ok(_) => break,
+                Err(error) => {
+                    self.health.failed(error.to_string());
+                    tracing::error!(%error, "failed to remove old commands");
                     break;
                 }
             }

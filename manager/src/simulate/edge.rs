@@ -17,7 +17,7 @@ use fleet_schemas::{
 };
 use rand::{RngExt as _, rngs::StdRng};
 
-use super::net;
+use super::{net, work};
 
 /// What an agent accepted, by the number each record carries.
 #[derive(Debug, Default, Clone)]
@@ -44,6 +44,8 @@ pub(super) struct Edge {
     pub card_full_until: u64,
     /// Which hub it talks to.
     pub hub: usize,
+    /// The programs that run on it.
+    pub work: work::Work,
     /// Image of the card and the numbers accepted by then.
     pub image: Option<SimFile>,
     is_twin: bool,
@@ -65,6 +67,7 @@ impl Edge {
             card_full_until: 0,
             hub: 0,
             image: None,
+            work: work::Work::default(),
             is_twin: false,
             booted_at: 0,
             boot: net::bytes(rng),
@@ -103,6 +106,7 @@ impl Edge {
     /// The power goes and comes back after `down` milliseconds.
     pub(super) fn reboot(&mut self, rng: &mut StdRng, now: u64, down: u64) {
         self.uplink = None;
+        self.work.die();
         self.connection = None;
         self.card.crash();
         self.wait_until = now + down;
@@ -113,6 +117,7 @@ impl Edge {
     /// Only the agent's process dies: same boot.
     pub(super) fn kill(&mut self, now: u64, down: u64) {
         self.uplink = None;
+        self.work.die();
         self.connection = None;
         self.card.crash();
         self.wait_until = now + down;
@@ -140,7 +145,10 @@ impl Edge {
         };
         let opened = Uplink::open(self.card.backend(), profile, config, stream, self.now(now, start_ms));
         match opened {
-            Ok(uplink) => self.uplink = Some(uplink),
+            Ok(mut uplink) => {
+                uplink.take_commands(work::judge(), &BTreeSet::new());
+                self.uplink = Some(uplink);
+            }
             Err(_) => self.kill(now, 1_000),
         }
     }
@@ -202,6 +210,19 @@ impl Edge {
             Err(_) => {
                 truth.maybe.extend(numbers.into_iter().flatten());
                 self.kill(now, 500);
+            }
+        }
+    }
+
+    /// Does what the command queues say; an error is the end of the process.
+    pub(super) fn run(&mut self, book: &mut work::Book, now: u64, start_ms: i64) {
+        let edge_now = self.now(now, start_ms);
+        let Some(uplink) = &mut self.uplink else { return };
+        let ends = self.work.take(book, &self.node, uplink.acts(), now);
+        for (id, end) in ends {
+            uplink.output(id, b"done\n", edge_now);
+            if uplink.finished(id, end, edge_now).is_err() {
+                return self.kill(now, 500);
             }
         }
     }

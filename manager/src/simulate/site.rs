@@ -8,13 +8,13 @@ use std::{
 };
 
 use bytes::Bytes;
-use fleet_schemas::{Lane, NodeId, StoreId, StreamId, Topic, ack::Ack, cbor};
+use fleet_schemas::{Lane, NodeId, StoreId, StreamId, Topic, ack::Ack, cbor, topic::Down};
 use rand::{RngExt as _, rngs::StdRng};
 
 use super::net;
 use crate::{
     consume::{CREDIT, Consumer, FeedItem, Spoken},
-    core::{Now, time::Steady},
+    core::{Now, registry::Order, time::Steady},
     store::{
         disk::{Memory, When},
         telemetry,
@@ -119,7 +119,13 @@ impl Site {
     }
 
     /// One round. `None`: the process died in it.
-    pub(super) fn round(&mut self, rng: &mut StdRng, now: u64, start_ms: i64) -> Option<Spoken> {
+    pub(super) fn round(
+        &mut self,
+        rng: &mut StdRng,
+        now: u64,
+        start_ms: i64,
+        orders: Vec<Order>,
+    ) -> Option<Spoken> {
         let at = self.now(now, start_ms);
         if self.doomed == Some(Kill::Idle) {
             return None;
@@ -137,7 +143,7 @@ impl Site {
         }
         let group: Vec<_> = self.queue.drain(..).collect();
         let group = group.iter().map(|(topic, payload)| (topic, payload));
-        match self.consumer.as_mut()?.consume(group, Vec::new(), CREDIT, at) {
+        match self.consumer.as_mut()?.consume(group, orders, CREDIT, at) {
             Ok(spoken) => {
                 if self.doomed == Some(Kill::AfterCommit) {
                     return None;
@@ -179,7 +185,7 @@ impl Site {
 
     fn note(&mut self, spoken: &Spoken) {
         for (topic, payload) in &spoken.downs {
-            let Topic::Down(node, _) = topic else { continue };
+            let Topic::Down(node, Down::Ack) = topic else { continue };
             let ack: Ack = cbor::decode(payload).expect("our own acks can be read");
             for (lane, streams) in ack.lanes {
                 for told in streams {

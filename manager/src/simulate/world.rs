@@ -1,6 +1,6 @@
 //! The simulated fleet: one queue of time, one source of randomness, everything else real.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use fleet_schemas::{NodeId, SessionId, Topic, batch::Clock};
@@ -12,6 +12,7 @@ use super::{
     faults::{self, Fault, Faults},
     net::{self, Net, Way, Weather},
     site::Site,
+    work::Book,
 };
 
 /// Milliseconds per step.
@@ -36,6 +37,10 @@ pub(super) struct World {
     log: Sha256,
     trace: bool,
     pub hub_restored: bool,
+    pub book: Book,
+    /// Nodes that moved to another hub.
+    pub moved: BTreeSet<NodeId>,
+    busy: bool,
 }
 
 impl World {
@@ -64,6 +69,9 @@ impl World {
             log: Sha256::new(),
             trace,
             hub_restored: false,
+            book: Book::default(),
+            moved: BTreeSet::new(),
+            busy: false,
         }
     }
 
@@ -83,6 +91,7 @@ impl World {
     /// One step; `busy` while nodes produce records and things go wrong.
     pub(super) fn step(&mut self, faults: Faults, busy: bool) {
         self.now += STEP_MS;
+        self.busy = busy;
         if busy && let Some(fault) = faults::draw(&mut self.rng, faults) {
             self.log(format_args!("fault {fault:?}"));
             self.strike(fault);
@@ -135,9 +144,15 @@ impl World {
             }
             return;
         }
-        let spoken = site.round(&mut self.rng, self.now, START_MS);
+        let mut orders = Vec::new();
+        if self.busy && index == 0 {
+            let nodes: Vec<_> = self.truth.keys().cloned().collect();
+            orders = self.book.ask(&mut self.rng, &nodes, self.now, START_MS);
+        }
+        let spoken = site.round(&mut self.rng, self.now, START_MS, orders);
         match spoken {
             Some(spoken) => {
+                spoken.items.iter().for_each(|item| self.book.note(index, item));
                 for (topic, payload) in spoken.downs {
                     let Topic::Down(node, _) = &topic else { continue };
                     let Some((connection, _)) = self.nets[index].session(node) else { continue };
@@ -203,6 +218,7 @@ impl World {
             self.connect(index);
         }
         let edge = &mut self.edges[index];
+        edge.run(&mut self.book, now, START_MS);
         let outgoing = edge.poll(now, START_MS);
         let Some((connection, _)) = edge.connection else { return };
         if edge.uplink.is_none() {
@@ -312,6 +328,7 @@ impl World {
                 self.drop_connection(edge, true);
                 self.edges[edge].reboot(&mut self.rng, now, ms);
                 let clock = if loses_clock { Clock::Unsynced } else { Clock::Synced };
+                self.book.clocks_wrong |= loses_clock;
                 self.edges[edge].set_clock(0, clock);
             }
             Fault::KillHub { how, ms: _ } => {
@@ -331,16 +348,21 @@ impl World {
                 self.sites[0].full_until = now + ms;
             }
             Fault::EdgeClock { edge, offset_ms } => {
+                self.book.clocks_wrong |= offset_ms != 0;
                 let edge = at(edge, self);
                 self.edges[edge].set_clock(offset_ms, Clock::Synced);
             }
-            Fault::HubClock { offset_ms } => self.sites[0].set_clock(offset_ms),
+            Fault::HubClock { offset_ms } => {
+                self.book.clocks_wrong |= offset_ms != 0;
+                self.sites[0].set_clock(offset_ms);
+            }
             Fault::BackUpHub => self.backup = Some(self.sites[0].disk.image()),
             Fault::RestoreHub => {
                 if let Some(backup) = self.backup.take() {
                     self.kill_hub(0, 2_000);
                     self.sites[0].disk = backup;
                     self.sites[0].acked.clear();
+                    self.book.forget(0);
                     self.hub_restored = true;
                 }
             }
@@ -385,14 +407,44 @@ impl World {
             Fault::MoveNode { .. } => {
                 self.drop_connection(edge, true);
                 self.edges[edge].hub = 1;
+                let node = self.edges[edge].node.clone();
+                self.moved.insert(node);
             }
             _ => {}
         }
     }
 
+    /// Nodes of whose commands nothing can be said: their cards were set back or copied, or they moved.
+    pub(super) fn tampered(&self) -> BTreeSet<NodeId> {
+        let tampered = self.truth.iter().filter(|(_, truth)| truth.tampered).map(|(node, _)| node.clone());
+        tampered.chain(self.moved.iter().cloned()).collect()
+    }
+
+    /// Whether no command waits that may still be waited for. When a clock was wrong, its time may be years away.
+    fn commands_are_over(&self) -> bool {
+        if self.book.clocks_wrong {
+            return true;
+        }
+        let moved = |node: &NodeId| self.moved.contains(node);
+        self.sites.iter().filter_map(|site| site.consumer.as_ref()).all(|consumer| {
+            let fleet = consumer.shared().fleet();
+            let stay = fleet.nodes.values().filter(|node| !moved(&node.record.id));
+            stay.map(|node| fleet.commands.waiting_for(node.number)).sum::<usize>() == 0
+        })
+    }
+
+    /// Commands that are not over, by hub.
+    pub(super) fn commands_waiting(&self) -> Vec<String> {
+        let open = |consumer: &crate::consume::Consumer| {
+            format!("{:?}", consumer.shared().fleet().commands.waiting())
+        };
+        self.sites.iter().filter_map(|site| site.consumer.as_ref()).map(open).collect()
+    }
+
     /// Whether nothing is left to do: no message under way, every account settled, everybody connected.
     pub(super) fn is_settled(&self) -> bool {
-        self.nets.iter().all(Net::is_quiet)
+        self.commands_are_over()
+            && self.nets.iter().all(Net::is_quiet)
             && self.edges.iter().all(|edge| {
                 let status = edge.uplink.as_ref().map(fleet_edge_agent::uplink::Uplink::status);
                 status.is_some_and(|status| {

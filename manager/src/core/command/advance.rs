@@ -9,8 +9,8 @@ use fleet_schemas::{
 };
 
 use super::{
-    Agenda, Change, Command, Dispatch, Effects, Execution, Place, doubtful, millis,
-    orders::again_ms, reason, settle,
+    Agenda, Change, Command, Dispatch, Effects, Execution, Place, doubtful, millis, orders::again_ms, reason,
+    settle,
 };
 use crate::core::{
     Now,
@@ -37,7 +37,7 @@ pub fn advance(fleet: &mut Fleet, effects: &mut Effects, now: Now) {
     }
     let mut bytes = 0;
     for _ in 0..NODES {
-        let Some(number) = dispatch.touched.pop_first() else { return };
+        let Some(number) = dispatch.next_touched() else { return };
         let Some(node) = ids.get(&number).and_then(|id| nodes.get(id)) else { continue };
         settle::settle(dispatch, number, &node.marks);
         finish(dispatch, effects, number, now);
@@ -66,7 +66,8 @@ fn finish(dispatch: &mut Dispatch, effects: &mut Effects, number: NodeNo, now: N
 /// How an execution ends now, if it does.
 fn end_of(command: &Command, execution: &Execution, now: Now) -> Option<(State, Reason)> {
     let is_late = now.wall_ms >= command.not_after_ms;
-    let lost = || doubtful("agent_state_lost", "the node accepted it and has it no more; look there what it did");
+    let lost =
+        || doubtful("agent_state_lost", "the node accepted it and has it no more; look there what it did");
     match execution.state() {
         State::Queued if is_late => {
             Some((State::Expired, reason("not_sent", "its time ended before the node could be told")))
@@ -114,7 +115,9 @@ fn unsettled_ms(command: &Command, state: State) -> i64 {
 /// The session through which a node can be told something now.
 fn session(presence: &Presence) -> Option<SessionId> {
     match presence.state {
-        presence::State::Online | presence::State::Suspect { cause: presence::Cause::Late } => presence.session,
+        presence::State::Online | presence::State::Suspect { cause: presence::Cause::Late } => {
+            presence.session
+        }
         // After a hub start nobody is connected before a birth says so.
         presence::State::Suspect { cause: presence::Cause::Will | presence::Cause::HubRestart }
         | presence::State::New

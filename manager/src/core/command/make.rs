@@ -3,11 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use ciborium::Value;
-use fleet_schemas::{
-    CommandId, MetricName, NodeId, cbor,
-    command::State,
-    limits,
-};
+use fleet_schemas::{CommandId, MetricName, NodeId, cbor, command::State, limits};
 use serde::{Deserialize, Serialize};
 
 use super::{Change, Command, Effects, Execution, millis, reason};
@@ -89,12 +85,7 @@ fn refuse(pointer: &str, why: impl Into<String>) -> RegistryError {
 ///
 /// # Errors
 /// [`RegistryError`] with the field that is wrong.
-pub fn make(
-    fleet: &mut Fleet,
-    effects: &mut Effects,
-    wanted: Wanted,
-    now: Now,
-) -> Result<(), RegistryError> {
+pub fn make(fleet: &mut Fleet, effects: &mut Effects, wanted: Wanted, now: Now) -> Result<(), RegistryError> {
     let params_bytes = check(fleet, &wanted, now)?;
     let mut chosen = Vec::with_capacity(wanted.nodes.len());
     for id in &wanted.nodes {
@@ -170,7 +161,10 @@ fn check(fleet: &Fleet, wanted: &Wanted, now: Now) -> Result<usize, RegistryErro
     }
     let ends_ms = wanted.not_before_ms.unwrap_or(now.wall_ms).saturating_add(millis(wanted.ttl));
     if ends_ms.saturating_sub(now.wall_ms) > millis(LIFE) {
-        return Err(refuse("/not_before_ms", "with ttl_s it lies more than 7 days ahead; make the command later"));
+        return Err(refuse(
+            "/not_before_ms",
+            "with ttl_s it lies more than 7 days ahead; make the command later",
+        ));
     }
     let fits = |per: f64| per.is_finite() && (0.001..=1_000_000.0).contains(&per);
     match wanted.rate {
@@ -191,7 +185,9 @@ fn check(fleet: &Fleet, wanted: &Wanted, now: Now) -> Result<usize, RegistryErro
 fn depth(value: &Value) -> usize {
     match value {
         Value::Array(items) => 1 + items.iter().map(depth).max().unwrap_or(0),
-        Value::Map(pairs) => 1 + pairs.iter().map(|(key, value)| depth(key).max(depth(value))).max().unwrap_or(0),
+        Value::Map(pairs) => {
+            1 + pairs.iter().map(|(key, value)| depth(key).max(depth(value))).max().unwrap_or(0)
+        }
         Value::Tag(_, inner) => 1 + depth(inner),
         _ => 0,
     }
@@ -213,10 +209,14 @@ fn room(fleet: &Fleet, chosen: &[(NodeNo, String)], params_bytes: usize) -> Resu
     if full.is_empty() {
         return Ok(());
     }
-    let names: Vec<_> = full.iter().take(LISTED).filter_map(|node| fleet.ids.get(node)).map(NodeId::as_str).collect();
+    let names: Vec<_> =
+        full.iter().take(LISTED).filter_map(|node| fleet.ids.get(node)).map(NodeId::as_str).collect();
     let (count, most) = (full.len(), limits::QUEUE_LENGTH);
     let names = names.join(", ");
-    Err(refuse("/nodes", format!("{most} commands wait already for {count} of the nodes ({names}); nothing was sent")))
+    Err(refuse(
+        "/nodes",
+        format!("{most} commands wait already for {count} of the nodes ({names}); nothing was sent"),
+    ))
 }
 
 /// When each node's turn comes, in milliseconds from the first: no two nodes closer than the rate allows, no two of a
@@ -263,7 +263,8 @@ fn supersede(fleet: &mut Fleet, effects: &mut Effects, node: NodeNo, key: &Metri
 /// Cancels a command at some nodes, or at all: at once where it waits here, else the node is asked. What is over stays
 /// as it is; so does a command that is not known here.
 pub fn cancel(fleet: &mut Fleet, effects: &mut Effects, id: CommandId, nodes: Option<&[NodeId]>, now: Now) {
-    let numbers = nodes.map(|nodes| nodes.iter().filter_map(|id| fleet.nodes.get(id)).map(|node| node.number));
+    let numbers =
+        nodes.map(|nodes| nodes.iter().filter_map(|id| fleet.nodes.get(id)).map(|node| node.number));
     let dispatch = &mut fleet.commands;
     let Some(open) = dispatch.commands.get(&id) else { return };
     let command = open.command.clone();

@@ -22,7 +22,15 @@ const NODES: usize = 2;
 /// Something that happens.
 #[derive(Debug, Clone)]
 enum Act {
-    Make { nodes: u8, queue: u8, priority: i8, idempotent: bool, key: bool, ttl_s: u16, later_s: u16 },
+    Make {
+        nodes: u8,
+        queue: u8,
+        priority: i8,
+        idempotent: bool,
+        key: bool,
+        ttl_s: u16,
+        later_s: u16,
+    },
     Cancel(u8),
     Wait(u16),
     Connect(u8),
@@ -173,7 +181,8 @@ impl Agent {
         }
         let ready = |held: &Held| held.state == State::Accepted && held.not_before_ms <= now_ms;
         let ready = self.held.iter().filter(|(_, held)| ready(held));
-        let (id, held) = ready.min_by_key(|(_, held)| (held.queue, std::cmp::Reverse(held.priority), held.no))?;
+        let (id, held) =
+            ready.min_by_key(|(_, held)| (held.queue, std::cmp::Reverse(held.priority), held.no))?;
         let (id, late) = (*id, held.not_after_ms <= now_ms);
         self.to(id, if late { State::Expired } else { State::Running }, now_ms);
         (!late).then_some(id)
@@ -236,8 +245,10 @@ impl Model {
     fn check(&self, index: usize, orders: &Orders) {
         let rank = |command: &Command| (std::cmp::Reverse(command.priority), command.no);
         for queue in ["q0", "q1"] {
-            let offered: Vec<_> = orders.offers.iter().filter(|offer| offer.queue.as_str() == queue).collect();
-            let ranks: Vec<_> = offered.iter().map(|offer| (std::cmp::Reverse(offer.priority), offer.no)).collect();
+            let offered: Vec<_> =
+                orders.offers.iter().filter(|offer| offer.queue.as_str() == queue).collect();
+            let ranks: Vec<_> =
+                offered.iter().map(|offer| (std::cmp::Reverse(offer.priority), offer.no)).collect();
             assert!(ranks.is_sorted(), "{queue} is out of order");
             let Some(last) = ranks.last() else { continue };
             for command in self.made.iter().filter(|command| command.queue.as_str() == queue) {

@@ -5,11 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use fleet_schemas::{
-    CommandId, NodeId, SessionId, StreamId,
-    command::State,
-    limits,
-};
+use fleet_schemas::{CommandId, NodeId, SessionId, StreamId, command::State, limits};
 
 use super::{
     Awaiting, Change, Command, Dispatch, Effects, Execution, Kept, NewReport, Place, Row, Step, doubtful,

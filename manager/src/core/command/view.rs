@@ -68,6 +68,12 @@ impl Change {
 }
 
 impl Dispatch {
+    /// How many executions of a node are not over.
+    #[must_use]
+    pub fn waiting_for(&self, node: NodeNo) -> usize {
+        self.agendas.get(&node).map_or(0, |agenda| agenda.open.len())
+    }
+
     /// How much waits.
     #[must_use]
     pub fn waiting(&self) -> Waiting {
