@@ -63,16 +63,23 @@ pub(super) fn apply(write: &WriteTransaction, change: &Change) -> Result<(), Err
             write.open_table(OVER)?.insert(&over.id.0, encode(over).as_slice())?;
             write.open_table(ORDER)?.insert((class(over.harmless), over.order), &over.id.0)?;
         }
+        Change::Amend(over) => {
+            write.open_table(OVER)?.insert(&over.id.0, encode(over).as_slice())?;
+        }
     }
     Ok(())
 }
 
-pub(super) fn forget(write: &WriteTransaction, harmless: bool) -> Result<(), Error> {
+/// Forgets the `count` oldest of one kind.
+pub(super) fn forget(write: &WriteTransaction, harmless: bool, count: usize) -> Result<(), Error> {
     let mut order = write.open_table(ORDER)?;
-    let first = order.range((class(harmless), 0)..=(class(harmless), u64::MAX))?.next().transpose()?;
-    let Some((key, id)) = first.map(|(key, id)| (key.value(), *id.value())) else { return Ok(()) };
-    order.remove(key)?;
-    write.open_table(OVER)?.remove(&id)?;
+    let mut over = write.open_table(OVER)?;
+    let rows = order.range((class(harmless), 0)..=(class(harmless), u64::MAX))?.take(count);
+    let rows = rows.map(|row| row.map(|(key, id)| (key.value(), *id.value())));
+    for (key, id) in rows.collect::<Result<Vec<_>, _>>()? {
+        order.remove(key)?;
+        over.remove(&id)?;
+    }
     Ok(())
 }
 
@@ -81,13 +88,16 @@ pub(super) fn result(read: &ReadTransaction, id: CommandId) -> Result<Option<Ove
     Ok(row.map(|row| decode(row.value()).unwrap_or_else(|Damaged| lost(id))))
 }
 
-pub(super) fn oldest(read: &ReadTransaction, harmless: bool) -> Result<Option<Over>, Error> {
-    let order = read.open_table(ORDER)?;
-    let first = order.range((class(harmless), 0)..=(class(harmless), u64::MAX))?.next().transpose()?;
-    match first {
-        Some((_, id)) => result(read, CommandId(*id.value())),
-        None => Ok(None),
+/// The `count` oldest of one kind.
+pub(super) fn oldest(read: &ReadTransaction, harmless: bool, count: usize) -> Result<Vec<Over>, Error> {
+    let (order, over) = (read.open_table(ORDER)?, read.open_table(OVER)?);
+    let mut found = Vec::new();
+    for row in order.range((class(harmless), 0)..=(class(harmless), u64::MAX))?.take(count) {
+        let id = CommandId(*row?.1.value());
+        let row = over.get(&id.0)?;
+        found.push(row.and_then(|row| decode(row.value()).ok()).unwrap_or_else(|| lost(id)));
     }
+    Ok(found)
 }
 
 pub(super) fn find(write: &WriteTransaction) -> Result<FoundCommands, Error> {
@@ -203,12 +213,11 @@ mod tests {
         let (outbox, _) = Outbox::open(SimFile::new().backend()).unwrap();
         let results = [over(1, false), over(2, true), over(3, true), over(4, false)];
         write(&outbox, results.into_iter().map(|over| Change::Over(Box::new(over))).collect());
-        assert_eq!(outbox.oldest_result(true).unwrap(), Some(over(2, true)));
-        outbox
-            .apply(&[Write::ForgetResult { harmless: true }, Write::ForgetResult { harmless: false }])
-            .unwrap();
-        assert_eq!(outbox.oldest_result(true).unwrap(), Some(over(3, true)));
-        assert_eq!(outbox.oldest_result(false).unwrap(), Some(over(4, false)));
+        assert_eq!(outbox.oldest_results(true, 9).unwrap(), [over(2, true), over(3, true)]);
+        let forget = |harmless| Write::ForgetResults { harmless, count: 1 };
+        outbox.apply(&[forget(true), forget(false)]).unwrap();
+        assert_eq!(outbox.oldest_results(true, 1).unwrap(), [over(3, true)]);
+        assert_eq!(outbox.oldest_results(false, 1).unwrap(), [over(4, false)]);
         assert_eq!(outbox.result(CommandId([1; 16])).unwrap(), None);
     }
 

@@ -120,10 +120,12 @@ pub enum Write {
     Epoch(u64),
     /// A command changed, or is over.
     Command(queue::Change),
-    /// The oldest result of those that may be forgotten early, or of the others, is forgotten.
-    ForgetResult {
+    /// The oldest results of those that may be forgotten early, or of the others, are forgotten.
+    ForgetResults {
         /// Which of the two.
         harmless: bool,
+        /// How many.
+        count: usize,
     },
 }
 
@@ -223,7 +225,9 @@ impl Outbox {
                     }
                     Write::Epoch(epoch) => drop(write.open_table(META)?.insert("epoch", epoch)?),
                     Write::Command(change) => commands::apply(&write, change)?,
-                    Write::ForgetResult { harmless } => commands::forget(&write, *harmless)?,
+                    Write::ForgetResults { harmless, count } => {
+                        commands::forget(&write, *harmless, *count)?;
+                    }
                 }
             }
         }
@@ -239,12 +243,12 @@ impl Outbox {
         commands::result(&self.db.begin_read()?, id)
     }
 
-    /// The oldest remembered result of those that may be forgotten early, or of the others.
+    /// The oldest remembered results, at most `count`, of those that may be forgotten early, or of the others.
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub fn oldest_result(&self, harmless: bool) -> Result<Option<Over>, Error> {
-        commands::oldest(&self.db.begin_read()?, harmless)
+    pub fn oldest_results(&self, harmless: bool, count: usize) -> Result<Vec<Over>, Error> {
+        commands::oldest(&self.db.begin_read()?, harmless, count)
     }
 
     /// The held batch at or after `seq`, with its number; `Err` inside when it is damaged.

@@ -245,24 +245,20 @@ impl Uplink {
         if self.commands.judge.is_none() {
             return Ok(());
         }
-        let true_ms = self.time(now).true_ms;
         for harmless in [true, false] {
-            for _ in 0..FORGET_AT_ONCE {
-                let total = self.commands.harmless + self.commands.others;
-                let Some(oldest) = self.outbox.oldest_result(harmless)? else { break };
-                let age = |over: &Over| {
-                    let span = true_ms?.saturating_sub(over.true_ms?);
-                    Some(Duration::from_millis(u64::try_from(span).unwrap_or(0)))
-                };
-                let older = |than: Duration| age(&oldest).is_some_and(|age| age > than);
-                let crowded = total > REMEMBERED && (harmless || older(REMEMBER_AT_LEAST));
-                if !crowded && !older(REMEMBER) {
-                    break;
-                }
-                // One at a time: the next oldest is known only when this one is gone.
-                self.staged.push(Write::ForgetResult { harmless });
-                *(if harmless { &mut self.commands.harmless } else { &mut self.commands.others }) -= 1;
-                self.commit()?;
+            let total = self.commands.harmless + self.commands.others;
+            let oldest = self.outbox.oldest_results(harmless, FORGET_AT_ONCE)?;
+            let old = |(at, over): &(usize, &Over)| {
+                let age = self.age_of(over, now);
+                let older = |than: Duration| age.is_some_and(|age| age > than);
+                let crowded = total - *at as u64 > REMEMBERED && (harmless || older(REMEMBER_AT_LEAST));
+                crowded || older(REMEMBER)
+            };
+            let count = oldest.iter().enumerate().take_while(old).count();
+            if count > 0 {
+                let kept = if harmless { &mut self.commands.harmless } else { &mut self.commands.others };
+                *kept = kept.saturating_sub(count as u64);
+                self.staged.push(Write::ForgetResults { harmless, count });
             }
         }
         Ok(())
@@ -288,10 +284,10 @@ impl Uplink {
     fn carry_out(&mut self, effects: Effects, now: Now) {
         let Effects { writes, reports, notes, acts } = effects;
         for change in writes {
-            if let Change::Over(over) = &change
-                && !over.too_late
-            {
-                *(if over.harmless { &mut self.commands.harmless } else { &mut self.commands.others }) += 1;
+            match &change {
+                Change::Over(over) if over.harmless => self.commands.harmless += 1,
+                Change::Over(_) => self.commands.others += 1,
+                Change::Hold(_) | Change::Amend(_) => {}
             }
             self.staged.push(Write::Command(change));
         }
@@ -351,9 +347,14 @@ impl Uplink {
         if self.commands.others < REMEMBERED {
             return Ok(true);
         }
-        let age = |over: Over| self.time(now).true_ms?.checked_sub(over.true_ms?);
-        let least = i64::try_from(REMEMBER_AT_LEAST.as_millis()).unwrap_or(i64::MAX);
-        Ok(self.outbox.oldest_result(false)?.and_then(age).is_some_and(|age| age > least))
+        let oldest = self.outbox.oldest_results(false, 1)?;
+        Ok(oldest.first().and_then(|over| self.age_of(over, now)).is_some_and(|age| age > REMEMBER_AT_LEAST))
+    }
+
+    /// How long ago it ended, where that can be told.
+    fn age_of(&self, over: &Over, now: Now) -> Option<Duration> {
+        let span = self.time(now).true_ms?.saturating_sub(over.true_ms?);
+        Some(Duration::from_millis(u64::try_from(span).unwrap_or(0)))
     }
 
     fn time(&self, now: Now) -> Time {

@@ -34,6 +34,8 @@ use crate::{config::optional_seconds, core::queue::reason};
 
 /// Largest allow-list, in bytes: it is read whenever a command comes.
 const FILE_BYTES: u64 = 256 * 1024;
+/// The permission that lets everybody write a file.
+const WORLD_WRITES: u32 = 0o002;
 /// Most commands in it.
 const COMMANDS: usize = 256;
 /// Most arguments of one command.
@@ -146,7 +148,7 @@ impl Source {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 self.otherwise.as_deref().unwrap_or_default().to_owned()
             }
-            Err(error) => return Err(broken(format!("{file} cannot be read: {error}"))),
+            Err(error) => return Err(broken(format!("{file} cannot be used: {error}"))),
         };
         let raw: Raw = toml::from_str(&text).map_err(|error| {
             broken(format!("{file} is wrong, so nothing is allowed: {}", error.to_string().trim()))
@@ -247,9 +249,13 @@ impl Entry {
 }
 
 fn read_bounded(file: &Path) -> io::Result<String> {
-    use std::io::Read as _;
+    use std::{io::Read as _, os::unix::fs::PermissionsExt as _};
     let mut text = String::new();
-    fs::File::open(file)?.take(FILE_BYTES + 1).read_to_string(&mut text)?;
+    let file = fs::File::open(file)?;
+    if file.metadata()?.permissions().mode() & WORLD_WRITES != 0 {
+        return Err(io::Error::other("everybody on the node may write it; take that right away (chmod o-w)"));
+    }
+    file.take(FILE_BYTES + 1).read_to_string(&mut text)?;
     if text.len() as u64 > FILE_BYTES {
         return Err(io::Error::other(format!("it is larger than {FILE_BYTES} bytes")));
     }

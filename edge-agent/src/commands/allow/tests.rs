@@ -1,5 +1,7 @@
 //! What the allow-list lets through, and what it says otherwise.
 
+use std::os::unix::fs::PermissionsExt as _;
+
 use super::*;
 
 const LIST: &str = r#"
@@ -118,4 +120,10 @@ fn a_change_of_the_file_counts_at_once() {
     fs::write(&file, "[command.date]\nprogram = \"/usr/bin/date\"\n").unwrap();
     assert!(list.plan(&typed("uptime")).is_err());
     assert!(list.plan(&typed("date")).is_ok());
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o666)).unwrap();
+    assert_eq!(
+        list.plan(&typed("date")).unwrap_err().code,
+        "bad_allow_list",
+        "anybody could have written it"
+    );
 }

@@ -18,7 +18,7 @@ impl Queues {
             if !over.too_late && over.state != State::Canceled {
                 let over = Over { too_late: true, ..over.clone() };
                 effects.say_over(&over);
-                effects.writes.push(Change::Over(Box::new(over)));
+                effects.writes.push(Change::Amend(Box::new(over)));
             } else if view.drained {
                 effects.say_over(over);
             }

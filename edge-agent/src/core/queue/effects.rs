@@ -28,6 +28,8 @@ pub enum Change {
     Hold(Box<Held>),
     /// It is over: what is remembered takes its place.
     Over(Box<Over>),
+    /// What is remembered changed.
+    Amend(Box<Over>),
 }
 
 /// What the runner does.

@@ -84,8 +84,9 @@ impl Node {
                 Change::Hold(held) => drop(self.disk.insert(held.command.id, *held)),
                 Change::Over(over) => {
                     self.disk.remove(&over.id);
-                    self.over.insert(over.id, *over);
+                    assert_eq!(self.over.insert(over.id, *over), None, "it ends once");
                 }
+                Change::Amend(over) => assert!(self.over.insert(over.id, *over).is_some()),
             }
         }
         self.reports.extend(effects.reports);
