@@ -9,15 +9,17 @@ use std::{
     time::Duration,
 };
 
-use fleet_schemas::enrol;
+use fleet_schemas::{enrol, topic::check_form};
 use serde::{Deserialize, Serialize};
 
-use crate::{hub, store::telemetry};
+use crate::{hub, mirror, store::telemetry};
 
 /// Name of the file in the data folder.
 pub const FILE: &str = "fleet.toml";
 /// The data folder unless another is named.
 pub const DATA: &str = "./fleet-data";
+/// Longest prefix of discovery: a topic below it has two names of 120 bytes at most.
+const PREFIX_BYTES: usize = 64;
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// Everything the hub can be told.
@@ -31,6 +33,8 @@ pub struct Config {
     pub listen: Listen,
     /// How much is kept, for how long.
     pub keep: Keep,
+    /// What Home Assistant is told.
+    pub home_assistant: HomeAssistant,
     /// What clients may take.
     pub limits: Limits,
     /// Whether programs of this machine may look at the API without a token; for the demo.
@@ -86,6 +90,16 @@ pub struct Limits {
     pub retained_bytes: usize,
 }
 
+/// What Home Assistant is told, over MQTT.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HomeAssistant {
+    /// Whether nodes and devices are announced to it.
+    pub enabled: bool,
+    /// The prefix of its discovery.
+    pub prefix: String,
+}
+
 /// How much is kept, for how long.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -107,6 +121,7 @@ impl Default for Config {
             data: PathBuf::from(DATA),
             listen: Listen::default(),
             keep: Keep::default(),
+            home_assistant: HomeAssistant::default(),
             limits: Limits::default(),
             anonymous_viewer: false,
         }
@@ -143,6 +158,12 @@ impl Default for Limits {
             retained_topics: gate.max_retained_topics,
             retained_bytes: gate.retained_budget_bytes,
         }
+    }
+}
+
+impl Default for HomeAssistant {
+    fn default() -> Self {
+        Self { enabled: false, prefix: "homeassistant".to_owned() }
     }
 }
 
@@ -227,6 +248,16 @@ impl Config {
             let why = "at least one day is kept".to_owned();
             return Err(ConfigError::Value { key: "keep.days", why });
         }
+        let prefix = &config.home_assistant.prefix;
+        let below = prefix.split('/').next() == Some("fleet");
+        if check_form(prefix).is_err()
+            || prefix.contains(['+', '#', '$'])
+            || prefix.len() > PREFIX_BYTES
+            || below
+        {
+            let why = format!("{prefix:?} is no topic outside fleet/ of at most {PREFIX_BYTES} bytes");
+            return Err(ConfigError::Value { key: "home_assistant.prefix", why });
+        }
         Ok(config)
     }
 
@@ -249,6 +280,13 @@ impl Config {
             ..telemetry::Config::default()
         };
         hub::Config { telemetry, retain_events: retain }
+    }
+
+    /// What the mirror is told.
+    #[must_use]
+    pub fn mirror(&self) -> mirror::Config {
+        let HomeAssistant { enabled, prefix } = &self.home_assistant;
+        mirror::Config { home_assistant: enabled.then(|| prefix.clone()) }
     }
 
     /// What the broker is told.

@@ -14,6 +14,7 @@ pub mod core;
 pub mod feed;
 pub mod hub;
 pub mod metrics;
+pub mod mirror;
 pub mod node_port;
 pub mod pki;
 pub mod run;

@@ -24,7 +24,9 @@ use crate::{
     config::{Config, ConfigError},
     consume::{self, Consumer},
     hub::{self, Hub, Running},
-    metrics, node_port,
+    metrics,
+    mirror::{self, Mirror},
+    node_port,
     pki::{self, Pki},
     store::disk::Folder,
 };
@@ -142,6 +144,7 @@ pub struct RunningHub {
     broker: Arc<Broker>,
     admission: Arc<Admission>,
     threads: Running,
+    mirror: mirror::Running,
     upkeep: Vec<JoinHandle<()>>,
     stop_http: watch::Sender<bool>,
     http: JoinHandle<io::Result<()>>,
@@ -168,8 +171,11 @@ pub async fn start(config: &Config) -> Result<RunningHub, StartError> {
     let reads = clock.clone();
     let pki = Arc::new(Pki::open(&config.data, &config.listen.names, Arc::new(move || reads.read()))?);
     let admission = Arc::new(Admission::open(consumer.shared().clone(), clock.clone(), &config.data)?);
+    let mirror = Arc::new(Mirror::new(consumer.shared().clone(), config.mirror()));
+    admission.set_mirror(Box::new(mirror.clone()));
     let (broker, link) = Broker::start(config.broker(pki.keys()), admission.clone())?;
     let broker = Arc::new(broker);
+    let publisher = link.publisher();
     let exporter = Arc::new(metrics::Exporter::default());
     let observer = metrics::observer(&exporter);
     let (hub, threads) =
@@ -183,6 +189,7 @@ pub async fn start(config: &Config) -> Result<RunningHub, StartError> {
             return Err(error.into());
         }
     };
+    let mirror = mirror.start(hub.clone(), publisher).map_err(StartError::Thread)?;
     let (mqtt, mqtts) = (broker.mqtt_addr(), broker.mqtts_addr());
     let http_tls = config.listen.http_tls;
     let addresses = Addresses { http, http_tls, mqtt, mqtts, node_https: Some(node_https) };
@@ -226,6 +233,7 @@ pub async fn start(config: &Config) -> Result<RunningHub, StartError> {
         broker,
         admission,
         threads,
+        mirror,
         upkeep,
         stop_http,
         http,
@@ -256,13 +264,16 @@ async fn stop_threads(broker: Arc<Broker>, admission: &Arc<Admission>, threads: 
 impl RunningHub {
     /// Stops: no new sessions, what was received is committed, open requests are answered.
     pub async fn stop(self) {
-        let Self { hub, data, broker, admission, threads, upkeep, stop_http, http, node_https, .. } = self;
+        let Self { hub, data, broker, admission, threads, mirror, upkeep, stop_http, http, node_https, .. } = self;
         drop(hub);
         stop_http.send_replace(true);
         for task in upkeep {
             task.abort();
             // Ended by that, most likely; what it holds of the stores is let go of.
             let _ = task.await;
+        }
+        if tokio::task::spawn_blocking(|| mirror.stop()).await.is_err() {
+            tracing::error!("stopping the mirror panicked");
         }
         stop_threads(broker, &admission, threads).await;
         if let Err(error) = node_https.await {

@@ -48,7 +48,8 @@ use tokio::{
 };
 
 use crate::{
-    core::identity::Role,
+    consume::{Shared, StoredEvent},
+    core::{fleet::Node, identity::Role},
     hub::Hub,
     metrics::{Exporter, catalogue},
     node_port::serve as tls,
@@ -259,6 +260,17 @@ fn router(routes: Router<Arc<Api>>, api: Arc<Api>) -> Router {
         .layer(DefaultBodyLimit::max(BODY_BYTES))
         .layer(middleware::from_fn_with_state(api.clone(), guard::guard))
         .with_state(api)
+}
+
+/// A node as `GET nodes/{id}` shows it, for whoever else tells of it.
+pub(crate) fn node_shown(shared: &Shared, node: &Node, devices_count: usize) -> shapes::Node {
+    let stands = enrolment::shown(shared.identities().enrolments.get(&node.record.id));
+    view::node(node, devices_count, stands)
+}
+
+/// An event as `GET events` shows it.
+pub(crate) fn event_shown(stored: &StoredEvent) -> shapes::Event {
+    events::event(stored)
 }
 
 async fn follow_devices(api: Arc<Api>) {

@@ -45,6 +45,9 @@ pub struct HubArgs {
     /// Where to listen
     #[command(flatten)]
     pub listen: ListenArgs,
+    /// Announce nodes and devices to Home Assistant over MQTT
+    #[arg(long, env = "FLEET_HOME_ASSISTANT")]
+    pub home_assistant: bool,
     /// Print the configuration as it would be used, and leave
     #[arg(long)]
     pub print_config: bool,
@@ -64,7 +67,8 @@ pub struct DemoArgs {
 }
 
 pub(super) async fn hub(args: HubArgs, common: &Common) -> Result<(), Failure> {
-    let config = load(&args.listen, common)?;
+    let mut config = load(&args.listen, common)?;
+    config.home_assistant.enabled |= args.home_assistant;
     if args.print_config {
         print!("{}", config.print());
         return Ok(());

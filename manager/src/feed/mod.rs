@@ -98,18 +98,31 @@ impl Logs<'_> {
         at: Cursor,
         wanted: impl Fn(NodeNo) -> bool,
     ) -> Result<Result<Page, Gone>, consume::Error> {
+        self.page_of(at, &wanted, &wanted)
+    }
+
+    /// What follows a cursor: samples of some nodes, events of others.
+    ///
+    /// # Errors
+    /// As of [`Logs::page`].
+    pub fn page_of(
+        &self,
+        at: Cursor,
+        samples: impl Fn(NodeNo) -> bool,
+        events: impl Fn(NodeNo) -> bool,
+    ) -> Result<Result<Page, Gone>, consume::Error> {
         if !at.is_of(self.store_id()) {
             return Ok(Err(Gone::Foreign));
         }
-        let events = match self.state.events_page(at.events)? {
-            Ok(events) => events,
+        let told = match self.state.events_page(at.events)? {
+            Ok(told) => told,
             Err(gone) => return Ok(Err(gone)),
         };
-        let batches = match self.telemetry.log_page(at.samples, PAGE_SAMPLES, &wanted)? {
+        let batches = match self.telemetry.log_page(at.samples, PAGE_SAMPLES, samples)? {
             Ok(batches) => batches,
             Err(gone) => return Ok(Err(gone)),
         };
-        Ok(Ok(merge(at, events, batches, wanted)))
+        Ok(Ok(merge(at, told, batches, events)))
     }
 }
 

@@ -22,7 +22,8 @@ struct Feed {
 
 impl Feed {
     async fn open(site: &Site, query: &str) -> Self {
-        let response: Response = reqwest::get(site.url(&format!("/api/v1/feed{query}"))).await.unwrap();
+        let response: Response =
+            site.client().get(site.url(&format!("/api/v1/feed{query}"))).send().await.unwrap();
         assert_eq!(response.status(), StatusCode::OK);
         assert_eq!(response.headers()["content-type"], "application/x-ndjson");
         Self { lines: Box::pin(response.bytes_stream()), text: String::new() }

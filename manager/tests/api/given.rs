@@ -1,8 +1,8 @@
 //! A hub of a test, and nodes that speak to it over MQTT as any agent does.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, ops::ControlFlow, sync::Arc, time::Duration};
 
-use fleet_broker::{Broker, Credentials, Directory, Identity, Refusal, Verdict};
+use fleet_broker::{Broker, Credentials, Directory, Grants, Identity, Refusal, Verdict};
 use fleet_manager::{
     api,
     clock::{self, HubClock},
@@ -13,6 +13,7 @@ use fleet_manager::{
     },
     hub::{self, Hub, Running},
     metrics::{self, Exporter},
+    mirror::{self, Mirror},
     pki::Pki,
     store::disk::{Disk, Folder},
 };
@@ -38,12 +39,27 @@ use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
 /// Longest wait for anything: generous, because the machine may be busy.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Everybody is the node they say they are.
-struct Everybody;
+/// Everybody is the node they say they are, but whoever calls itself a tool.
+struct Everybody(Arc<Mirror>);
 
 impl Directory for Everybody {
     fn authenticate(&self, credentials: &Credentials<'_>) -> Verdict {
+        if credentials.client_id.starts_with("tool") {
+            let all = |topics: &[&str]| topics.iter().map(|topic| (*topic).to_owned()).collect();
+            let read = all(&["fleet/v1/hub/#", "homeassistant/#"]);
+            let grants = Grants { read, write: all(&["homeassistant/#"]) };
+            let name = credentials.client_id.to_owned();
+            return Verdict::Now(Ok(Identity::Tool { name, grants }));
+        }
         NodeId::parse(credentials.client_id).map(Identity::Node).map_err(|_| Refusal::ClientId).into()
+    }
+
+    fn retained(&self, filter: &str, visit: &mut dyn FnMut(&str, &[u8]) -> ControlFlow<()>) {
+        self.0.retained(filter, visit);
+    }
+
+    fn said(&self, tool: &str, topic: &str, payload: &[u8]) {
+        self.0.said(tool, topic, payload);
     }
 }
 
@@ -57,6 +73,7 @@ pub(crate) struct Site {
     pub(crate) data: TempDir,
     broker: Broker,
     running: Running,
+    mirror: mirror::Running,
     stop: oneshot::Sender<()>,
     serving: JoinHandle<std::io::Result<()>>,
 }
@@ -84,11 +101,16 @@ impl Site {
         let fresh = StoreId(clock::random());
         let consumer = Consumer::open(disk, config.telemetry, fresh, hub_clock.now()).unwrap();
         let listen = fleet_broker::Config { mqtt: ([127, 0, 0, 1], 0).into(), ..Default::default() };
-        let (broker, link) = Broker::start(listen, Arc::new(Everybody)).unwrap();
+        let home_assistant = Some("homeassistant".to_owned());
+        let told = mirror::Config { home_assistant };
+        let mirror = Arc::new(Mirror::new(consumer.shared().clone(), told));
+        let (broker, link) = Broker::start(listen, Arc::new(Everybody(mirror.clone()))).unwrap();
+        let publisher = link.publisher();
         let exporter = Arc::new(Exporter::default());
         let observer = metrics::observer(&exporter);
         let (hub, running) =
             hub::start(consumer, link, broker.stats(), hub_clock, &config, observer).unwrap();
+        let mirror = mirror.start(hub.clone(), publisher).unwrap();
         let clock = hub.clone();
         let pki = Arc::new(Pki::open(data.path(), &[], Arc::new(move || clock.clock().read())).unwrap());
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
@@ -105,10 +127,13 @@ impl Site {
         let serving = tokio::spawn(api::serve(listener, hub.clone(), exporter, config, until));
         let addresses = serde_json::json!({ "http": http, "http_tls": tls, "mqtt": mqtt });
         std::fs::write(data.path().join("addresses.json"), addresses.to_string()).unwrap();
-        let admin = operator(&hub, "admin", Role::Admin, None).await;
+        // On a folder that was in use before there is an operator of that name, whose token nobody knows any more.
+        let admins = hub.with_identities(|known| known.operators.len());
+        let name = if admins == 0 { "admin".to_owned() } else { format!("admin-{admins}") };
+        let admin = operator(&hub, &name, Role::Admin, None).await;
         std::fs::create_dir_all(data.path().join("access")).unwrap();
         std::fs::write(data.path().join("access/admin"), format!("admin\n{admin}\n")).unwrap();
-        Self { hub, admin, http, mqtt, data, broker, running, stop, serving }
+        Self { hub, admin, http, mqtt, data, broker, running, mirror, stop, serving }
     }
 
     /// A client that sends the admin's token.
@@ -120,6 +145,7 @@ impl Site {
         self.stop.send(()).unwrap();
         tokio::time::timeout(PATIENCE, self.serving).await.unwrap().unwrap().unwrap();
         tokio::task::spawn_blocking(|| {
+            self.mirror.stop();
             self.broker.shutdown();
             self.running.stop();
         })

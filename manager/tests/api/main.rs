@@ -7,6 +7,7 @@ mod feed;
 mod given;
 mod http;
 mod import;
+mod mirror;
 mod login;
 mod operators;
 mod rights;
