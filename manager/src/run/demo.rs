@@ -181,6 +181,7 @@ async fn start_agent(id: NodeId, n: u16, folder: PathBuf) -> Result<AgentHandle,
     config.system.interval = MEASURE;
     config.outbox.upload = UPLOAD;
     config.outbox.prompt = UPLOAD;
+    config.commands.allow = Some(fleet_edge_agent::commands::LOOK_ONLY.into());
     let started = fleet_edge_agent::run::start(config).await;
     started.map_err(|source| StartError::Agent { node: id.to_string(), source: Box::new(source) })
 }
