@@ -28,8 +28,9 @@ impl Identities {
     /// Who holds an API token, by its SHA-256. Looks at all of them, whichever fits.
     #[must_use]
     pub fn operator(&self, token: &Hash, now_ms: i64) -> Option<&Operator> {
-        let fits = |operator: &&Operator| bool::from(operator.token.ct_eq(token));
-        let found = self.operators.values().filter(fits).last();
+        let fits = |operator: &Operator| bool::from(operator.token.ct_eq(token));
+        let every = self.operators.values();
+        let found = every.fold(None, |found, operator| if fits(operator) { Some(operator) } else { found });
         found.filter(|operator| operator.expires_ms.is_none_or(|ends| ends > now_ms))
     }
 
