@@ -74,3 +74,40 @@ async fn what_the_bench_believes_is_what_the_ledger_has() {
     assert!(ledger.accounts.iter().all(|account| account.state == "balanced"), "{ledger:?}");
     assert!(ledger.findings.unwrap().is_empty());
 }
+
+/// Runs a benchmark; gives what it found by name.
+fn report(args: &[&str]) -> impl Fn(&str) -> Option<f64> + use<> {
+    let output = Command::new(FLEET).arg("bench").args(args).args(["-o", "json"]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    move |name| {
+        let figures = report["figures"].as_array().unwrap();
+        figures.iter().find(|figure| figure["name"] == name)?["value"].as_f64()
+    }
+}
+
+#[test]
+fn sessions_over_tls_are_let_in_born_and_cost_something() {
+    let figure = report(&["sessions", "--tls", "--nodes", "50"]);
+    assert_eq!(figure("sessions"), Some(50.0));
+    assert!(figure("CPU of a new session").unwrap() > 0.0);
+    let (open, born) = (figure("memory of a session"), figure("memory of a session and its node"));
+    assert!(0.0 < open.unwrap() && open <= born, "{open:?} {born:?}");
+}
+
+#[test]
+fn messages_go_through_every_broker_in_turn() {
+    for tls in [false, true] {
+        let mut args = vec!["fan-in", "--clients", "3", "--seconds", "1", "--rounds", "1"];
+        args.extend(tls.then_some("--tls"));
+        let figure = report(&args);
+        assert!(figure("gate and router").unwrap() > 0.0);
+        // Only where it is installed.
+        assert_ne!(figure("mosquitto"), Some(0.0));
+        assert_eq!(figure("bare rumqttd to a TCP subscriber").is_some_and(|rate| rate > 0.0), !tls);
+        // A tool that is too slow is cut off, and counted as that.
+        let cut = figure("rounds in which it was cut off as too slow");
+        assert_eq!(figure("what that tool gets").is_some_and(|rate| rate > 0.0), cut == Some(0.0));
+        assert_eq!(cut.is_some(), !tls);
+    }
+}

@@ -83,10 +83,10 @@ pub(super) struct Subscriber {
 
 impl Subscriber {
     /// Starts one, over plain MQTT.
-    pub(super) fn start(address: SocketAddr) -> Self {
+    pub(super) fn start(address: SocketAddr, qos: u8) -> Self {
         let tally = Arc::new(Tally::default());
         let counting = tally.clone();
-        let task = tokio::task::spawn_blocking(move || own_runtime(subscribe(address, &counting)));
+        let task = tokio::task::spawn_blocking(move || own_runtime(subscribe(address, qos, &counting)));
         Self { tally, task }
     }
 
@@ -134,11 +134,11 @@ fn own_runtime<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Err
     runtime.map_err(Error::io("start a runtime"))?.block_on(work)
 }
 
-async fn subscribe(address: SocketAddr, tally: &Tally) -> Result<(), Error> {
+async fn subscribe(address: SocketAddr, qos: u8, tally: &Tally) -> Result<(), Error> {
     let lost =
         |error: std::io::Error| Error::Session { node: "the subscriber".to_owned(), why: error.to_string() };
     let who = Connect { id: SUBSCRIBER, password: "x", keep_alive: KEEP_ALIVE, will: None, tls: None };
-    let mut socket = Socket::session(address, &who, Some((ALL_UP, 1))).await.map_err(lost)?;
+    let mut socket = Socket::session(address, &who, Some((ALL_UP, qos))).await.map_err(lost)?;
     let mut answers = Vec::new();
     while !tally.stopped() {
         if let Ok(stepped) = time::timeout(WARM_UP, socket.step()).await {

@@ -71,7 +71,7 @@ impl Mosquitto {
         let log = folder.path().join("mosquitto.log");
         let mut process = child::Process::start("mosquitto", &self.program, &["-c", &file], &log)?;
         process.until(async || TcpStream::connect(plain).await.ok()).await?;
-        let subscriber = Subscriber::start(plain);
+        let subscriber = Subscriber::start(plain, 1);
         let rates = measure(config, &door, &[&subscriber.tally]).await;
         subscriber.end().await?;
         process.stop().await?;
