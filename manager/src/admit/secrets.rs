@@ -70,7 +70,8 @@ impl Secrets {
                     return Err(Refusal::BadCredentials);
                 }
                 let learned = self.learned.lock().unwrap_or_else(PoisonError::into_inner);
-                let told = learned.as_ref().is_some_and(|learned| learned.try_send((node.clone(), hash)).is_ok());
+                let told =
+                    learned.as_ref().is_some_and(|learned| learned.try_send((node.clone(), hash)).is_ok());
                 if !told {
                     secrets.remove(node);
                     return Err(Refusal::Unavailable);

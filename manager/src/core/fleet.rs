@@ -18,6 +18,7 @@ use super::{
     mark::{self, Mark},
     presence::Presence,
     time::Boots,
+    twins::Twins,
 };
 
 /// Short for a node within one store; never reused.
@@ -143,15 +144,15 @@ pub struct Node {
     pub vital: Option<Vital>,
     /// Marks per lane and stream.
     pub marks: BTreeMap<(Lane, StreamId), Mark>,
-    /// Births in quick succession by several machines were reported for this pair of boots already.
-    pub(super) twins_reported: Option<[u8; 8]>,
+    /// Who speaks under this id.
+    pub(super) twins: Twins,
 }
 
 impl Node {
     /// A node with what the store has of it.
     #[must_use]
     pub fn new(number: NodeNo, record: Record) -> Self {
-        Self { number, record, vital: None, marks: BTreeMap::new(), twins_reported: None }
+        Self { number, record, vital: None, marks: BTreeMap::new(), twins: Twins::default() }
     }
 
     /// Records announced and not yet here, and not yet sealed, over all lanes.

@@ -5,6 +5,8 @@
 
 mod enrol;
 mod rights;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 
@@ -340,9 +342,9 @@ pub fn take(
         }
         Change::PutAccess(access) => identities.put_access(access)?,
         Change::RemoveAccess(name) => {
-            let gone = identities.access.remove(&name);
+            identities.access.remove(&name).ok_or_else(|| unknown("access", &name))?;
             effects.cuts.insert(Cut::Tool(name.clone()));
-            gone.map(|_| Row::Access(name.clone())).ok_or_else(|| unknown("access", &name))?
+            Row::Access(name)
         }
         Change::PutOperator(operator) => identities.put_operator(operator)?,
         Change::RemoveOperator(name) => identities.remove_operator(name)?,

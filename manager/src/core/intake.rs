@@ -271,7 +271,8 @@ fn take_birth(fleet: &mut Fleet, effects: &mut Effects, id: &NodeId, birth: &Bir
     let is_new = is_new || was == Some(State::New) && node.marks.is_empty();
     let record = &mut node.record;
     let boot_is_new = record.boots.learn(birth.boot, birth.up_ms, now.wall_ms);
-    let twin = !boot_is_new && record.boots.is_earlier(birth.boot);
+    let meanwhile = record.boots.latest_before(birth.boot).filter(|_| !boot_is_new);
+    let returned_boot = meanwhile.map(|other| (birth.boot, other));
     record.boots.latest(birth.boot);
     // The agent counts its sessions on disk: a count that does not grow was counted on another disk.
     let set_back =
@@ -285,9 +286,8 @@ fn take_birth(fleet: &mut Fleet, effects: &mut Effects, id: &NodeId, birth: &Bir
     record.capabilities.truncate(limits::LABELS_PER_NODE);
     record.versions.clone_from(&birth.versions);
     record.machine.clone_from(&birth.machine);
-    if twin && node.twins_reported != Some(birth.boot) {
-        node.twins_reported = Some(birth.boot);
-        let message = "two machines take turns under this id: a cloned card, or a copied identity".to_owned();
+    if node.twins.born(returned_boot, birth.instance) {
+        let message = "two machines, or two agents on one, take turns under this id: a cloned card, or a copied identity".to_owned();
         effects.by_hub(node, "two_instances", Severity::Error, message, now);
     }
     let said = Said { boot: birth.boot, up_ms: birth.up_ms };

@@ -12,5 +12,6 @@ pub mod mark;
 pub mod presence;
 pub mod registry;
 pub mod time;
+pub mod twins;
 
 pub use time::Now;

@@ -72,10 +72,13 @@ impl Boots {
         true
     }
 
-    /// Whether the boot was seen before another one began: a boot never comes back, so two machines use one identity.
+    /// The latest boot, if this one was seen before that began: a boot never comes back, so two machines use one
+    /// identity.
     #[must_use]
-    pub fn is_earlier(&self, boot: [u8; 8]) -> bool {
-        self.0.iter().rev().skip(1).any(|(known, _)| *known == boot)
+    pub fn latest_before(&self, boot: [u8; 8]) -> Option<[u8; 8]> {
+        let (latest, _) = self.0.back()?;
+        let earlier = self.0.iter().rev().skip(1).any(|(known, _)| *known == boot);
+        earlier.then_some(*latest)
     }
 
     /// Makes a boot the latest.
@@ -128,11 +131,11 @@ mod tests {
     fn a_boot_that_comes_back_is_noticed() {
         let mut boots = Boots::default();
         boots.learn([1; 8], 0, HUB);
-        assert!(!boots.is_earlier([1; 8]));
+        assert_eq!(boots.latest_before([1; 8]), None);
         boots.learn([2; 8], 0, HUB);
-        assert!(boots.is_earlier([1; 8]));
+        assert_eq!(boots.latest_before([1; 8]), Some([2; 8]));
         boots.latest([1; 8]);
-        assert!(boots.is_earlier([2; 8]));
+        assert_eq!(boots.latest_before([2; 8]), Some([1; 8]));
     }
 
     #[test]

@@ -1,0 +1,281 @@
+//! The rules of who gets in, change by change, on the plain data.
+
+use std::time::Duration;
+
+use super::*;
+use crate::core::fleet::{Node, Record};
+
+const NOW: i64 = 1_800_000_000_000;
+const DAY: i64 = 24 * 3_600_000;
+
+/// Everybody there is, at a time.
+struct Given {
+    fleet: Fleet,
+    known: Identities,
+    now_ms: i64,
+}
+
+fn node(id: &str) -> NodeId {
+    NodeId::parse(id).unwrap()
+}
+
+fn key(n: u8) -> Hash {
+    [n; 32]
+}
+
+fn certificate(issued_ms: i64) -> Certificate {
+    Certificate { der: vec![1], issued_ms, not_after_ms: issued_ms + 30 * DAY, ca: [9; 32] }
+}
+
+fn shown(n: u8, issued_ms: i64) -> Shown {
+    Shown { key: key(n), issued_ms, not_after_ms: issued_ms + 30 * DAY }
+}
+
+fn token(id: &str) -> Token {
+    Token {
+        id: id.to_owned(),
+        secret: [7; 32],
+        created_ms: NOW,
+        created_by: "operator test".to_owned(),
+        expires_ms: NOW + 900_000,
+        uses: 1,
+        labels: [("site".to_owned(), "plant".to_owned())].into(),
+        approve: false,
+        replace: None,
+        used_by: Vec::new(),
+    }
+}
+
+impl Given {
+    fn new() -> Self {
+        Self { fleet: Fleet::default(), known: Identities::default(), now_ms: NOW }
+    }
+
+    fn take(&mut self, change: Change) -> Result<Effects, RegistryError> {
+        let mut effects = Effects::default();
+        let now = Now { wall_ms: self.now_ms, mono: Duration::ZERO };
+        let before = (self.known.clone(), self.fleet.nodes.len());
+        let taken = take(&mut self.known, &mut self.fleet, &mut effects, change, 0, now);
+        if let Err(error) = taken {
+            assert_eq!((self.known.clone(), self.fleet.nodes.len()), before, "all or nothing");
+            assert!(effects.nothing_to_write() && effects.cuts.is_empty());
+            return Err(error);
+        }
+        Ok(effects)
+    }
+
+    fn ask(&self, token: &str, id: &str, n: u8) -> Ask {
+        let certificate = Some(certificate(self.now_ms));
+        Ask { token: token.to_owned(), secret: [7; 32], node: node(id), key: key(n), certificate }
+    }
+
+    fn enrol(&mut self, token: &str, id: &str, n: u8) -> Result<Effects, RegistryError> {
+        let ask = self.ask(token, id, n);
+        self.take(Change::Enrol(ask))
+    }
+
+    fn joined(id: &str, n: u8) -> Self {
+        let mut given = Self::new();
+        given.take(Change::PutToken(token("t"))).unwrap();
+        given.enrol("t", id, n).unwrap();
+        given
+    }
+}
+
+fn refused(refused: Refused) -> Result<Effects, RegistryError> {
+    Err(RegistryError::Refused(refused))
+}
+
+#[test]
+fn a_token_is_used_up_by_the_commit_that_makes_the_node() {
+    let mut given = Given::new();
+    given.take(Change::PutToken(token("t"))).unwrap();
+    let effects = given.enrol("t", "a", 1).unwrap();
+    assert_eq!(effects.identities, [Row::Token("t".into()), Row::Enrolment(node("a"))].into());
+    assert_eq!(effects.nodes, [node("a")].into());
+    assert!(effects.cuts.is_empty(), "there was nobody to cut");
+    assert_eq!(given.fleet.nodes["a"].record.labels["site"], "plant");
+    // The same again changes nothing; another key is refused.
+    assert!(given.enrol("t", "a", 1).unwrap().nothing_to_write());
+    assert_eq!(given.enrol("t", "b", 2), refused(Refused::TokenUsed("t".into(), "a".into())));
+    let wrong = Ask { secret: [8; 32], ..given.ask("t", "a", 1) };
+    assert_eq!(given.take(Change::Enrol(wrong)), refused(Refused::TokenSecret("t".into())));
+}
+
+#[test]
+fn tokens_end_and_are_listed_for_a_week_more() {
+    let mut given = Given::new();
+    given.take(Change::PutToken(token("t"))).unwrap();
+    assert!(matches!(given.take(Change::PutToken(token("t"))), Err(RegistryError::Exists { .. })));
+    given.now_ms = NOW + 900_000;
+    assert_eq!(given.enrol("t", "a", 1), refused(Refused::TokenExpired("t".into())));
+    given.now_ms += 8 * DAY;
+    let late = Token { expires_ms: given.now_ms + 1, ..token("u") };
+    given.take(Change::PutToken(late)).unwrap();
+    assert_eq!(given.known.tokens.keys().collect::<Vec<_>>(), ["u"]);
+    assert_eq!(given.enrol("t", "a", 1), refused(Refused::TokenUnknown("t".into())));
+}
+
+#[test]
+fn terms_that_make_no_sense_are_refused() {
+    let mut given = Given::new();
+    let bad = [
+        Token { uses: 0, ..token("t") },
+        Token { expires_ms: NOW, ..token("t") },
+        Token { uses: 2, replace: Some(node("a")), ..token("t") },
+        Token { labels: [("k".to_owned(), "v".repeat(64))].into(), ..token("t") },
+        Token { labels: (0..33).map(|n| (format!("k{n}"), String::new())).collect(), ..token("t") },
+    ];
+    for token in bad {
+        assert!(matches!(given.take(Change::PutToken(token)), Err(RegistryError::Field { .. })));
+    }
+}
+
+#[test]
+fn a_node_that_was_heard_is_taken_by_nobody_without_replace() {
+    let mut given = Given::new();
+    let mut record = Record::new(node("a"), NOW);
+    record.session = Some(fleet_schemas::SessionId([1; 8]));
+    given.fleet.insert(Node::new(1, record));
+    given.fleet.insert(Node::new(2, Record::new(node("imported"), NOW)));
+    given.take(Change::PutToken(Token { uses: 2, ..token("t") })).unwrap();
+    assert_eq!(given.enrol("t", "a", 1), refused(Refused::NodeExists(node("a"))));
+    given.enrol("t", "imported", 1).unwrap();
+    given.take(Change::PutToken(Token { replace: Some(node("a")), ..token("r") })).unwrap();
+    let effects = given.enrol("r", "whatever", 2).unwrap();
+    let cut = Cut::Node { node: node("a"), why: "another machine has its place" };
+    assert_eq!(effects.cuts, [cut].into());
+    assert!(given.known.is_held(&node("a")) && !given.known.is_held(&node("whatever")));
+}
+
+#[test]
+fn renewal_keeps_the_old_key_good_until_another_machine_has_the_place() {
+    let mut given = Given::joined("a", 1);
+    given.now_ms += 20 * DAY;
+    let renew =
+        |shown, n, at| Change::Renew { node: node("a"), shown, key: key(n), certificate: certificate(at) };
+    given.take(renew(shown(1, NOW), 2, given.now_ms)).unwrap();
+    let made = given.known.renewal(&node("a"), &shown(1, NOW), &key(2), given.now_ms).unwrap();
+    assert_eq!(made.map(|made| made.issued_ms), Some(given.now_ms));
+    let admitted = |given: &Given, n, at| given.known.admit(&node("a"), &shown(n, at), given.now_ms);
+    assert_eq!(admitted(&given, 1, NOW), Ok(()));
+    assert_eq!(admitted(&given, 2, given.now_ms), Ok(()));
+    let late = given.now_ms;
+
+    given.now_ms += DAY;
+    let replace = Token { replace: Some(node("a")), expires_ms: given.now_ms + 1, ..token("r") };
+    given.take(Change::PutToken(replace)).unwrap();
+    given.enrol("r", "a", 3).unwrap();
+    // The first key too, of which nothing but its age is known.
+    for (n, at) in [(1, NOW), (2, late)] {
+        assert_eq!(admitted(&given, n, at), Err(Refused::Replaced(node("a"))));
+        let again = given.take(renew(shown(n, at), 4, given.now_ms));
+        assert_eq!(again, refused(Refused::Replaced(node("a"))));
+    }
+    assert_eq!(admitted(&given, 3, given.now_ms), Ok(()));
+    let back = given.known.renewal(&node("a"), &shown(3, given.now_ms), &key(2), given.now_ms);
+    assert_eq!(back, Err(Refused::Replaced(node("a"))), "a key that was shut out is not renewed to");
+    given.now_ms += 30 * DAY;
+    assert_eq!(admitted(&given, 3, given.now_ms - 30 * DAY), Err(Refused::Expired(node("a"))));
+}
+
+#[test]
+fn a_hub_whose_clock_was_ahead_goes_on_when_it_is_right_again() {
+    let mut given = Given::joined("a", 1);
+    let (ahead, right) = (NOW, NOW - 3_650 * DAY);
+    given.now_ms = right;
+    assert_eq!(given.known.admit(&node("a"), &shown(1, ahead), right), Ok(()));
+    let change =
+        |shown, n| Change::Renew { node: node("a"), shown, key: key(n), certificate: certificate(right) };
+    given.take(change(shown(1, ahead), 2)).unwrap();
+    given.take(change(shown(2, right), 3)).unwrap();
+    for (n, at) in [(1, ahead), (2, right), (3, right)] {
+        assert_eq!(given.known.admit(&node("a"), &shown(n, at), right), Ok(()), "{n}");
+    }
+}
+
+#[test]
+fn a_node_of_after_the_backup_is_known_again_by_its_certificate() {
+    let mut given = Given::new();
+    assert_eq!(given.known.admit(&node("a"), &shown(1, NOW), NOW), Ok(()));
+    let change =
+        Change::Renew { node: node("a"), shown: shown(1, NOW), key: key(2), certificate: certificate(NOW) };
+    given.take(change).unwrap();
+    assert_eq!(given.known.enrolments["a"].certificate, Some(certificate(NOW)));
+    let nobody = given.take(Change::Revoke { node: node("b"), reason: String::new() });
+    assert!(matches!(nobody, Err(RegistryError::Unknown { .. })));
+    given.take(Change::Revoke { node: node("a"), reason: String::new() }).unwrap();
+    assert_eq!(given.known.admit(&node("a"), &shown(2, NOW), NOW), Err(Refused::Revoked(node("a"))));
+}
+
+#[test]
+fn the_first_word_on_a_revocation_stays_and_the_same_key_may_come_back() {
+    let mut given = Given::joined("a", 1);
+    for reason in ["stolen", "again"] {
+        given.take(Change::Revoke { node: node("a"), reason: reason.to_owned() }).unwrap();
+    }
+    let Standing::Revoked { reason, .. } = &given.known.enrolments["a"].standing else { panic!("revoked") };
+    assert_eq!(reason, "stolen");
+    assert_eq!(given.take(Change::Approve(node("a"))), refused(Refused::Revoked(node("a"))));
+    given.take(Change::PutToken(Token { replace: Some(node("a")), ..token("r") })).unwrap();
+    given.enrol("r", "a", 1).unwrap();
+    assert_eq!(given.known.admit(&node("a"), &shown(1, NOW), NOW), Ok(()));
+}
+
+#[test]
+fn a_node_that_waits_is_let_in_by_an_operator_only() {
+    let mut given = Given::new();
+    given.take(Change::PutToken(Token { approve: true, ..token("t") })).unwrap();
+    let ask = Ask { certificate: None, ..given.ask("t", "a", 1) };
+    given.take(Change::Enrol(ask.clone())).unwrap();
+    assert_eq!(
+        given.known.enrol(&given.fleet, &ask, NOW),
+        Ok(Enrolled::Wait { node: node("a"), new: false })
+    );
+    assert_eq!(given.known.admit(&node("a"), &shown(1, NOW), NOW), Err(Refused::Pending(node("a"))));
+    // Its token may end meanwhile, and is not forgotten before it has its answer.
+    given.now_ms += 30 * DAY;
+    given.take(Change::PutToken(Token { expires_ms: given.now_ms + 1, ..token("u") })).unwrap();
+    given.take(Change::Approve(node("a"))).unwrap();
+    assert_eq!(given.known.enrol(&given.fleet, &ask, given.now_ms), Ok(Enrolled::Issue(node("a"))));
+    given.enrol("t", "a", 1).unwrap();
+    assert_eq!(given.known.admit(&node("a"), &shown(1, given.now_ms), given.now_ms), Ok(()));
+    assert_eq!(given.known.tokens["t"].used_by, [node("a")]);
+}
+
+#[test]
+fn access_and_operators_are_put_once_and_the_last_admin_stays() {
+    let mut given = Given::new();
+    let access = |name: &str, write: &str| {
+        let (read, write) = (vec!["fleet/v1/hub/#".to_owned()], vec![write.to_owned()]);
+        let (name, created_by) = (name.to_owned(), "test".to_owned());
+        Change::PutAccess(Access { name, read, write, password: None, key: None, created_ms: 0, created_by })
+    };
+    given.take(access("ha", "homeassistant/#")).unwrap();
+    assert!(matches!(given.take(access("ha", "homeassistant/#")), Err(RegistryError::Exists { .. })));
+    for write in ["fleet/v1/a/up/birth", "#", "+/x", "$SYS/x", "a/#/b", ""] {
+        assert!(matches!(given.take(access("bad", write)), Err(RegistryError::Field { .. })), "{write}");
+    }
+    let gone = given.take(Change::RemoveAccess("ha".to_owned())).unwrap();
+    assert_eq!(gone.cuts, [Cut::Tool("ha".to_owned())].into());
+    assert!(matches!(given.take(Change::RemoveAccess("ha".to_owned())), Err(RegistryError::Unknown { .. })));
+
+    let operator = |name: &str, role, n, expires_ms| Operator {
+        name: name.to_owned(),
+        role,
+        token: key(n),
+        created_ms: 0,
+        created_by: "test".to_owned(),
+        expires_ms,
+    };
+    given.take(Change::PutOperator(operator("admin", Role::Admin, 1, None))).unwrap();
+    given.take(Change::PutOperator(operator("brief", Role::Admin, 2, Some(NOW + 1)))).unwrap();
+    let last = given.take(Change::RemoveOperator("admin".to_owned()));
+    assert!(matches!(last, Err(RegistryError::Field { .. })), "{last:?}");
+    let who = |n, now_ms| given.known.operator(&key(n), now_ms).map(|found| found.name.clone());
+    assert_eq!(
+        (who(1, NOW).as_deref(), who(2, NOW).as_deref(), who(3, NOW)),
+        (Some("admin"), Some("brief"), None)
+    );
+    assert_eq!(who(2, NOW + 1), None, "it has ended");
+}
