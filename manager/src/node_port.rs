@@ -103,7 +103,7 @@ async fn enrol(
     let answer = port.enrol(read(body)?).await;
     match &answer {
         Ok(Answer::Issued(issued)) => {
-            tracing::info!(node = %issued.node, peer = %peer.address, "a node joined")
+            tracing::info!(node = %issued.node, peer = %peer.address, "a node joined");
         }
         Ok(Answer::Pending(pending)) => {
             tracing::info!(node = %pending.node, peer = %peer.address, "a machine waits for approval");

@@ -208,8 +208,12 @@ pub async fn start(config: &Config) -> Result<RunningHub, StartError> {
             let _ = stopping.wait_for(|stop| *stop).await;
         }
     };
-    let listeners =
-        [(if http_tls { "https" } else { "http" }, Some(http)), ("mqtt", Some(mqtt)), ("mqtts", mqtts), ("node_https", Some(node_https))];
+    let listeners = [
+        (if http_tls { "https" } else { "http" }, Some(http)),
+        ("mqtt", Some(mqtt)),
+        ("mqtts", mqtts),
+        ("node_https", Some(node_https)),
+    ];
     let listeners = listeners.into_iter().filter_map(|(name, at)| Some((name.to_owned(), at?.to_string())));
     let serves = api::Config {
         pki: pki.clone(),
@@ -252,7 +256,9 @@ async fn stop_threads(broker: Arc<Broker>, admission: &Arc<Admission>, threads: 
     let admission = admission.clone();
     let stopping = tokio::task::spawn_blocking(move || {
         // Nobody else holds it for longer than a cut takes; then the last one stops it.
-        Arc::into_inner(broker).map(Broker::shutdown);
+        if let Some(broker) = Arc::into_inner(broker) {
+            broker.shutdown();
+        }
         threads.stop();
         admission.close();
     });
@@ -264,7 +270,9 @@ async fn stop_threads(broker: Arc<Broker>, admission: &Arc<Admission>, threads: 
 impl RunningHub {
     /// Stops: no new sessions, what was received is committed, open requests are answered.
     pub async fn stop(self) {
-        let Self { hub, data, broker, admission, threads, mirror, upkeep, stop_http, http, node_https, .. } = self;
+        let Self {
+            hub, data, broker, admission, threads, mirror, upkeep, stop_http, http, node_https, ..
+        } = self;
         drop(hub);
         stop_http.send_replace(true);
         for task in upkeep {
