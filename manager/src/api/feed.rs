@@ -116,6 +116,8 @@ pub(super) async fn get(State(api): State<Arc<Api>>, params: Params) -> Result<R
     Ok((headers, Body::from_stream(ReceiverStream::new(ready))).into_response())
 }
 
+/// Where to begin.
+#[derive(Clone, Copy)]
 enum After {
     Now,
     Start,

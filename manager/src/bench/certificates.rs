@@ -88,6 +88,7 @@ impl Certificates {
     }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "fits `map_err`")]
 fn wrong(error: impl ToString) -> Error {
     Error::Certificate(error.to_string())
 }

@@ -194,7 +194,7 @@ impl Follower {
         page.end
     }
 
-    fn to_the_end(&mut self, site: &Site) {
+    fn catch_up(&mut self, site: &Site) {
         while !self.take(self.page(site).unwrap(), u16::MAX) {}
     }
 
@@ -265,11 +265,11 @@ proptest! {
             act(&mut site, next);
         }
         for follower in &mut followers {
-            follower.to_the_end(&site);
+            follower.catch_up(&site);
             follower.check(&site);
         }
         let mut late = Follower::new(&site, None);
-        late.to_the_end(&site);
+        late.catch_up(&site);
         late.check(&site);
     }
 
@@ -296,7 +296,7 @@ proptest! {
             act(&mut site, next);
         }
         if !gone && follower.page(&site).is_ok() {
-            follower.to_the_end(&site);
+            follower.catch_up(&site);
             follower.check(&site);
         }
     }
@@ -318,7 +318,7 @@ fn a_cursor_that_is_older_than_the_window_is_gone_and_the_newest_rows_stay() {
     let mut site = Site::new(config);
     site.write(&[(1, 10)], Some(1));
     let mut follower = Follower::new(&site, None);
-    follower.to_the_end(&site);
+    follower.catch_up(&site);
     let lagging = Follower { cursor: follower.cursor.clone(), ..Follower::new(&site, None) };
     outrun(&mut site);
     let since_ms = site.batches.len() as i64;
@@ -330,7 +330,7 @@ fn a_cursor_that_is_older_than_the_window_is_gone_and_the_newest_rows_stay() {
     site.reopen();
     assert_eq!(last.page(&site).map(|page| page.items.len()), Ok(0));
     site.write(&[(3, 5)], None);
-    last.to_the_end(&site);
+    last.catch_up(&site);
     assert_eq!(last.batches.len(), 1);
     // What is kept for the feed is not sealed again.
     let (telemetry, _) = site.open.as_ref().unwrap();
@@ -346,7 +346,7 @@ fn the_window_keeps_what_is_sealed_by_bytes_and_age_over_a_restart() {
     let (telemetry, _) = site.open.as_ref().unwrap();
     assert_eq!(telemetry.stats(site.now_ms).unwrap().unsealed_batches, 0);
     let mut late = Follower { cursor: follower.cursor.clone(), ..Follower::new(&site, None) };
-    late.to_the_end(&site);
+    late.catch_up(&site);
     late.check(&site);
     site.seal(25 * 60 * MINUTE);
     assert!(matches!(follower.page(&site), Err(Gone::Removed { .. })), "it is a day old");
@@ -360,7 +360,7 @@ fn a_store_that_was_set_back_is_told_from_the_one_it_was() {
     site.now_ms += 1;
     site.write(&[(1, 5)], Some(1));
     let mut follower = Follower::new(&site, None);
-    follower.to_the_end(&site);
+    follower.catch_up(&site);
     let ahead = follower.page(&site).map(|page| page.items.len());
     assert_eq!(ahead, Ok(0));
     // The backup is put back: first the cursor is ahead of it, then others stand where it was.

@@ -38,7 +38,9 @@ pub(super) fn messages(prefix: &str, node: &Called<'_>, table: &Table) -> Vec<(S
         }
         if let Some((_, sensors)) = messages.last_mut().filter(|(_, sensors)| sensors.len() < SENSORS) {
             let id = format!("{}__{}", device_id(node.id, device), escaped(metric.as_str()));
-            sensors.insert(short(id.clone()), sensor(node.id, device, metric, unit, short(id)));
+            let id = short(id);
+            let sensor = sensor(node.id, device, metric, unit, &id);
+            sensors.insert(id, sensor);
         }
     }
     let message = |(device, sensors): (DeviceId, Map<String, Value>)| {
@@ -81,7 +83,7 @@ fn sensor(
     device: &DeviceId,
     metric: &MetricName,
     unit: Option<&MetricName>,
-    id: String,
+    id: &str,
 ) -> Value {
     let name = metric.as_str().replace('_', " ");
     let metric = quoted(metric.as_str());
@@ -141,7 +143,7 @@ fn short(id: String) -> String {
     if id.len() <= ID_BYTES {
         return id;
     }
-    let hex: String = digest(id.as_bytes()).iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+    let hex: String = digest(id.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
     format!("fleet_{hex}")
 }
 

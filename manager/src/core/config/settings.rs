@@ -355,8 +355,8 @@ mod tests {
     fn a_node_that_moves_gets_the_next_version_and_a_restored_hub_counts_higher() {
         let (here, there) = (place("a", None, &[]), place("a", Some("roof"), &[]));
         let mut settings = Settings::default();
-        make(&mut settings, &[here.clone()], &put(Layer::Fleet, json!({"x": 1}), None)).unwrap();
-        make(&mut settings, &[here.clone()], &put(Layer::Site("roof".into()), json!({"x": 2}), None)).unwrap();
+        make(&mut settings, std::slice::from_ref(&here), &put(Layer::Fleet, json!({"x": 1}), None)).unwrap();
+        make(&mut settings, std::slice::from_ref(&here), &put(Layer::Site("roof".into()), json!({"x": 2}), None)).unwrap();
         assert_eq!(settings.settle(&here).unwrap(), None);
         assert_eq!(settings.settle(&there).unwrap().unwrap().wanted.version.n, 2);
         settings.epoch = 1;
