@@ -29,7 +29,6 @@ use crate::{
     clock,
     core::{
         command::{Rate, TIMEOUT, TTL, Wanted},
-        fleet::Node,
         registry::Intent,
     },
     store::state::{CommandFilter, ExecutionFilter},
@@ -130,11 +129,14 @@ fn chosen(api: &Api, ask: &Ask) -> Result<Vec<NodeId>, Refusal> {
         None => Selector::default(),
     };
     let nodes: Vec<NodeId> = api.hub.with_fleet(|fleet| {
-        let matching = fleet.nodes.iter().filter(|(_, node)| selector.matches::<>(&***node as &Node));
+        let matching = fleet.nodes.iter().filter(|(_, node)| selector.matches(&***node));
         matching.map(|(id, _)| id.clone()).collect()
     });
     if nodes.is_empty() {
-        return Err(Refusal::at("/selector", "matches no node; `fleet node ls -l SELECTOR` shows what one matches"));
+        return Err(Refusal::at(
+            "/selector",
+            "matches no node; `fleet node ls -l SELECTOR` shows what one matches",
+        ));
     }
     Ok(nodes)
 }
@@ -163,7 +165,8 @@ fn named(api: &Api, names: &[String]) -> Result<Vec<NodeId>, Refusal> {
 
 fn wanted(ask: Ask, nodes: Vec<NodeId>, caller: &Caller, now_ms: i64) -> Result<Wanted, Refusal> {
     let word = |pointer: &str, text: &str| {
-        MetricName::parse(text).map_err(|error| Refusal::at(pointer, error.to_string().replace("metric name", "text")))
+        MetricName::parse(text)
+            .map_err(|error| Refusal::at(pointer, error.to_string().replace("metric name", "text")))
     };
     let seconds = |pointer: &str, seconds: Option<f64>, usual: Duration| match seconds {
         None => Ok(usual),

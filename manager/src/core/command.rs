@@ -289,7 +289,8 @@ impl Effects {
 
     /// Notes an execution to be written; `was` counts only at the first note.
     pub fn write(&mut self, command: CommandId, node: NodeNo, was: Option<State>, execution: &Execution) {
-        let row = self.rows.entry((command, node)).or_insert_with(|| Row { was, execution: execution.clone() });
+        let row =
+            self.rows.entry((command, node)).or_insert_with(|| Row { was, execution: execution.clone() });
         row.execution.clone_from(execution);
     }
 }

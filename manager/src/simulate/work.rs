@@ -251,17 +251,17 @@ pub(super) fn check(book: &Book, sites: &[Site], tampered: &BTreeSet<NodeId>, re
 /// First in, first out, of what could be sent at once.
 fn order(book: &Book, tampered: &BTreeSet<NodeId>) -> Vec<String> {
     let mut wrong = Vec::new();
-    let mut by_queue: BTreeMap<(&NodeId, &str, i8), Vec<(u64, Start)>> = BTreeMap::new();
+    let mut by_queue: BTreeMap<(&NodeId, &str, i8), Vec<Start>> = BTreeMap::new();
     for ((node, id), starts) in book.starts.iter().filter(|((node, _), _)| !tampered.contains(node)) {
         let Some(asked) = book.asked.get(id).filter(|asked| asked.is_plain) else { continue };
         if let Some(first) = starts.first() {
-            by_queue.entry((node, &asked.queue, asked.priority)).or_default().push((first.no, *first));
+            by_queue.entry((node, &asked.queue, asked.priority)).or_default().push(*first);
         }
     }
     for ((node, queue, _), mut starts) in by_queue {
-        starts.sort_unstable_by_key(|(no, _)| *no);
-        if let Some(pair) = starts.windows(2).find(|pair| pair[0].1.at > pair[1].1.at) {
-            wrong.push(format!("{node}: {queue}: number {} began after number {}", pair[0].0, pair[1].0));
+        starts.sort_unstable_by_key(|start| start.no);
+        if let Some(pair) = starts.windows(2).find(|pair| pair[0].at > pair[1].at) {
+            wrong.push(format!("{node}: {queue}: number {} began after number {}", pair[0].no, pair[1].no));
         }
     }
     wrong

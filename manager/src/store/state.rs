@@ -13,7 +13,7 @@ use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, Tab
 use serde::{Deserialize, Serialize};
 
 pub use feed::EventPage;
-pub use commands::{CommandFilter, CommandPage, Counts, ExecutionFilter, ReportRow};
+pub use commands::{CommandFilter, CommandPage, Counts, ExecutionFilter, OpenCommand, ReportRow};
 pub use identities::{AuditFilter, Changed, Changes, RetainedRow};
 
 use super::disk::{self, Disk, DiskError, Open};

@@ -165,9 +165,8 @@ impl Agent {
             self.say(offer.id, State::Accepted, now_ms);
         }
         for id in &orders.cancels {
-            match self.held.get(id).map(|held| held.state) {
-                Some(State::Accepted) => self.to(*id, State::Canceled, now_ms),
-                Some(_) | None => {}
+            if self.held.get(id).is_some_and(|held| held.state == State::Accepted) {
+                self.to(*id, State::Canceled, now_ms);
             }
         }
     }

@@ -15,7 +15,7 @@ use fleet_schemas::{
 use redb::{ReadableTable, TableDefinition};
 use serde::{Deserialize, Serialize};
 
-pub use read::{CommandFilter, CommandPage, ExecutionFilter};
+pub use read::{CommandFilter, CommandPage, ExecutionFilter, OpenCommand};
 
 use super::{COUNTERS, Error, HUB, StateStore, counters_at, decode, store};
 use crate::core::{

@@ -7,13 +7,16 @@ use redb::{ReadableDatabase, ReadableTable};
 
 use super::{
     super::{Error, HUB, StateStore, decode, store},
-    BY_WORD, COMMANDS, COUNTS, Counts, EXECUTIONS, EXECUTIONS_OF, Id, LAST_NO, LOOKS, OPEN, PARAMS, REPORTS,
+    BY_WORD, COMMANDS, COUNTS, Counts, EXECUTIONS, EXECUTIONS_OF, LAST_NO, LOOKS, OPEN, PARAMS, REPORTS,
     ReportRow, kind_word, state_word,
 };
 use crate::core::{
     command::{Command, Execution},
     fleet::NodeNo,
 };
+
+/// A command with its executions that are not over, by the numbers of their nodes.
+pub type OpenCommand = (Command, Vec<(NodeNo, Execution)>);
 
 /// Which commands to list.
 #[derive(Debug, Clone, Default)]
@@ -57,13 +60,13 @@ impl StateStore {
     ///
     /// # Errors
     /// [`Error`].
-    pub fn open_commands(&self) -> Result<(u64, Vec<(Command, Vec<(NodeNo, Execution)>)>), Error> {
+    pub fn open_commands(&self) -> Result<(u64, Vec<OpenCommand>), Error> {
         let read = self.db.begin_read().map_err(store)?;
         let hub = read.open_table(HUB).map_err(store)?;
         let last = hub.get(LAST_NO).map_err(store)?.and_then(|row| row.value().try_into().ok());
         let last = last.map_or(0, u64::from_le_bytes);
         let executions = read.open_table(EXECUTIONS).map_err(store)?;
-        let mut found: Vec<(Command, Vec<(NodeNo, Execution)>)> = Vec::new();
+        let mut found: Vec<OpenCommand> = Vec::new();
         for row in read.open_table(OPEN).map_err(store)?.iter().map_err(store)? {
             let (key, _) = row.map_err(store)?;
             let (id, node) = key.value();
@@ -178,12 +181,12 @@ impl StateStore {
         let read = self.db.begin_read().map_err(store)?;
         let table = read.open_table(REPORTS).map_err(store)?;
         let rows = table.range((&id.0, node, 0)..=(&id.0, node, u32::MAX)).map_err(store)?;
-        let report = |row: Result<_, redb::StorageError>| {
-            let (_, row): (redb::AccessGuard<'_, (Id, u32, u32)>, redb::AccessGuard<'_, &[u8]>) =
-                row.map_err(store)?;
-            decode(row.value(), "a report")
-        };
-        rows.take(limit).map(report).collect()
+        let mut reports = Vec::new();
+        for row in rows.take(limit) {
+            let (_, row) = row.map_err(store)?;
+            reports.push(decode(row.value(), "a report")?);
+        }
+        Ok(reports)
     }
 
     /// Counts the stored reports by node, for `ledger --verify`.
