@@ -1,8 +1,8 @@
 //! What the hub tells everybody: JSON on `fleet/v1/hub/…`, and, behind a switch, discovery for Home Assistant.
 //!
 //! A thread of its own follows what was committed by a cursor of the [feed](crate::feed), so that it can lag and miss
-//! nothing, and encodes only what somebody is subscribed to. Nothing is told twice; what is older than the first
-//! subscription is not told at all. The consumer never waits for any of this.
+//! nothing, and encodes only what somebody is subscribed to. Nothing is told twice; of what is older than
+//! the first subscription nothing is told but the last tenth of a second. The consumer never waits for any of this.
 
 mod discovery;
 mod due;
