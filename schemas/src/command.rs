@@ -103,7 +103,8 @@ pub struct Orders {
     pub session: SessionId,
     /// The hub's wall clock, Unix milliseconds.
     pub hub_ms: i64,
-    /// Commands that the hub has not heard accepted: per queue a run without a gap, in the order in which they are to run.
+    /// Commands that the hub has not heard accepted: per queue a run without a gap, in the order in which they are to
+    /// run.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub offers: Vec<Offer>,
     /// Commands to cancel, listed until each has reported a terminal state.
