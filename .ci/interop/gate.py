@@ -194,12 +194,13 @@ def reads(programs, hub):
 
 def refused(programs, hub):
     """The same credential is refused everything else, and nobody else gets in."""
+    denied, not_let_in = "all subscription requests were denied", "connection error"
     for name, arguments, words in [
-        ("events", [*hub.user, "-t", f"fleet/v1/{NODE}/up/event"], "not authori"),
-        ("all", [*hub.user, "-t", "#"], "not authori"),
-        ("shared", [*hub.user, "-t", "$share/g/fleet/v1/hub/#"], "shared"),
-        ("wrong", ["-u", "grafana", "-P", "hunter2", "-t", "fleet/v1/hub/#"], "bad user"),
-        ("nobody", ["-t", "fleet/v1/hub/#"], ""),
+        ("events", [*hub.user, "-t", f"fleet/v1/{NODE}/up/event"], denied),
+        ("all", [*hub.user, "-t", "#"], denied),
+        ("shared", [*hub.user, "-t", "$share/g/fleet/v1/hub/#"], denied),
+        ("wrong", ["-u", "grafana", "-P", "hunter2", "-t", "fleet/v1/hub/#"], not_let_in),
+        ("nobody", ["-t", "fleet/v1/hub/#"], not_let_in),
     ]:
         tool = Tool(programs, hub, f"refused-{name}", *arguments, version="mqttv5")
         try:
@@ -210,8 +211,8 @@ def refused(programs, hub):
         finally:
             tool.close()
         said = tool.said()
-        if tool.process.returncode == 0 or words not in said.lower() or tool.messages():
-            raise Failure(f"{name}: exit code {tool.process.returncode}, {said!r}")
+        if words not in said.lower() or tool.messages():
+            raise Failure(f"{name}: {said!r}, {len(tool.messages())} messages")
     publish = ["mosquitto_pub", *hub.tls, *hub.user, "-V", "mqttv5", "-q", "1", "-m", "x"]
     for topic in [f"fleet/v1/{NODE}/up/event", f"fleet/v1/{NODE}/down/command", "fleet/v1/hub/node/x", "other"]:
         done = subprocess.run([*publish, "-t", topic], capture_output=True, text=True, timeout=20)
