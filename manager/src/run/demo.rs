@@ -127,7 +127,7 @@ async fn start_agents(
         let id = NodeId::parse(&format!("demo-{n}")).expect("a number makes a node id");
         let folder = data.join("nodes").join(id.as_str());
         join(running, &token, &id, &folder).await?;
-        agents.push(start_agent(id, n, folder).await?);
+        agents.push(start_agent(running, id, n, folder).await?);
     }
     Ok(())
 }
@@ -157,7 +157,7 @@ async fn token(running: &RunningHub, uses: u32, replace: Option<NodeId>) -> Resu
 async fn join(running: &RunningHub, token: &JoinToken, id: &NodeId, data: &Path) -> Result<(), StartError> {
     let at =
         running.addresses.node_https.unwrap_or(SocketAddr::from((Ipv4Addr::UNSPECIFIED, NODE_HTTPS_PORT)));
-    let hub = if at.ip().is_unspecified() { format!("localhost:{}", at.port()) } else { at.to_string() };
+    let hub = local(at);
     let hub = hub.parse().expect("a host and a port make an address");
     let wish =
         Wish { hub, token: token.clone(), node: id.clone(), name: None, data: data.to_owned(), force: false };
@@ -172,11 +172,24 @@ async fn join(running: &RunningHub, token: &JoinToken, id: &NodeId, data: &Path)
     joined.map(drop).map_err(|source| StartError::Join { node: id.to_string(), source: Box::new(source) })
 }
 
-async fn start_agent(id: NodeId, n: u16, folder: PathBuf) -> Result<AgentHandle, StartError> {
+/// A bound address as a program of this machine reaches it.
+fn local(at: SocketAddr) -> String {
+    if at.ip().is_unspecified() { format!("localhost:{}", at.port()) } else { at.to_string() }
+}
+
+async fn start_agent(
+    running: &RunningHub,
+    id: NodeId,
+    n: u16,
+    folder: PathBuf,
+) -> Result<AgentHandle, StartError> {
     let mut config = AgentConfig { data: folder, ..AgentConfig::default() };
     config.node.id = Some(id.clone());
     config.node.name = Some(format!("Demo node {n}"));
     config.node.heartbeat = HEARTBEAT;
+    // Where it listens this time; a node that joined in an earlier run knows only where it was then.
+    let mqtts = running.addresses.mqtts.map(|at| format!("mqtts://{}", local(at)));
+    config.hub.url = mqtts.map(|url| url.parse().expect("a bound address makes a URL"));
     config.api.listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     config.system.interval = MEASURE;
     config.outbox.upload = UPLOAD;
