@@ -77,11 +77,12 @@ async fn what_the_bench_believes_is_what_the_ledger_has() {
 
 /// Runs a benchmark; gives what it found by name.
 fn report(args: &[&str]) -> impl Fn(&str) -> Option<f64> + use<> {
-    let output = Command::new(FLEET).arg("bench").args(args).args(["-o", "json"]).output().unwrap();
+    let mut command = Command::new(FLEET);
+    let output = command.arg("bench").args(args).args(["-o", "json"]).output().expect("it can be run");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let report: Value = serde_json::from_slice(&output.stdout).expect("a report is JSON");
     move |name| {
-        let figures = report["figures"].as_array().unwrap();
+        let figures = report["figures"].as_array().expect("a report has figures");
         figures.iter().find(|figure| figure["name"] == name)?["value"].as_f64()
     }
 }

@@ -204,7 +204,8 @@ async fn told(
             Ok(kind("samples").then(|| message("samples", &all())))
         }
         FeedItem::Execution(change) => {
-            let node = change.node.and_then(|number| api.hub.with_fleet(|fleet| fleet.ids.get(&number).cloned()));
+            let node =
+                change.node.and_then(|number| api.hub.with_fleet(|fleet| fleet.ids.get(&number).cloned()));
             let asked = filter.command.is_none_or(|only| only == change.command)
                 && filter.node.as_ref().is_none_or(|only| node.as_ref() == Some(only));
             let shown = || message("execution", &commands::change(change, node.as_ref().map(NodeId::as_str)));

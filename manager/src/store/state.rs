@@ -2,8 +2,8 @@
 //!
 //! One writer, one transaction per group of inputs. Decides nothing; readers see what was committed.
 
-mod feed;
 mod commands;
+mod feed;
 mod identities;
 
 use std::{collections::BTreeMap, sync::Arc};
@@ -12,8 +12,8 @@ use fleet_schemas::{Lane, NodeId, StoreId, StreamId, cbor, event::Event};
 use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition};
 use serde::{Deserialize, Serialize};
 
-pub use feed::EventPage;
 pub use commands::{CommandFilter, CommandPage, Counts, ExecutionFilter, OpenCommand, ReportRow};
+pub use feed::EventPage;
 pub use identities::{AuditFilter, Changed, Changes, RetainedRow};
 
 use super::disk::{self, Disk, DiskError, Open};

@@ -90,12 +90,7 @@ impl Site {
     }
 
     /// `tls`: the API by HTTPS. `anonymous_viewer`: as the demo serves it.
-    pub(crate) async fn with(
-        disk: Arc<dyn Disk>,
-        data: TempDir,
-        tls: bool,
-        anonymous_viewer: bool,
-    ) -> Self {
+    pub(crate) async fn with(disk: Arc<dyn Disk>, data: TempDir, tls: bool, anonymous_viewer: bool) -> Self {
         let config = hub::Config::default();
         let hub_clock = Arc::new(HubClock::default());
         let fresh = StoreId(clock::random());

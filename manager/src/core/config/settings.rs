@@ -245,7 +245,11 @@ impl Settings {
             }
             if let Some(error) = schema.as_ref().and_then(|schema| schema.iter_errors(&doc).next()) {
                 let pointer = error.instance_path().to_string();
-                return Err(ConfigError::Invalid { node: place.node.clone(), pointer, why: error.to_string() });
+                return Err(ConfigError::Invalid {
+                    node: place.node.clone(),
+                    pointer,
+                    why: error.to_string(),
+                });
             }
             if unchanged {
                 continue;
@@ -300,7 +304,8 @@ mod tests {
 
     #[test]
     fn a_site_goes_over_the_fleet_and_only_its_nodes_follow() {
-        let places = [place("a", Some("roof"), &[]), place("b", Some("cellar"), &["old"]), place("c", None, &[])];
+        let places =
+            [place("a", Some("roof"), &[]), place("b", Some("cellar"), &["old"]), place("c", None, &[])];
         let mut settings = Settings::default();
         let mut make = |edit: &Edit| make(&mut settings, &places, edit);
         assert_eq!(make(&put(Layer::Fleet, json!({"upload_s": 90}), Some(0))).unwrap(), ["a", "b", "c"]);
@@ -324,8 +329,9 @@ mod tests {
     fn a_dry_run_changes_nothing_and_says_what_would() {
         let places = [place("a", None, &[])];
         let settings = Settings::default();
-        let edited =
-            settings.decide(&put(Layer::Fleet, json!({"x": {"y": 1}}), None), places.iter(), "ann", 1).unwrap();
+        let edited = settings
+            .decide(&put(Layer::Fleet, json!({"x": {"y": 1}}), None), places.iter(), "ann", 1)
+            .unwrap();
         assert_eq!(edited.affected[0].differences[0].pointer, "/x/y");
         assert_eq!(settings, Settings::default());
         let same = settings.decide(&put(Layer::Fleet, json!({}), None), places.iter(), "ann", 1).unwrap();
@@ -356,7 +362,12 @@ mod tests {
         let (here, there) = (place("a", None, &[]), place("a", Some("roof"), &[]));
         let mut settings = Settings::default();
         make(&mut settings, std::slice::from_ref(&here), &put(Layer::Fleet, json!({"x": 1}), None)).unwrap();
-        make(&mut settings, std::slice::from_ref(&here), &put(Layer::Site("roof".into()), json!({"x": 2}), None)).unwrap();
+        make(
+            &mut settings,
+            std::slice::from_ref(&here),
+            &put(Layer::Site("roof".into()), json!({"x": 2}), None),
+        )
+        .unwrap();
         assert_eq!(settings.settle(&here).unwrap(), None);
         assert_eq!(settings.settle(&there).unwrap().unwrap().wanted.version.n, 2);
         settings.epoch = 1;

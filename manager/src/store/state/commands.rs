@@ -178,7 +178,8 @@ fn apply_executions(
     let mut counts = write.open_table(COUNTS).map_err(store)?;
     let mut by_word = write.open_table(BY_WORD).map_err(store)?;
     for (command, steps) in changed {
-        let known = counts.get(&command.0).map_err(store)?.map(|row| Counts::read(row.value())).transpose()?;
+        let known =
+            counts.get(&command.0).map_err(store)?.map(|row| Counts::read(row.value())).transpose()?;
         let before = known.unwrap_or_default();
         let mut after = before;
         steps.into_iter().for_each(|(was, is)| after.change(was, is));
