@@ -349,7 +349,7 @@ async fn a_command_to_an_online_node_runs_at_once() {
         let (_, made) = post(&site, json!({ "nodes": ["edge-1"], "kind": "ping" })).await;
         let id: CommandId = made["id"].as_str().unwrap().parse().unwrap();
         let runs = |item: &FeedItem| matches!(item, FeedItem::Execution(change) if change.command == id && change.step.state == State::Running);
-        let seen = async { while !runs(&*feed.recv().await.unwrap()) {} };
+        let seen = async { while !runs(&feed.recv().await.unwrap()) {} };
         tokio::time::timeout(PATIENCE, seen).await.unwrap();
         took.push(clock::mono() - began);
     }

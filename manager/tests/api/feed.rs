@@ -156,7 +156,7 @@ async fn a_follower_is_told_what_it_wants_as_it_is_committed() {
             node.told("tick", "").await;
         }
         for (feed, id) in [(&mut by_node, "a-1"), (&mut by_site, "b-2")] {
-            let mut lines = vec![feed.next().await.unwrap(), feed.next().await.unwrap()];
+            let mut lines = [feed.next().await.unwrap(), feed.next().await.unwrap()];
             lines.sort_by_key(|line| line["type"].to_string());
             assert_eq!((&lines[0]["type"], &lines[0]["node"]), (&json!("event"), &json!(id)));
             assert_eq!(lines[1]["samples"][0]["value"], f64::from(round));
