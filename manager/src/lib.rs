@@ -5,6 +5,7 @@
 
 pub mod admit;
 pub mod api;
+mod attempts;
 pub mod bench;
 pub mod cli;
 pub mod clock;

@@ -6,7 +6,10 @@
 mod refusal;
 pub mod serve;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use axum::{
     Extension, Json, Router,
@@ -30,6 +33,8 @@ use tokio::time;
 pub use serve::{Limits, Peer};
 
 use crate::{
+    attempts::{Attempts, Failed},
+    clock,
     core::{
         identity::{Ask, Certificate, Change, Enrolled, Refused, Shown},
         registry::Intent,
@@ -61,11 +66,12 @@ struct Port {
     hub: Hub,
     pki: Arc<Pki>,
     mqtts_port: u16,
+    attempts: Mutex<Attempts>,
 }
 
 /// The routes, to be served with [`serve::serve`]. `mqtts_port` is where nodes find MQTT over TLS.
 pub fn router(hub: Hub, pki: Arc<Pki>, mqtts_port: u16) -> Router {
-    let port = Arc::new(Port { hub, pki, mqtts_port });
+    let port = Arc::new(Port { hub, pki, mqtts_port, attempts: Mutex::default() });
     Router::new()
         .route(ENROL_PATH, post(enrol))
         .route(RENEW_PATH, post(renew))
@@ -108,9 +114,7 @@ async fn enrol(
         Ok(Answer::Pending(pending)) => {
             tracing::info!(node = %pending.node, peer = %peer.address, "a machine waits for approval");
         }
-        Err(refusal) => {
-            tracing::info!(peer = %peer.address, detail = refusal.detail, "a machine may not join");
-        }
+        Err(refusal) => port.turned_away(&peer, refusal)?,
     }
     Ok(match answer? {
         Answer::Issued(issued) => Json(issued).into_response(),
@@ -166,6 +170,31 @@ impl Port {
             Enrolled::Wait { node, .. } => Ok(pending(node)),
             Enrolled::Issue(_) => Err(changed()),
         }
+    }
+
+    /// Logs a refusal, and slows down whoever collects them with tokens that are none. A good token is never slowed.
+    fn turned_away(&self, peer: &Peer, refusal: &Refusal) -> Result<(), Refusal> {
+        let guessed = match refusal.code {
+            RefusalCode::TokenUnknown | RefusalCode::TokenSecret => true,
+            RefusalCode::TokenExpired
+            | RefusalCode::TokenUsed
+            | RefusalCode::NodeExists
+            | RefusalCode::Revoked
+            | RefusalCode::BadRequest
+            | RefusalCode::BadCertificate
+            | RefusalCode::TooLate
+            | RefusalCode::ClockInDoubt
+            | RefusalCode::Unavailable
+            | RefusalCode::Other => false,
+        };
+        if guessed {
+            let mut attempts = self.attempts.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Failed::TooMany { retry_s } = attempts.fail(peer.address.ip(), clock::mono()) {
+                return Err(Refusal::too_many("too many tokens that are none; come back later", retry_s));
+            }
+        }
+        tracing::info!(peer = %peer.address, detail = refusal.detail, "a machine may not join");
+        Ok(())
     }
 
     fn look(&self, ask: &Ask) -> Result<Enrolled, Refused> {

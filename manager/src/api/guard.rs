@@ -17,12 +17,11 @@ use axum::{
 
 use super::{
     Api,
-    attempts::Failed,
     problem::{Denied, Refusal},
     rights::{Caller, Needs},
     token,
 };
-use crate::{core::identity::Role, metrics::catalogue};
+use crate::{attempts::Failed, core::identity::Role, metrics::catalogue};
 
 /// Requests answered at once; streams count only until their first byte.
 pub(super) const REQUESTS: usize = 256;

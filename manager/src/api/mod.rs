@@ -5,7 +5,6 @@
 
 mod access;
 pub mod any;
-mod attempts;
 mod audit;
 mod commands;
 mod devices;
@@ -48,6 +47,7 @@ use tokio::{
 };
 
 use crate::{
+    attempts::Attempts,
     consume::{Shared, StoredEvent},
     core::{fleet::Node, identity::Role},
     hub::Hub,
@@ -86,7 +86,7 @@ pub struct Config {
 struct Api {
     config: Config,
     rights: Rights,
-    attempts: Mutex<attempts::Attempts>,
+    attempts: Mutex<Attempts>,
     hub: Hub,
     exporter: Arc<Exporter>,
     devices: devices::Devices,

@@ -84,6 +84,12 @@ catalogue! {
     GATE_PAUSES = counter("fleet_gate_pauses_total", &[], "Times that a session's reading was paused.");
     GATE_DOWN_MESSAGES = counter("fleet_gate_down_messages_total", &[], "Messages written to nodes.");
     GATE_DOWN_LOST = counter("fleet_gate_down_lost_total", &["reason"], "Messages to nodes that were not written, by reason.");
+    GATE_THROTTLES = counter("fleet_gate_throttles_total", &[], "Times that a session was not read for a while because it published above its limit.");
+    GATE_TOOLS = gauge("fleet_gate_tool_sessions", &[], "MQTT sessions of third-party tools.");
+    GATE_TOOL_QUEUE = gauge("fleet_gate_tool_queue_bytes", &[], "Messages that wait for third-party tools.");
+    GATE_TALK = counter("fleet_gate_tool_said_total", &["fate"], "Messages that tools published: heard by tools, unheard, or dropped because the plane was full.");
+    GATE_RETAINED = gauge("fleet_gate_retained_topics", &[], "Topics on which tools have something retained.");
+    GATE_RETAINED_BYTES = gauge("fleet_gate_retained_bytes", &[], "What tools have retained.");
     ROUTER_REBUILDS = counter("fleet_router_rebuilds_total", &[], "Routers that had to be replaced.");
     ROUTER_RECOVERED = counter("fleet_router_recovered_total", &[], "Messages that the router did not deliver and the replay ring did.");
     ROUTER_QUARANTINED = counter("fleet_router_quarantined_total", &[], "Messages kept away from the router after two of its deaths.");

@@ -164,7 +164,11 @@ pub fn terms(account: &Account) -> [(&'static str, u64); 8] {
 }
 
 fn broker(stats: &Broker, scrape: &Scrape) {
-    let gauges: [(&Metric, u64); 4] = [
+    let gauges: [(&Metric, u64); 8] = [
+        (&c::GATE_TOOLS, stats.tools.get()),
+        (&c::GATE_TOOL_QUEUE, stats.tool_queue_bytes.get()),
+        (&c::GATE_RETAINED, stats.retained_topics.get()),
+        (&c::GATE_RETAINED_BYTES, stats.retained_bytes.get()),
         (&c::GATE_CONNECTIONS, stats.connections.get()),
         (&c::GATE_SESSIONS, stats.sessions.get()),
         (&c::GATE_IN_FLIGHT, stats.in_flight_bytes.get()),
@@ -173,7 +177,8 @@ fn broker(stats: &Broker, scrape: &Scrape) {
     for (metric, value) in gauges {
         scrape.set(metric, &[], value as f64);
     }
-    let counters: [(&Metric, u64); 8] = [
+    let counters: [(&Metric, u64); 9] = [
+        (&c::GATE_THROTTLES, stats.throttles.get()),
         (&c::GATE_SESSIONS_OPENED, stats.sessions_opened.get()),
         (&c::GATE_UP_MESSAGES, stats.up_messages.get()),
         (&c::GATE_UP_BYTES, stats.up_payload_bytes.get()),
@@ -185,6 +190,13 @@ fn broker(stats: &Broker, scrape: &Scrape) {
     ];
     for (metric, value) in counters {
         scrape.count(metric, &[], value);
+    }
+    for (fate, count) in [
+        ("heard", stats.talk_messages.get().saturating_sub(stats.talk_unheard.get())),
+        ("unheard", stats.talk_unheard.get()),
+        ("dropped", stats.talk_dropped.get()),
+    ] {
+        scrape.count(&c::GATE_TALK, &[fate], count);
     }
     for reason in Reason::ALL {
         scrape.count(&c::GATE_ENDED, &[reason.as_str()], stats.reason(reason));

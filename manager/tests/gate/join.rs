@@ -70,6 +70,27 @@ async fn a_token_is_refused_with_what_is_wrong_with_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn whoever_guesses_tokens_is_slowed_and_nobody_else() {
+    let site = Site::start().await;
+    let token = site.token(|_| ()).await;
+    let mut guess = token.clone();
+    let key = key();
+    let mut slowed = 0;
+    for round in 0..30 {
+        guess.secret[0] = token.secret[0] ^ (round + 1);
+        let answer = site.join(&guess, "edge-1", &key).await;
+        match answer.code() {
+            (401, "token_secret") => assert_eq!(slowed, 0, "slowed once and then not"),
+            (429, _) => slowed += 1,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(slowed >= 5, "{slowed} of 30");
+    // From the same address.
+    assert_eq!(site.join(&token, "edge-1", &key).await.issued().node.as_str(), "edge-1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_token_for_one_lets_one_of_many_in() {
     let site = Site::start().await;
     let token = site.token(|_| ()).await;

@@ -1,4 +1,5 @@
-//! Failed attempts to show a token, by address: what slows a guesser's requests and keeps the log short. Pure.
+//! Failed attempts to show a token (an operator's or a join token), by address: what slows a guesser's requests and
+//! keeps the log short. Pure.
 //!
 //! A good token is never refused here: many operators may share one address with somebody who guesses, and 256 random
 //! bits are not found by guessing however fast.
@@ -18,7 +19,7 @@ const ADDRESSES: usize = 4_096;
 
 /// What every address has left.
 #[derive(Debug, Default)]
-pub(super) struct Attempts(BTreeMap<IpAddr, Bucket>);
+pub(crate) struct Attempts(BTreeMap<IpAddr, Bucket>);
 
 #[derive(Debug)]
 struct Bucket {
@@ -29,7 +30,7 @@ struct Bucket {
 
 /// What a failed attempt is answered with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Failed {
+pub(crate) enum Failed {
     /// The reason; worth a line in the log when it is the first in a while.
     Told {
         /// Whether it is.
@@ -44,7 +45,7 @@ pub(super) enum Failed {
 
 impl Attempts {
     /// Counts a failed attempt.
-    pub(super) fn fail(&mut self, from: IpAddr, now: Duration) -> Failed {
+    pub(crate) fn fail(&mut self, from: IpAddr, now: Duration) -> Failed {
         let from = network(from);
         if !self.0.contains_key(&from) && self.0.len() >= ADDRESSES {
             self.0.retain(|_, bucket| bucket.full_at > now);
