@@ -147,7 +147,7 @@ fn a_node_comes_back_under_500_handshakes_that_do_not_end() {
 #[test]
 fn a_node_comes_back_under_2_000_connections_a_second() {
     let _alone = ALONE.lock().unwrap();
-    flood(&site(|_| ()), Duration::from_secs(8));
+    flood(&site(|_| ()), Duration::from_secs(10));
 }
 
 /// With caps that the flood reaches within the second, from an address each for every connection it opens.
