@@ -21,6 +21,7 @@ use super::{
     Api, events, nodes,
     problem::Refusal,
     query::{Params, node_id},
+    rights::Caller,
     selector::Selector,
     shapes,
 };
@@ -85,7 +86,11 @@ enum Line<'a> {
 
 /// `GET feed?after=&follow=&limit=&node=&selector=&group=`: `after` is a cursor or `start`, from now on unless given;
 /// `follow=false` ends when there is no more, `limit` after so many lines with records.
-pub(super) async fn get(State(api): State<Arc<Api>>, params: Params) -> Result<Response, Refusal> {
+pub(super) async fn get(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    params: Params,
+) -> Result<Response, Refusal> {
     params.only(&["after", "follow", "limit", "node", "selector", "group"])?;
     let node = params.text("node").map(node_id).transpose()?;
     if let Some(node) = &node {
@@ -111,7 +116,7 @@ pub(super) async fn get(State(api): State<Arc<Api>>, params: Params) -> Result<R
     let filter = Filter { node, selector, group };
     let (page, filter) = api.query(move |api| first(api, after, filter)).await?;
     let (lines, ready) = mpsc::channel(WAITING);
-    tokio::spawn(Feed { api, news, lines, place }.run(page, Ask { filter, follow, left }));
+    tokio::spawn(Feed { api, caller, news, lines, place }.run(page, Ask { filter, follow, left }));
     let headers = [(header::CONTENT_TYPE, "application/x-ndjson"), (header::CACHE_CONTROL, "no-store")];
     Ok((headers, Body::from_stream(ReceiverStream::new(ready))).into_response())
 }
@@ -186,6 +191,7 @@ fn why(gone: Gone) -> String {
 /// One reader.
 struct Feed {
     api: Arc<Api>,
+    caller: Caller,
     news: watch::Receiver<u64>,
     lines: mpsc::Sender<Result<Bytes, Infallible>>,
     place: OwnedSemaphorePermit,
@@ -242,6 +248,12 @@ impl Feed {
             if wait && !self.news().await? {
                 self.mark(at).await?;
                 *told = Some(at);
+            }
+            // Nothing that was committed after a token was taken back is told to its holder.
+            if !self.api.still(&self.caller) {
+                let detail = "the API token was removed or has expired".to_owned();
+                self.send(line(&Line::Cut { cursor: at.to_string(), detail })).await?;
+                return Err(Over);
             }
             let wanted = filter.clone();
             match self.api.query(move |api| read(api, at, &wanted)).await {

@@ -164,8 +164,8 @@ async fn a_removed_operator_is_out_at_once_streams_included() {
     let token = made["token"].as_str().unwrap();
     let (status, who) = site.ask_as(Some(token), Method::GET, "/api/v1/whoami", None).await;
     assert_eq!((status, who), (StatusCode::OK, json!({"name": "eve", "role": "viewer", "expires_ms": null})));
-    let stream =
-        reqwest::Client::new().get(site.url("/api/v1/stream")).bearer_auth(token).send().await.unwrap();
+    let open = |path| reqwest::Client::new().get(site.url(path)).bearer_auth(token).send();
+    let (stream, feed) = (open("/api/v1/stream").await.unwrap(), open("/api/v1/feed").await.unwrap());
     site.ask(Method::DELETE, "/api/v1/operators/eve", None).await;
     assert_eq!(
         site.ask_as(Some(token), Method::GET, "/api/v1/whoami", None).await.0,
@@ -181,6 +181,9 @@ async fn a_removed_operator_is_out_at_once_streams_included() {
     };
     let told = tokio::time::timeout(PATIENCE, ends).await.expect("the stream ends");
     assert!(told.contains("event: cut"), "{told}");
+    // A quiet feed looks up when it is time for a mark.
+    let told = tokio::time::timeout(PATIENCE, feed.text()).await.expect("the feed ends").unwrap();
+    assert!(told.lines().last().is_some_and(|last| last.contains("\"cut\"")), "{told}");
     let (status, problem) = site.ask(Method::DELETE, "/api/v1/operators/admin", None).await;
     assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "the last admin stays: {problem}");
     site.stop().await;
