@@ -158,9 +158,9 @@ impl Conn {
     }
 
     async fn wait(&mut self, stream: &TcpStream, timer: Pin<&mut time::Sleep>, more: bool) -> Wake {
-        self.balance(clock::now());
+        // Asked once: room that comes between two looks would be waited for by neither.
+        let full = self.balance(clock::now());
         let room = self.room();
-        let no_room = self.paused && !room.is_free();
         let reading = !self.paused && self.out.len() < OUT_READ;
         let (outlet, judgement) = match &self.stage {
             Stage::Open(open) => (Some(open.outlet.wake()), None),
@@ -188,7 +188,7 @@ impl Conn {
             () = self.slot.crowded_out() => Wake::Crowded,
             _ = stream.writable(), if !self.out.is_empty() => Wake::Writable,
             _ = stream.readable(), if reading => Wake::Readable,
-            () = room.wait(), if no_room => Wake::Room,
+            () = room.wait(), if full => Wake::Room,
             () = timer => Wake::Timer,
             () = future::ready(()), if more => Wake::Outlet,
         }
@@ -221,10 +221,11 @@ impl Conn {
         }
     }
 
-    /// Pauses or resumes reading, as the consumer's backlog and the session's publish limit want it.
-    fn balance(&mut self, now: Instant) {
+    /// Pauses or resumes reading, as the consumer's backlog and the session's publish limit want it; says whether
+    /// reading waits for room.
+    fn balance(&mut self, now: Instant) -> bool {
         let full = !self.room().is_free();
-        let Stage::Open(open) = &mut self.stage else { return };
+        let Stage::Open(open) = &mut self.stage else { return false };
         if self.throttled.is_some_and(|until| now >= until) {
             self.throttled = None;
         }
@@ -243,6 +244,7 @@ impl Conn {
                 stats.paused_sessions.sub(1);
             }
         }
+        full
     }
 
     /// Ends a session whose peer takes nothing; says so if it did.
