@@ -62,3 +62,30 @@ fn a_consumer_that_does_not_take_stops_the_reading_and_loses_nothing() {
     assert_eq!((stats.reason(Reason::KeepAlive), stats.sessions.get()), (0, clients.len() as u64));
     assert_eq!((stats.in_flight_bytes.get(), stats.paused_sessions.get()), (0, 0));
 }
+
+#[test]
+fn room_that_comes_at_any_moment_is_noticed() {
+    const EACH: u16 = 1_500;
+    const NODES: usize = 8;
+    // Room for two messages, so that everybody is paused and goes on all the time.
+    let (broker, mut link) = plane_with(|config| config.budget_bytes = 1024);
+    let addr = broker.mqtt_addr();
+    let senders: Vec<_> = (0..NODES)
+        .map(|n| {
+            thread::spawn(move || {
+                let id = format!("edge-{n}");
+                // Nothing but room wakes it: its keepalive is longer than the test.
+                let mut client = Client::open(addr, &Hello { keepalive: 600, ..Hello::new(V4, &id) });
+                let topic = format!("fleet/v1/{id}/up/telemetry");
+                for id in 1..=EACH {
+                    client.send(&publish(V4, 0x32, &topic, id, b"a message"));
+                    assert_eq!(client.read().expect("the session lives").0, 0x40);
+                }
+                client
+            })
+        })
+        .collect();
+    assert_eq!(receive(&mut link, NODES * usize::from(EACH)).len(), NODES * usize::from(EACH));
+    assert!(broker.stats().pauses.get() > 10, "{} pauses", broker.stats().pauses.get());
+    senders.into_iter().for_each(|sender| drop(sender.join().unwrap()));
+}

@@ -59,7 +59,13 @@ mod tests {
         let start = |id: CommandId, folder: &Path| {
             let mut command = Command::new("sleep");
             command.arg("1000").env(ID, id.to_string()).env(FOLDER, folder.display().to_string());
-            command.spawn().unwrap()
+            let child = command.spawn().unwrap();
+            // The kernel shows the environment only at the end of exec, which spawn does not wait for.
+            let environment = format!("/proc/{}/environ", child.id());
+            while std::fs::read(&environment).unwrap().is_empty() {
+                std::thread::yield_now();
+            }
+            child
         };
         let mut orphan = start(mine, folder.path());
         let mut others = [start(other, folder.path()), start(mine, Path::new("/nonexistent"))];
