@@ -13,7 +13,8 @@ const TICK: Duration = Duration::from_millis(10);
 pub(super) struct Cpu {
     /// All of it, threads that ended included.
     pub(super) total: Duration,
-    /// By name of the threads that run.
+    /// By name of the threads that run; to the nanosecond where the kernel keeps that (proc(5), `schedstat`), which
+    /// `total` is not.
     pub(super) threads: BTreeMap<String, Duration>,
 }
 
@@ -42,7 +43,9 @@ pub(super) fn cpu(pid: u32) -> Result<Cpu, Error> {
         let Ok(task) = task else { continue };
         // A thread may end between the two reads.
         let Ok(text) = fs::read_to_string(task.path().join("stat")) else { continue };
-        let (name, time) = stat(&text)?;
+        let (name, ticks) = stat(&text)?;
+        let fine = fs::read_to_string(task.path().join("schedstat")).ok();
+        let time = fine.and_then(|text| on_cpu(&text)).unwrap_or(ticks);
         *threads.entry(name).or_default() += time;
     }
     Ok(Cpu { total, threads })
@@ -72,6 +75,11 @@ fn stat(text: &str) -> Result<(String, Duration), Error> {
     Ok((name.to_owned(), TICK * ticks()? + TICK * ticks()?))
 }
 
+/// Time on a processor of a `schedstat` line: nanoseconds, the first field.
+fn on_cpu(text: &str) -> Option<Duration> {
+    text.split_ascii_whitespace().next()?.parse().ok().map(Duration::from_nanos)
+}
+
 fn number(text: &str, key: &str) -> Result<u64, Error> {
     (text.lines().find_map(|line| line.strip_prefix(key)))
         .and_then(|rest| rest.split_ascii_whitespace().next()?.parse().ok())
@@ -87,6 +95,7 @@ mod tests {
         let line = "7 (a) b (c) S 1 7 7 0 -1 4194304 90 0 0 0 12 30 0 0 20 0 1 0 1 2 3\n";
         assert_eq!(stat(line).unwrap(), ("a) b (c".to_owned(), Duration::from_millis(420)));
         assert!(stat("7 (a) S 1").is_err());
+        assert_eq!(on_cpu("142701 880077 2\n"), Some(Duration::from_nanos(142_701)));
     }
 
     #[test]

@@ -87,7 +87,7 @@ pub async fn run(config: &Config) -> Result<Report, Error> {
         });
     }
     let mut sessions = all(opening).await?;
-    let used = proc::cpu(pid)?.since(&before).total.as_secs_f64() * 1_000.0 / nodes;
+    let used = proc::cpu(pid)?.since(&before).of(|_| true).as_secs_f64() * 1_000.0 / nodes;
     let each = |rss: u64| rss.saturating_sub(bare) as f64 / nodes / 1_024.0;
     report.add("memory of a session", each(still(pid).await?), "KiB");
     let mut bearing = JoinSet::new();
