@@ -21,6 +21,7 @@ mod operators;
 mod patch;
 mod pki;
 mod problem;
+mod prom;
 mod query;
 pub mod rights;
 pub mod selector;
@@ -164,6 +165,9 @@ impl Api {
             // Told from the start, so that a rate can be taken of the first.
             exporter.counter(&catalogue::HTTP_DENIED, &[reason]).increment(0);
         }
+        for outcome in ["answered", "refused"] {
+            exporter.counter(&catalogue::HISTORY_READS, &[outcome]).increment(0);
+        }
         Self {
             config,
             rights,
@@ -249,6 +253,7 @@ fn routes() -> Routes {
         .on(admin, Method::POST, "/api/v1/pki/rotate", pki::rotate)
         .on(viewer, Method::GET, "/api/v1/pki/ca.pem", pki::ca)
         .on(viewer, Method::GET, "/api/v1/feed", feed::get)
+        .on(viewer, Method::POST, "/api/v1/prom/read", prom::read)
 }
 
 fn router(routes: Router<Arc<Api>>, api: Arc<Api>) -> Router {

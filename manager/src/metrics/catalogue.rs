@@ -98,6 +98,10 @@ catalogue! {
     HTTP_DENIED = counter("fleet_http_denied_total", &["reason"], "HTTP requests refused for want of a token or a right, by reason.");
     STREAMS = gauge("fleet_http_streams", &[], "Open event streams.");
     STREAMS_CUT = counter("fleet_http_streams_cut_total", &[], "Event streams that were cut because their reader was too slow.");
+    HISTORY_READS = counter("fleet_history_reads_total", &["outcome"], "Remote reads of Prometheus, by outcome.");
+    HISTORY_SECONDS = histogram("fleet_history_read_duration_seconds", "Time for answering a remote read.");
+    HISTORY_NODES = counter("fleet_history_nodes_read_total", &[], "Nodes whose samples were looked at for remote reads.");
+    HISTORY_SAMPLES = counter("fleet_history_samples_read_total", &[], "Samples given to remote reads.");
     PROCESS_RSS = gauge("fleet_process_resident_memory_bytes", &[], "Resident memory of the hub.");
     PROCESS_CPU = counter("fleet_process_cpu_seconds_total", &[], "Processor time of the hub, user and system, in whole seconds.");
     PROCESS_START = gauge("fleet_process_start_timestamp_seconds", &[], "When the hub started.");

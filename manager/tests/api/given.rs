@@ -15,7 +15,10 @@ use fleet_manager::{
     metrics::{self, Exporter},
     mirror::{self, Mirror},
     pki::Pki,
-    store::disk::{Disk, Folder},
+    store::{
+        disk::{Disk, Folder},
+        telemetry::InboxBatch,
+    },
 };
 use fleet_schemas::{
     DeviceId, Lane, MetricName, NodeId, SessionId, StoreId, StreamId, Topic, VERSION,
@@ -203,6 +206,22 @@ pub(crate) async fn operator(hub: &Hub, name: &str, role: Role, expires_ms: Opti
     };
     hub.intend("hub", Intent::Identity(Change::PutOperator(operator))).await.unwrap();
     token
+}
+
+/// Stores one sample of the metric `probe` for each of these nodes, as the consumer would.
+pub(crate) fn sample_each(hub: &Hub, nodes: &[u32], time_ms: i64) {
+    let mut builder = Builder::default();
+    let (device, metric) = (DeviceId::node(), MetricName::parse("probe").unwrap());
+    assert_eq!(builder.push(Sample { time_ms, device, metric, unit: None, value: 1.0 }), None);
+    let samples = builder.build();
+    let body = samples.encode();
+    let mut write = hub.telemetry().begin().unwrap();
+    for node in nodes.iter().copied() {
+        let (lane, recv_ms) = (Lane::Telemetry, hub.clock().now().wall_ms);
+        let (samples, body) = (&samples, &body[..]);
+        write.append(&InboxBatch { node, lane, recv_ms, shift_ms: 0, samples, body, payload: None }).unwrap();
+    }
+    write.commit().unwrap();
 }
 
 /// A node that was born.

@@ -10,5 +10,6 @@ mod import;
 mod login;
 mod mirror;
 mod operators;
+mod prom;
 mod rights;
 mod stream;

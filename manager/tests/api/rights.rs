@@ -26,7 +26,8 @@ fn looking_takes_a_viewer_changing_an_operator_and_letting_in_an_admin() {
         };
         let admin = below.split('/').any(|part| ADMINS.contains(&part)) || below.starts_with("pki");
         let least = match (admin, right.method == Method::GET) {
-            _ if below == "pki/ca.pem" => Role::Viewer,
+            // Reading by POST: the question is too long for a path.
+            _ if ["pki/ca.pem", "prom/read"].contains(&below) => Role::Viewer,
             (true, _) => Role::Admin,
             (false, true) => Role::Viewer,
             (false, false) => Role::Operator,

@@ -53,7 +53,7 @@ pub use aggregate::Aggregate;
 pub use counters::Booking;
 pub use follow::{Followed, LogPage};
 pub use latest::{Latest, SeriesName};
-pub use query::{Query, SeriesPoints, Step};
+pub use query::{Query, SeriesPoints, Step, Wants};
 pub use retain::RetainReport;
 pub use rot::Rotten;
 pub use seal::SealReport;

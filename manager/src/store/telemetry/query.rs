@@ -60,6 +60,9 @@ pub struct SeriesPoints {
     pub points: Vec<(i64, f64)>,
 }
 
+/// Which series [`TelemetryStore::history`] gives: device, metric, unit.
+pub type Wants<'a> = dyn Fn(&DeviceId, &MetricName, Option<&MetricName>) -> bool + 'a;
+
 /// Samples that one query may decode: a few seconds of work.
 const SCAN_SAMPLES: u64 = 200_000_000;
 /// From this range on, milliseconds, steps of whole rollups are answered from rollups: two days.
@@ -117,7 +120,20 @@ impl TelemetryStore {
     /// [`Error::TooMuch`] when the answer or the work would be larger than allowed.
     pub fn query(&self, query: &Query) -> Result<Vec<SeriesPoints>, Error> {
         let opened = self.opened()?;
-        self.note(Snapshot::take(&opened, query.node).and_then(|snapshot| answer(&opened, snapshot, query)))
+        let found = Found::new(query);
+        self.note(Snapshot::take(&opened, query.node).and_then(|snapshot| answer(&opened, snapshot, found)))
+    }
+
+    /// Samples of those series of a node that `wants` (device, metric, unit) chooses, for whoever draws them by their
+    /// own times: the point of a step stands at its last sample, and where samples have expired the last of each
+    /// rollup stands for them.
+    ///
+    /// # Errors
+    /// As [`TelemetryStore::query`].
+    pub fn history(&self, query: &Query, wants: &Wants<'_>) -> Result<Vec<SeriesPoints>, Error> {
+        let opened = self.opened()?;
+        let found = Found { history: Some(wants), ..Found::new(query) };
+        self.note(Snapshot::take(&opened, query.node).and_then(|snapshot| answer(&opened, snapshot, found)))
     }
 
     /// The newest value of every series of a node, by device and metric; at most
@@ -161,8 +177,8 @@ impl TelemetryStore {
     }
 }
 
-fn answer(opened: &Opened, mut snapshot: Snapshot, query: &Query) -> Result<Vec<SeriesPoints>, Error> {
-    let mut found = Found::new(query);
+fn answer(opened: &Opened, mut snapshot: Snapshot, mut found: Found<'_>) -> Result<Vec<SeriesPoints>, Error> {
+    let query = found.query;
     let (from_ms, to_ms) = (found.from_ms, found.to_ms);
     if from_ms >= to_ms {
         return Ok(Vec::new());
@@ -170,7 +186,7 @@ fn answer(opened: &Opened, mut snapshot: Snapshot, query: &Query) -> Result<Vec<
     let rollable = query.step.is_some_and(|step| step.ms % rollup::STEP_MS == 0);
     let long = rollable && to_ms.saturating_sub(from_ms) >= LONG_MS;
     let mut unpacker = Unpacker::default();
-    if rollable {
+    if rollable || found.history.is_some() {
         let gone = |source: u64| !snapshot.views.iter().any(|view| view.id.key() == source);
         for view in &snapshot.rollups {
             view.each(
@@ -214,6 +230,7 @@ fn answer(opened: &Opened, mut snapshot: Snapshot, query: &Query) -> Result<Vec<
 /// An answer in the making.
 struct Found<'a> {
     query: &'a Query,
+    history: Option<&'a Wants<'a>>,
     from_ms: i64,
     to_ms: i64,
     step: Option<Step>,
@@ -241,7 +258,7 @@ impl<'a> Found<'a> {
                 )
             }
         };
-        Self { query, from_ms, to_ms, step, series: HashMap::new(), points: 0, scanned: 0 }
+        Self { query, history: None, from_ms, to_ms, step, series: HashMap::new(), points: 0, scanned: 0 }
     }
 
     fn scan(&mut self, samples: u64) -> Result<(), Error> {
@@ -254,9 +271,10 @@ impl<'a> Found<'a> {
         }
     }
 
-    fn wants(&self, device: &DeviceId, metric: &MetricName) -> bool {
+    fn wants(&self, device: &DeviceId, metric: &MetricName, unit: Option<&MetricName>) -> bool {
         self.query.device.as_ref().is_none_or(|wanted| wanted == device)
             && self.query.metric.as_ref().is_none_or(|wanted| wanted == metric)
+            && self.history.is_none_or(|wants| wants(device, metric, unit))
     }
 
     fn gathered(&mut self, name: Name) -> Result<&mut Gathered, Error> {
@@ -278,7 +296,7 @@ impl<'a> Found<'a> {
         times.iter_mut().for_each(|time| *time = time.saturating_add(shift_ms));
         let (from_ms, to_ms, step) = (self.from_ms, self.to_ms, self.step);
         for series in &samples.series {
-            if !self.wants(&series.d, &series.m) {
+            if !self.wants(&series.d, &series.m, series.u.as_ref()) {
                 continue;
             }
             let values = samples.values(series);
@@ -301,11 +319,16 @@ impl<'a> Found<'a> {
     }
 
     fn cell(&mut self, name: &Name, time_ms: i64, cell: &Cell) -> Result<(), Error> {
-        let Some(Step { ms, .. }) = self.step else { return Ok(()) };
-        if !self.wants(&name.0, &name.1) || !(self.from_ms..self.to_ms).contains(&time_ms) {
+        let within = (self.from_ms..self.to_ms).contains(&time_ms);
+        if !within || !self.wants(&name.0, &name.1, name.2.as_ref()) {
             return Ok(());
         }
+        let step = self.step;
         let gathered = self.gathered(name.clone())?;
+        let Some(Step { ms, .. }) = step else {
+            gathered.points.push((cell.last_ms, cell.last));
+            return self.grown(1);
+        };
         let before = gathered.cells.len();
         gathered.merge(aggregate::floor(time_ms, ms), cell);
         let grown = gathered.cells.len() - before;
@@ -314,10 +337,13 @@ impl<'a> Found<'a> {
 
     fn finish(self) -> Vec<SeriesPoints> {
         let aggregate = self.step.map(|step| step.aggregate);
+        let own_times = self.history.is_some();
         let mut all: Vec<_> = (self.series.into_iter())
             .map(|((device, metric, unit), Gathered { mut points, cells })| {
                 if let Some(aggregate) = aggregate {
-                    points = cells.iter().map(|(time, cell)| (*time, cell.value(aggregate))).collect();
+                    let time = |step: i64, cell: &Cell| if own_times { cell.last_ms } else { step };
+                    let point = |(step, cell): (&i64, &Cell)| (time(*step, cell), cell.value(aggregate));
+                    points = cells.iter().map(point).collect();
                 } else if !points.is_sorted_by(|a, b| a.0 < b.0) {
                     points.sort_unstable_by(|a, b| a.0.cmp(&b.0).then_with(|| a.1.total_cmp(&b.1)));
                 }

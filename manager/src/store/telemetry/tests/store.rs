@@ -199,6 +199,10 @@ fn retention_moves_stored_to_expired_and_rollups_remain() {
         ..all(1)
     };
     let before = store.query(&hourly).unwrap();
+    let raw = Query { step: None, ..hourly.clone() };
+    let every = store.history(&raw, &|_, metric, _| metric.as_str() == "t").unwrap();
+    assert_eq!(every, store.query(&raw).unwrap());
+    assert_eq!(store.history(&raw, &|_, metric, _| metric.as_str() != "t").unwrap(), []);
     let mut removed = Vec::new();
     let mut expired = Vec::new();
     loop {
@@ -223,6 +227,14 @@ fn retention_moves_stored_to_expired_and_rollups_remain() {
         assert_eq!(time, time_before);
         assert!((sum - sum_before).abs() < 1e-6);
     }
+    // Whoever draws by time has the last sample of every five minutes in place of the expired ones.
+    let mut last = std::collections::BTreeMap::new();
+    for point in &every[0].points {
+        last.insert(point.0.div_euclid(5 * MINUTE), *point);
+    }
+    let drawn = store.history(&raw, &|_, _, _| true).unwrap();
+    assert_eq!(drawn[0].points, last.into_values().collect::<Vec<_>>());
+    assert_eq!(store.query(&raw).unwrap(), []);
     // Two years on the rollups go too.
     let report = store.retain(NOW + 1_000 * DAY).unwrap();
     assert!(report.removed.iter().any(|name| name.starts_with("telemetry/rollup-")), "{report:?}");
