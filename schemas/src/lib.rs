@@ -23,6 +23,7 @@ pub mod event;
 pub mod id;
 pub mod lane;
 pub mod limits;
+pub mod rule;
 pub mod session;
 pub mod telemetry;
 pub mod topic;
