@@ -183,7 +183,7 @@ impl Term {
         match self {
             Self::Abs(term) | Self::Negative(term) | Self::Not(term) => term.walk(see),
             Self::Calculate(_, terms) | Self::Compare(_, _, terms) | Self::And(terms) | Self::Or(terms) => {
-                terms.iter().for_each(|term| term.walk(see))
+                terms.iter().for_each(|term| term.walk(see));
             }
             Self::Number(_)
             | Self::Truth(_)
