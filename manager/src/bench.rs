@@ -6,6 +6,7 @@
 pub mod agent;
 mod certificates;
 mod child;
+pub mod commands;
 mod data;
 pub mod event;
 pub mod fan_in;

@@ -13,7 +13,7 @@ use std::{
 };
 
 use fleet_schemas::{
-    Lane, NodeId, SessionId, StreamId, Topic, VERSION,
+    CommandId, Lane, NodeId, SessionId, StreamId, Topic, VERSION,
     ack::{Ack, Verdict},
     batch::Clock,
     cbor, limits,
@@ -88,7 +88,7 @@ impl Node {
         let flying = VecDeque::new();
         let mut node = Self { id, session, lane, socket, stock, mark, credit: 0, flying, next: 1, found };
         let states = lanes(node.stock.stream, 1, 1);
-        publish_birth(&mut node.socket.out, &node.id, session, states);
+        publish_birth(&mut node.socket.out, &node.id, session, states, None);
         let deadline = clock::mono() + PATIENCE;
         while node.credit == 0 {
             node.step(deadline).await?;
@@ -276,6 +276,7 @@ pub(super) fn publish_birth(
     id: &NodeId,
     session: SessionId,
     lanes: BTreeMap<Lane, Vec<StreamState>>,
+    commands: Option<Vec<CommandId>>,
 ) {
     let birth = Birth {
         v: VERSION,
@@ -295,7 +296,7 @@ pub(super) fn publish_birth(
         lanes,
         partial: false,
         pending: Pending::default(),
-        commands: None,
+        commands,
         config: None,
     };
     let topic = Topic::Up(id.clone(), Up::Birth).to_string();

@@ -148,7 +148,7 @@ async fn open(door: &Door, n: u16) -> Result<Session, Error> {
 /// Sends the birth and waits for its answer.
 async fn bear((id, session, socket): &mut Session) -> Result<(), Error> {
     let lost = |why: String| Error::Session { node: id.to_string(), why };
-    publish_birth(&mut socket.out, id, *session, BTreeMap::new());
+    publish_birth(&mut socket.out, id, *session, BTreeMap::new(), None);
     let deadline = clock::mono() + PATIENCE;
     loop {
         let stepped = time::timeout(PATIENCE, socket.step()).await.map_err(|_| Error::Late("a birth"))?;

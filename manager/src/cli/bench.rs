@@ -9,7 +9,7 @@ use super::{
     Common, Failure,
     output::{Cell, Out, Table, Tone, paint},
 };
-use crate::bench::{Error, Figure, Report, Target, agent, event, fan_in, ingest, sessions};
+use crate::bench::{Error, Figure, Report, Target, agent, commands, event, fan_in, ingest, sessions};
 
 /// Measure a hub or an agent; starts its own unless told otherwise
 #[derive(Debug, Clone, Subcommand)]
@@ -93,6 +93,22 @@ pub(super) enum BenchVerb {
         #[command(flatten)]
         place: Place,
     },
+    /// Commands: to many nodes, to one, and pages of very many executions
+    #[command(after_help = "Examples:\n  fleet bench commands\n  \
+        fleet bench commands --nodes 5000 --stored 1000000\n  fleet bench commands --nodes 50 --single 20 --stored 500")]
+    Commands {
+        /// Sessions that a command goes to
+        #[arg(long, default_value_t = 5_000, value_parser = clap::value_parser!(u16).range(1..=10_000))]
+        nodes: u16,
+        /// Commands to one real agent
+        #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+        single: u32,
+        /// Executions that are stored before pages are read
+        #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(0..=5_000_000))]
+        stored: u32,
+        #[command(flatten)]
+        place: Place,
+    },
     /// What an agent costs its machine
     #[command(after_help = "Examples:\n  fleet bench agent\n  fleet bench agent --seconds 5 --intervals 2")]
     Agent {
@@ -169,6 +185,10 @@ async fn measure(verb: BenchVerb, common: &Common, fleet: PathBuf) -> Result<(Re
         BenchVerb::Event { events, backlog, place } => {
             let config = event::Config { fleet, folder: place.folder, events, backlog };
             Ok((event::run(&config).await?, place.check))
+        }
+        BenchVerb::Commands { nodes, single, stored, place } => {
+            let config = commands::Config { fleet, folder: place.folder, nodes, single, stored };
+            Ok((commands::run(&config).await?, place.check))
         }
         BenchVerb::Agent { seconds, intervals, place } => {
             let config = agent::Config { fleet, folder: place.folder, seconds, intervals };

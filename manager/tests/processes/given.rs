@@ -186,7 +186,7 @@ impl Hub {
 }
 
 /// Where the agent's binary is: beside the hub's. Made when it is missing.
-fn agent_binary() -> PathBuf {
+pub(crate) fn agent_binary() -> PathBuf {
     static MAKING: Mutex<()> = Mutex::new(());
     let _alone = MAKING.lock().unwrap();
     let path = Path::new(env!("CARGO_BIN_EXE_fleet")).with_file_name("fleet-agent");

@@ -11,4 +11,5 @@ mod full_outbox;
 mod generator;
 mod given;
 mod kill;
+mod load;
 mod restore;
