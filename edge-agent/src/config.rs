@@ -16,7 +16,7 @@ use toml::{Table, Value};
 use crate::{
     api, clock,
     collect::{driver, system},
-    commands, mqtt, outbox,
+    commands, desired, log, mqtt, outbox,
 };
 
 /// The file's name in the data folder.
@@ -46,6 +46,10 @@ pub struct Config {
     pub system: system::Config,
     /// Which programs may be run.
     pub commands: commands::Config,
+    /// What documents of the hub may do.
+    pub desired: desired::Config,
+    /// How much is logged.
+    pub log: log::Config,
     /// Programs that print a JSON object per line.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub driver: Vec<driver::Config>,
@@ -93,6 +97,8 @@ impl Default for Config {
             clock: clock::Config::default(),
             system: system::Config::default(),
             commands: commands::Config::default(),
+            desired: desired::Config::default(),
+            log: log::Config::default(),
             driver: Vec::new(),
         }
     }
@@ -241,6 +247,14 @@ impl Config {
         if self.api.read < Duration::from_millis(10) {
             return out("api.read_s", &self.api.read, "it may be 0.01 seconds or more");
         }
+        let probation = self.desired.probation;
+        if probation < Duration::from_secs(1) || probation > Duration::from_secs(86_400) {
+            return out("desired.probation_s", &probation, "it may be 1 to 86400 seconds");
+        }
+        if !log::is_level(&self.log.level) {
+            let levels = "it may be off, error, warn, info, debug, trace, or a list with target=level";
+            return out("log.level", &self.log.level, levels);
+        }
         if self.driver.len() > DRIVERS {
             return out("driver", &self.driver.len(), "at most 64 may be listed");
         }
@@ -313,7 +327,7 @@ const OTHER_VARIABLES: [&str; 9] = [
     "FLEET_TOKEN",
 ];
 /// The sections whose settings have variables: `FLEET_OUTBOX_UPLOAD_S` is `upload_s` under `[outbox]`.
-const SECTIONS: [&str; 7] = ["node", "hub", "api", "outbox", "clock", "system", "commands"];
+const SECTIONS: [&str; 9] = ["node", "hub", "api", "outbox", "clock", "system", "commands", "desired", "log"];
 
 /// Puts `FLEET_{SECTION}_{KEY}` over the file. The value is TOML where it reads as such, else text.
 fn overlay(table: &mut Table, variables: &[(String, String)]) -> Result<(), ConfigError> {
@@ -362,7 +376,7 @@ pub(crate) mod seconds {
     pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
         /// A TOML number.
         #[derive(Deserialize)]
-        #[serde(untagged)]
+        #[serde(untagged, expecting = "it is no number of seconds")]
         enum Number {
             Whole(i64),
             Fraction(f64),

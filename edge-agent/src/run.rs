@@ -23,10 +23,14 @@ use tracing::{Instrument as _, error, info, info_span, warn};
 use crate::{
     api::{self, Facts, ListenError, StatusView},
     clock::{self, Clock},
-    collect::{driver, system},
+    collect::system,
     commands,
     config::{Config, ConfigError},
-    core::queue::Act,
+    core::{
+        config::{Run, View},
+        queue::Act,
+    },
+    desired,
     identity::{live, upkeep},
     metrics::Metrics,
     mqtt::{self, HubUrl, Proof},
@@ -142,6 +146,12 @@ impl Handle {
     /// [`Silent`] when the outbox cannot be asked.
     pub async fn status(&self) -> Result<StatusView, Silent> {
         Ok(StatusView::new(&self.facts, &self.outbox.status().await?, self.clock.now()))
+    }
+
+    /// Where the configuration stands; the receiver is told whenever that changes.
+    #[must_use]
+    pub fn config(&self) -> watch::Receiver<Arc<View>> {
+        self.outbox.config()
     }
 
     /// Hands records in as the edge API does: they are on disk when it says `Ok`.
@@ -302,7 +312,8 @@ impl Parts {
         commands::end_orphans(self.own_folder(), &self.outbox).await;
         let kinds = self.config.commands.kinds(&self.config.data);
         let acts = self.outbox.attach(Arc::new(kinds), commands::ACTS).await;
-        let sources = self.sources(bound, facts, acts, &stopping);
+        let runs = self.outbox.attach_config(self.config.desired.probation, desired::RUNS).await;
+        let sources = self.sources(bound, facts, acts, runs, &stopping);
         let link = self.link(hanging_up);
         stopping.wanted().await;
         info!("stopping");
@@ -329,7 +340,14 @@ impl Parts {
     }
 
     /// What hands records in.
-    fn sources(&self, bound: api::Bound, facts: Facts, acts: mpsc::Receiver<Act>, stop: &Stop) -> Tasks {
+    fn sources(
+        &self,
+        bound: api::Bound,
+        facts: Facts,
+        acts: mpsc::Receiver<Act>,
+        runs: mpsc::Receiver<Run>,
+        stop: &Stop,
+    ) -> Tasks {
         let mut tasks = Tasks(Vec::new());
         let surroundings = commands::Surroundings {
             kinds: self.config.commands.kinds(&self.config.data),
@@ -349,26 +367,13 @@ impl Parts {
             stop: stop.clone(),
         });
         tasks.spawn("api".to_owned(), api::serve(bound, api, stop.clone()));
-        tasks.spawn(
-            "system".to_owned(),
-            system::run(
-                self.config.system.clone(),
-                self.config.data.clone(),
-                self.clock.clone(),
-                self.outbox.clone(),
-                stop.clone(),
-            ),
-        );
-        for config in &self.config.driver {
-            let surroundings = driver::Surroundings {
-                folder: self.config.data.clone(),
-                clock: self.clock.clone(),
-                outbox: self.outbox.clone(),
-                metrics: self.metrics.clone(),
-            };
-            let name = format!("driver {}", config.name);
-            tasks.spawn(name, driver::run(config.clone(), surroundings, stop.clone()));
-        }
+        let surroundings = desired::Surroundings {
+            own: self.config.clone(),
+            clock: self.clock.clone(),
+            outbox: self.outbox.clone(),
+            metrics: self.metrics.clone(),
+        };
+        tasks.spawn("config".to_owned(), desired::run(surroundings, runs, stop.clone()));
         tasks
     }
 

@@ -7,6 +7,7 @@
 
 mod accept;
 mod commands;
+mod config;
 mod evict;
 mod receive;
 mod send;
@@ -30,10 +31,10 @@ pub use crate::store::outbox::Error;
 pub use accept::{Submission, SubmitError};
 pub use commands::Judge;
 
-use self::commands::Commands;
+use self::{commands::Commands, config::Following};
 use crate::{
     core::{
-        Now,
+        Now, config as configuration,
         lanes::{Lanes, Stream, StreamNo},
     },
     store::{
@@ -146,6 +147,8 @@ pub struct Status {
     pub damaged_rows: u64,
     /// The figures that heartbeats carry.
     pub system: BTreeMap<String, f64>,
+    /// Where the configuration stands.
+    pub config: configuration::View,
 }
 
 /// One lane's part of [`Status`].
@@ -202,6 +205,7 @@ pub struct Uplink {
     lost: u64,
     damaged_rows: u64,
     commands: Commands,
+    following: Following,
     // Stamps of the latest batch and of the latest birth or heartbeat. A batch that a heartbeat does not know is
     // stamped later than it, so that the hub can order them whatever the network does.
     sealed_up_ms: u64,
@@ -251,6 +255,7 @@ impl Uplink {
             lost: 0,
             damaged_rows: found.damaged_rows,
             commands: Commands::new(found.commands),
+            following: Following::new(found.config),
             sealed_up_ms: 0,
             said_up_ms: 0,
         })
@@ -333,6 +338,7 @@ impl Uplink {
             lost: self.lost,
             damaged_rows: self.damaged_rows,
             system: self.system.clone(),
+            config: self.config_view(),
         }
     }
 
@@ -380,7 +386,7 @@ impl Uplink {
             partial,
             pending: self.pending(),
             commands: self.held_ids(),
-            config: None,
+            config: self.following.tell(),
         };
         Outgoing {
             topic: Topic::Up(self.profile.node.clone(), Up::Birth),
@@ -404,7 +410,7 @@ impl Uplink {
             lanes,
             partial,
             pending: self.pending(),
-            config: None,
+            config: self.following.tell(),
             outbox: self.outbox_use(),
         };
         let topic = Topic::Up(self.profile.node.clone(), Up::Heartbeat);
@@ -425,8 +431,14 @@ impl Uplink {
         self.marks_due = None;
         self.outbox.apply(&staged)?;
         self.fresh.clear();
-        self.commands.committed();
+        self.committed();
         Ok(())
+    }
+
+    /// What waited for the transaction may be done.
+    fn committed(&mut self) {
+        self.commands.committed();
+        self.following.committed();
     }
 
     /// The stream that sealing appends to, on one lane.

@@ -15,7 +15,7 @@ use serde::Serialize;
 use tokio::time;
 
 use super::{
-    BODY_BYTES, Config, body, commands,
+    BODY_BYTES, Config, body, commands, config,
     problem::Problem,
     view::{Facts, OutboxView, StatusView},
 };
@@ -32,7 +32,7 @@ pub(crate) struct Api {
 }
 
 pub(super) type Answer = Result<Response<Body>, Problem>;
-type Shared = State<Arc<Api>>;
+pub(super) type Shared = State<Arc<Api>>;
 
 pub(super) fn router(api: Arc<Api>) -> Router {
     let counted = api.metrics.clone();
@@ -41,6 +41,7 @@ pub(super) fn router(api: Arc<Api>) -> Router {
         .route("/api/health", get(health))
         .route("/api/v1/status", get(status))
         .route("/api/v1/outbox", get(outbox))
+        .route("/api/v1/config", get(config::config))
         .route("/metrics", get(metrics))
         .route("/api/v1/telemetry", post(telemetry))
         .route("/api/v1/events", post(events))

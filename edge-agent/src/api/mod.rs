@@ -4,6 +4,7 @@
 
 mod body;
 mod commands;
+mod config;
 mod http;
 mod listen;
 mod problem;
@@ -17,6 +18,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+pub use config::{ConfigView, HeldView};
 pub(crate) use http::Api;
 pub(crate) use listen::{Bound, bind, serve};
 pub use view::Facts;

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use fleet_schemas::{Lane, NodeId, SessionId, StoreId, StreamId};
 use serde::{Deserialize, Serialize};
 
+use super::config::ConfigView;
 use crate::{
     core::Now,
     identity::live::{IdentityView, Live},
@@ -54,6 +55,8 @@ pub struct StatusView {
     /// What proves who the node is, once it has joined.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub identity: Option<IdentityView>,
+    /// Where the configuration stands.
+    pub config: ConfigView,
     /// What the outbox holds.
     pub outbox: OutboxView,
 }
@@ -152,6 +155,7 @@ impl StatusView {
             time_ms: now.wall_ms,
             clock: now.clock,
             identity: facts.identity.as_ref().map(|live| live.view()),
+            config: ConfigView::from(&status.config),
             outbox: OutboxView::from(status),
         }
     }

@@ -4,9 +4,14 @@ use std::{io::IsTerminal as _, os::unix::process::CommandExt as _};
 
 use anyhow::anyhow;
 use clap::Args;
-use fleet_edge_agent::run::{self, Ended, StartError};
+use fleet_edge_agent::{
+    log::Dial,
+    run::{self, Ended, StartError},
+};
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{
+    EnvFilter, fmt, layer::SubscriberExt as _, registry, reload, util::SubscriberInitExt as _,
+};
 
 use super::{Failure, Place, print, runtime};
 
@@ -26,14 +31,21 @@ Examples:
   fleet-agent run --hub mqtts://10.0.0.7:8883       the same hub at another address
   fleet-agent run --hub mqtt://127.0.0.1:1883 --node edge-1     a hub on this machine
   FLEET_OUTBOX_UPLOAD_S=10 fleet-agent run          any setting as FLEET_{SECTION}_{KEY}
-  FLEET_LOG=debug fleet-agent run                   more to read
+  FLEET_LOG=debug fleet-agent run                   more to read; for good: `level` under [log]
 
 The edge API, on 127.0.0.1:9099 unless told otherwise:
   GET  /healthz /api/health /api/v1/status /api/v1/outbox /api/v1/queue /api/v1/commands/{id} /metrics
+  GET  /api/v1/config?wait_s=60&after=TAG   what the hub desires: at once, or when it is another than TAG
   POST /api/v1/telemetry   {\"device\":\"greenhouse\",\"samples\":[{\"metric\":\"humidity\",\"value\":61.5,\"unit\":\"%\"}]}
   POST /api/v1/events      {\"kind\":\"door_opened\",\"severity\":\"info\",\"message\":\"The door was opened.\"}
   POST /api/v1/command     {\"kind\":\"exec\",\"params\":{\"argv\":[\"df\",\"-h\"]}}   what commands.toml allows
-  POST /api/v1/local/take  {\"kinds\":[\"blink\"],\"wait_s\":60,\"lease_s\":30}   then /api/v1/local/{id}/extend and /report";
+  POST /api/v1/local/take  {\"kinds\":[\"blink\"],\"wait_s\":60,\"lease_s\":30}   then /api/v1/local/{id}/extend and /report
+
+What the hub desires goes over agent.toml while the agent runs (`fleet config set` at the hub): /log/level,
+/node/heartbeat_s, /outbox/{batch_samples,keep_s,prompt_s,quota_bytes,upload_s}, /system/interval_s, /driver (takes the
+place of the list; runs programs of agent.toml, and those under [desired] programs), and /apps, free for programs on the
+node. A document that does not pass, or with which the hub is not reached within [desired] probation_s, is returned from.
+Who the node is, where its hub is and where its data are is never changed this way.";
 
 impl Run {
     pub(super) fn main(self) -> Result<(), Failure> {
@@ -42,7 +54,7 @@ impl Run {
             print(&config.print());
             return Ok(());
         }
-        log();
+        config.log.dial = log(&config.log.level);
         config.commands.restarts = true;
         let ended = runtime()?.block_on(async {
             let failed = |what| move |error| Failure::Failed(anyhow!("failed to listen for {what}: {error}"));
@@ -83,14 +95,18 @@ fn again() -> Failure {
 }
 
 /// Logs to standard error, as text: a service manager adds time and unit.
-fn log() {
-    let filter = EnvFilter::try_from_env("FLEET_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+fn log(level: &str) -> Option<Dial> {
+    let filter = EnvFilter::try_from_env("FLEET_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    let (filter, turn) = reload::Layer::new(filter);
+    let text = fmt::layer()
         .with_writer(std::io::stderr)
         // A log that cannot be written, on a full disk, must not panic whoever logs.
         .log_internal_errors(false)
         .with_ansi(std::io::stderr().is_terminal())
-        .with_target(false)
-        .try_init();
+        .with_target(false);
+    registry().with(filter).with(text).try_init().ok()?;
+    Some(Dial::new(move |level| {
+        // An error says that nobody logs any more.
+        let _ = turn.reload(EnvFilter::new(level));
+    }))
 }

@@ -2,7 +2,10 @@
 
 use clap::Args;
 use comfy_table::{Table, presets};
-use fleet_edge_agent::{api::StatusView, identity::live::IdentityView};
+use fleet_edge_agent::{
+    api::{ConfigView, HeldView, StatusView},
+    identity::live::IdentityView,
+};
 use jiff::Timestamp;
 
 use super::{Failure, Format, Place, ask, print};
@@ -48,12 +51,28 @@ fn table(status: &StatusView) -> String {
         .add_row(["credit", &format!("{} batches", status.credit)])
         .add_row(["clock", &format!("{:?}", status.clock).to_lowercase()])
         .add_row(["identity", &status.identity.as_ref().map_or_else(not_joined, identity)])
+        .add_row(["config", &config(&status.config)])
         .add_row(["outbox", &super::outbox::summary(&status.outbox)]);
     format!("{}\n", table.trim_fmt())
 }
 
 fn not_joined() -> String {
     "has not joined (fleet-agent join)".to_owned()
+}
+
+fn config(config: &ConfigView) -> String {
+    let version = |held: &Option<HeldView>| match held {
+        Some(held) => format!("{}.{}", held.version.epoch, held.version.n),
+        None => "the node's own".to_owned(),
+    };
+    let mut text = match config.state.as_str() {
+        "none" => "the node's own; the hub sent none".to_owned(),
+        state => format!("{} is {state}, {} runs", version(&config.received), version(&config.applied)),
+    };
+    if let Some(failed) = &config.failed {
+        text.push_str(&format!("; {}: {}", failed.code, failed.message));
+    }
+    text
 }
 
 fn identity(identity: &IdentityView) -> String {

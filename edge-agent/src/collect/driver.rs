@@ -13,7 +13,7 @@ use std::{
 
 use fleet_schemas::{DeviceId, MetricName, event::Event, event::Severity, limits, telemetry::Sample};
 use serde::{Deserialize, Serialize};
-use tokio::{select, time};
+use tokio::{select, sync::oneshot, time};
 use tracing::{info, warn};
 
 use super::{
@@ -81,8 +81,13 @@ pub(crate) struct Surroundings {
     pub(crate) metrics: Arc<Metrics>,
 }
 
-/// Keeps one driver going until told to stop; then ends its process group.
-pub(crate) async fn run(config: Config, surroundings: Surroundings, stop: Stop) {
+/// Keeps one driver going until told to stop; then ends its process group. `first` is told how its first run ended.
+pub(crate) async fn run(
+    config: Config,
+    surroundings: Surroundings,
+    first: oneshot::Sender<Result<(), String>>,
+    stop: Stop,
+) {
     let program =
         Program { program: config.program.clone(), args: config.args.clone(), env: config.env.clone() };
     let mut driver = Driver {
@@ -98,9 +103,13 @@ pub(crate) async fn run(config: Config, surroundings: Surroundings, stop: Stop) 
         events: Vec::new(),
     };
     let mut patience = Patience(RESTART_FIRST);
+    let mut first = Some(first);
     loop {
         let started = driver.surroundings.clock.now().up;
         let end = driver.run_once().await;
+        if let Some(first) = first.take() {
+            let _ = first.send(end.wrong().map_or(Ok(()), Err));
+        }
         driver.hand_in().await;
         let ran = driver.surroundings.clock.now().up.saturating_sub(started);
         let pause = patience.pause(&end, ran, driver.config.every);
@@ -129,6 +138,18 @@ enum End {
     Io(io::Error),
     /// The agent stops.
     Stopped,
+}
+
+impl End {
+    /// What went wrong, if anything did.
+    fn wrong(&self) -> Option<String> {
+        match self {
+            Self::Done | Self::Stopped => None,
+            Self::Failed(status) => Some(format!("it ended with {status}")),
+            Self::Timeout => Some("it took, or was silent for, too long".to_owned()),
+            Self::Io(error) => Some(format!("it could not be run: {error}")),
+        }
+    }
 }
 
 /// The pause before the next run.

@@ -42,6 +42,8 @@ pub(super) enum What {
     Outbox,
     /// The machine and its figures.
     System,
+    /// What `GET /api/v1/config` says.
+    Config,
 }
 
 /// Knows which commands the node does.
@@ -101,7 +103,7 @@ impl Kinds {
             "query" => {
                 let query: Query = params
                     .deserialized()
-                    .map_err(|_| bad("{what: status}, {what: outbox} or {what: system}"))?;
+                    .map_err(|_| bad("{what: status}, {what: outbox}, {what: config} or {what: system}"))?;
                 Ok(Work::Query(query.what))
             }
             RESTART => {

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::kinds::What;
 use crate::{
-    api::{Facts, OutboxView, StatusView},
+    api::{ConfigView, Facts, OutboxView, StatusView},
     clock::Clock,
     collect::system,
     core::{
@@ -39,6 +39,7 @@ pub(super) async fn answer(what: What, facts: &Facts, clock: &Clock, outbox: &ou
     match what {
         What::Status => done(&StatusView::new(facts, &status, clock.now())),
         What::Outbox => done(&OutboxView::from(&status)),
+        What::Config => done(&ConfigView::from(&status.config)),
         What::System => done(&Machine { machine: system::describe(), figures: status.system }),
     }
 }

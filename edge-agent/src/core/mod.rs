@@ -1,6 +1,7 @@
 //! What the agent decides, as values: windows, credit, eviction, the command
-//! queues. Reads no clock, touches no disk or socket.
+//! queues, the configuration it follows. Reads no clock, touches no disk or socket.
 
+pub mod config;
 pub mod lanes;
 pub mod now;
 pub mod queue;

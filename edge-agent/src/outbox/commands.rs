@@ -162,13 +162,13 @@ impl Handle {
     /// From now on commands are taken: what begins comes out of the receiver.
     pub(crate) async fn attach(&self, judge: Arc<dyn Judge>, room: usize) -> mpsc::Receiver<Act> {
         let (acts, begun) = mpsc::channel(room);
-        let _ = self.0.send(Request::Commands(Word::Attach { acts, judge })).await;
+        let _ = self.requests.send(Request::Commands(Word::Attach { acts, judge })).await;
         begun
     }
 
     /// A run said more.
     pub(crate) async fn output(&self, id: CommandId, bytes: Bytes) {
-        let _ = self.0.send(Request::Commands(Word::Output { id, bytes })).await;
+        let _ = self.requests.send(Request::Commands(Word::Output { id, bytes })).await;
     }
 
     /// A run ended; that is on disk when it says `Ok`.

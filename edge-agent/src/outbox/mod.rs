@@ -4,6 +4,7 @@
 //! who submits is none of this room's business.
 
 mod commands;
+mod config;
 mod file;
 mod thread;
 
@@ -12,7 +13,7 @@ use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc, time::Duration};
 use bytes::Bytes;
 use fleet_schemas::{SessionId, Topic, telemetry::Sample, topic::Down};
 use serde::{Deserialize, Serialize};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 pub(crate) use commands::Found;
 pub use file::inspect;
@@ -20,6 +21,7 @@ pub use thread::spawn;
 
 use crate::{
     config::seconds,
+    core::config::View,
     uplink::{self, Outgoing, Status, Submission},
 };
 
@@ -148,12 +150,16 @@ enum Request {
     Status { reply: oneshot::Sender<Status> },
     Goodbye { reply: oneshot::Sender<Option<Outgoing>> },
     Commands(commands::Word),
+    Config(config::Word),
     Stop,
 }
 
 /// Speaks to the outbox. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Handle(mpsc::Sender<Request>);
+pub struct Handle {
+    requests: mpsc::Sender<Request>,
+    config: watch::Receiver<Arc<View>>,
+}
 
 impl Handle {
     /// Hands records in; all of them are on disk when it says `Ok`. Concurrent calls share one write.
@@ -163,19 +169,19 @@ impl Handle {
     pub async fn submit(&self, submission: Submission) -> Result<(), SubmitError> {
         let (reply, answer) = oneshot::channel();
         let request = Request::Submit { submission, reply };
-        self.0.send(request).await.map_err(|_| SubmitError::Stopped)?;
+        self.requests.send(request).await.map_err(|_| SubmitError::Stopped)?;
         answer.await.unwrap_or(Err(SubmitError::Stopped))
     }
 
     /// Hands in samples that are worth no write of their own. Lost when the power goes before the next write, or
     /// when the outbox is too busy to listen.
     pub fn submit_lazily(&self, samples: Vec<Sample>) {
-        let _ = self.0.try_send(Request::Lazily(samples));
+        let _ = self.requests.try_send(Request::Lazily(samples));
     }
 
     /// Sets the figures that the next heartbeats carry. The next call replaces them, so none is waited for.
     pub fn set_system(&self, figures: BTreeMap<String, f64>) {
-        let _ = self.0.try_send(Request::System(figures));
+        let _ = self.requests.try_send(Request::System(figures));
     }
 
     /// Where everything stands.
@@ -198,18 +204,18 @@ impl Handle {
     /// `room` messages ahead.
     pub(crate) async fn connected(&self, session: SessionId, room: usize) -> mpsc::Receiver<Outgoing> {
         let (outgoing, messages) = mpsc::channel(room);
-        let _ = self.0.send(Request::Connected { session, outgoing }).await;
+        let _ = self.requests.send(Request::Connected { session, outgoing }).await;
         messages
     }
 
     /// The connection is gone.
     pub(crate) async fn disconnected(&self) {
-        let _ = self.0.send(Request::Disconnected).await;
+        let _ = self.requests.send(Request::Disconnected).await;
     }
 
     /// The hub said something.
     pub(crate) async fn receive(&self, down: Down, payload: Bytes) {
-        let _ = self.0.send(Request::Receive { down, payload }).await;
+        let _ = self.requests.send(Request::Receive { down, payload }).await;
     }
 
     /// Writes down what is only in memory, ends the session, and gives the message that says so.
@@ -219,12 +225,12 @@ impl Handle {
 
     /// Writes down what is only in memory and ends the thread. What comes later is not accepted.
     pub(crate) async fn stop(&self) {
-        let _ = self.0.send(Request::Stop).await;
+        let _ = self.requests.send(Request::Stop).await;
     }
 
     async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Result<T, Silent> {
         let (reply, answer) = oneshot::channel();
-        self.0.send(request(reply)).await.map_err(|_| Silent)?;
+        self.requests.send(request(reply)).await.map_err(|_| Silent)?;
         answer.await.map_err(|_| Silent)
     }
 }

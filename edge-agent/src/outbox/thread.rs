@@ -8,13 +8,13 @@ use tokio::{
     runtime, select,
     sync::{
         mpsc::{self, error::TrySendError},
-        oneshot,
+        oneshot, watch,
     },
     time,
 };
 use tracing::{error, info, warn};
 
-use super::{Config, Handle, OpenError, REQUESTS, Request, SubmitError, commands::Desk, file};
+use super::{Config, Handle, OpenError, REQUESTS, Request, SubmitError, commands::Desk, config::Clerk, file};
 use crate::{
     clock::Clock,
     core::Now,
@@ -42,7 +42,9 @@ pub async fn spawn(
     clock: Clock,
     metrics: Arc<Metrics>,
 ) -> Result<(Handle, thread::JoinHandle<()>), OpenError> {
-    let (handle, requests) = mpsc::channel(REQUESTS);
+    let (sender, requests) = mpsc::channel(REQUESTS);
+    let (view, config_view) = watch::channel(Arc::default());
+    let handle = Handle { requests: sender, config: config_view };
     let keeper = Keeper {
         config,
         folder,
@@ -55,6 +57,7 @@ pub async fn spawn(
         patience: REOPEN_FIRST,
         link: None,
         desk: Desk::default(),
+        clerk: Clerk::new(view),
     };
     let (opened, open) = oneshot::channel();
     let thread = thread::Builder::new()
@@ -62,15 +65,15 @@ pub async fn spawn(
         .spawn(move || keeper.main(requests, opened))
         .map_err(OpenError::Thread)?;
     match open.await {
-        Ok(opened) => opened.map(|()| (Handle(handle), thread)),
+        Ok(opened) => opened.map(|()| (handle, thread)),
         Err(_) => Err(OpenError::Thread(io::Error::other("it panicked; please report its message"))),
     }
 }
 
 pub(super) struct Keeper {
-    config: Config,
+    pub(super) config: Config,
     folder: PathBuf,
-    profile: Profile,
+    pub(super) profile: Profile,
     pub(super) clock: Clock,
     metrics: Arc<Metrics>,
     // Absent after a disk error, until it could be opened again.
@@ -81,6 +84,7 @@ pub(super) struct Keeper {
     link: Option<Link>,
     // Those that have to do with commands.
     pub(super) desk: Desk,
+    pub(super) clerk: Clerk,
 }
 
 /// The connection that is up.
@@ -200,6 +204,7 @@ impl Keeper {
                 let _ = reply.send(goodbye);
             }
             Request::Commands(word) => self.take_word(word, now),
+            Request::Config(word) => self.take_config_word(word, now),
             Request::Stop => round.stop = true,
         }
     }
@@ -256,6 +261,7 @@ impl Keeper {
         self.serve_takers(now);
         let Some(outgoing) = self.with(|uplink| uplink.poll(now)) else { return };
         self.pass_on_acts();
+        self.pass_on_config();
         let Some(link) = &self.link else { return };
         for message in outgoing {
             let bytes = message.payload.len() as u64;
@@ -313,6 +319,7 @@ impl Keeper {
         self.desk.equip(&mut uplink);
         self.patience = REOPEN_FIRST;
         self.uplink = Some(uplink);
+        self.equip_config(now);
         if let Some(aside) = set_aside {
             warn!(file = %aside.display(), "the outbox was corrupt; it is set aside and a new one begins");
             let event = Event {

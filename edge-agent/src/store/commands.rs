@@ -34,14 +34,14 @@ pub struct FoundCommands {
 }
 
 /// A row's bytes.
-fn encode<T: Serialize>(value: &T) -> Vec<u8> {
+pub(super) fn encode<T: Serialize>(value: &T) -> Vec<u8> {
     let body = cbor::encode(value);
     let mut row = batch::digest(&body).to_vec();
     row.extend(body);
     row
 }
 
-fn decode<T: DeserializeOwned>(row: &[u8]) -> Result<T, Damaged> {
+pub(super) fn decode<T: DeserializeOwned>(row: &[u8]) -> Result<T, Damaged> {
     let (digest, body) = row.split_at_checked(8).ok_or(Damaged)?;
     if digest != batch::digest(body) {
         return Err(Damaged);

@@ -1,6 +1,7 @@
 //! The agent's disk: the only room that names redb.
 
 pub mod commands;
+mod config;
 mod fresh;
 pub mod outbox;
 pub mod rows;

@@ -10,10 +10,12 @@ use redb::{Database, ReadableDatabase, ReadableTable, StorageBackend, TableDefin
 
 use super::{
     commands::{self, FoundCommands},
+    config,
     fresh::Fresh,
     rows::{self, Held},
 };
 use crate::core::{
+    config::Kept,
     lanes::{Lanes, Stream, StreamNo},
     queue::{self, Over},
 };
@@ -127,6 +129,8 @@ pub enum Write {
         /// How many.
         count: usize,
     },
+    /// The configuration changed, or got further.
+    Config(Kept),
 }
 
 impl Write {
@@ -155,6 +159,8 @@ pub struct Found {
     pub damaged_rows: u64,
     /// The commands.
     pub commands: FoundCommands,
+    /// The configuration.
+    pub config: Kept,
 }
 
 /// The open file.
@@ -228,6 +234,7 @@ impl Outbox {
                     Write::ForgetResults { harmless, count } => {
                         commands::forget(&write, *harmless, *count)?;
                     }
+                    Write::Config(kept) => config::apply(&write, kept)?,
                 }
             }
         }
@@ -346,5 +353,6 @@ fn find(write: &redb::WriteTransaction) -> Result<Found, Error> {
         }
     }
     found.commands = commands::find(write)?;
+    found.config = config::find(write)?;
     Ok(found)
 }

@@ -272,9 +272,9 @@ impl Uplink {
     }
 
     /// Writes what is staged; marks alone can wait.
-    fn commit_staged(&mut self) -> Result<(), Error> {
+    pub(super) fn commit_staged(&mut self) -> Result<(), Error> {
         if self.staged.is_empty() {
-            self.commands.committed();
+            self.committed();
             return Ok(());
         }
         self.commit()

@@ -6,6 +6,7 @@ use fleet_schemas::{
     batch::{Batch, Envelope, Lost},
     cbor,
     command::Orders,
+    config::Desired,
     topic::Down,
 };
 use sha2::{Digest as _, Sha256};
@@ -36,8 +37,11 @@ impl Uplink {
                     self.unpacker.unpack(payload).ok().and_then(|plain| cbor::decode(plain).ok());
                 orders.map_or(Ok(()), |orders| self.take_orders(&orders, now))
             }
-            // This build has no configuration document yet; the hub sends none.
-            Down::Config => Ok(()),
+            Down::Config => {
+                let desired: Option<Desired> =
+                    self.unpacker.unpack(payload).ok().and_then(|plain| cbor::decode(plain).ok());
+                desired.map_or(Ok(()), |desired| self.take_desired(&desired, now))
+            }
         }
     }
 
@@ -74,7 +78,7 @@ impl Uplink {
                 }
             }
         }
-        Ok(())
+        self.config_heard(now)
     }
 
     fn number_of(&self, lane: Lane, id: StreamId) -> Option<StreamNo> {

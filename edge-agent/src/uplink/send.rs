@@ -31,12 +31,13 @@ impl Uplink {
         self.make_room(now)?;
         self.seal_if_due(now);
         self.advance(now);
+        self.advance_config(now);
         let mut outgoing = Vec::new();
         self.choose(now, &mut outgoing)?;
         if !self.staged.is_empty() || self.marks_due.is_some_and(|due| due <= now.up) {
             self.commit()?;
         } else {
-            self.commands.committed();
+            self.committed();
         }
         // After the choice and the commit, so that it tells what is on disk.
         let hello = self.hello(now);
@@ -51,9 +52,11 @@ impl Uplink {
         due.extend(waiting.then_some(self.seal_due));
         due.extend(self.marks_due);
         due.extend(self.commands.due());
+        due.extend(self.following.due());
         if let Some(session) = &self.session {
             due.push(session.heartbeat_due);
             due.extend((!session.answered).then_some(session.birth_due));
+            due.extend(self.following.asks_at().filter(|_| session.answered));
             due.extend((session.answered && session.credit == 0).then_some(session.probe_due));
             due.extend(Lane::ALL.iter().filter_map(|lane| self.lanes.get(*lane).resend_at()));
         }
@@ -63,7 +66,12 @@ impl Uplink {
     fn hello(&mut self, now: Now) -> Option<Outgoing> {
         let session = self.session.as_mut()?;
         let id = session.id;
-        if !session.answered && session.birth_due <= now.up {
+        // A birth is what the hub answers, also when there is nothing to acknowledge.
+        let asks = session.answered && self.following.asks_at().is_some_and(|at| at <= now.up);
+        if asks {
+            self.following.ask_again = now.up + BIRTH_AGAIN;
+        }
+        if asks || (!session.answered && session.birth_due <= now.up) {
             session.birth_due = now.up + BIRTH_AGAIN;
             session.heartbeat_due = now.up + self.profile.heartbeat;
             return Some(self.birth(id, now));

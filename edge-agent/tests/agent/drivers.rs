@@ -5,7 +5,12 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 use crate::{get_json, quiet, script, start, until, url};
 use fleet_edge_agent::{collect::driver, run::Handle};
 
-fn driver(name: &str, program: PathBuf, every: Option<Duration>, timeout: Duration) -> driver::Config {
+pub(crate) fn driver(
+    name: &str,
+    program: PathBuf,
+    every: Option<Duration>,
+    timeout: Duration,
+) -> driver::Config {
     driver::Config { name: name.to_owned(), program, args: Vec::new(), env: BTreeMap::new(), every, timeout }
 }
 

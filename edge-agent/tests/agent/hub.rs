@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use fleet_broker::{Broker, Credentials, Directory, Identity, Link, Refusal};
+use fleet_broker::{Broker, Credentials, Directory, Identity, Link, Publisher, Refusal};
 use fleet_edge_agent::{clock::Clock, config::Config, run::Handle};
 use fleet_schemas::{
     Lane, NodeId, SessionId, StoreId, StreamId, Topic, VERSION,
@@ -36,7 +36,7 @@ impl Directory for Fleet {
 
 /// What a node said, read.
 #[derive(Debug)]
-enum Said {
+pub(crate) enum Said {
     Birth(Box<Birth>),
     Death(Death),
     Heartbeat(Box<Heartbeat>),
@@ -49,11 +49,12 @@ pub(crate) struct Hub {
     said: mpsc::Receiver<Said>,
     consumer: Option<thread::JoinHandle<()>>,
     quit: Arc<std::sync::atomic::AtomicBool>,
-    address: SocketAddr,
+    pub(crate) publisher: Publisher,
+    pub(crate) address: SocketAddr,
 }
 
 impl Hub {
-    fn start(address: &str, acks: bool) -> Self {
+    pub(crate) fn start(address: &str, acks: bool) -> Self {
         let config = fleet_broker::Config { mqtt: address.parse().unwrap(), ..Default::default() };
         Self::serve(config, Arc::new(Fleet), acks)
     }
@@ -63,14 +64,14 @@ impl Hub {
         let (broker, link) = Broker::start(config, directory).unwrap();
         let (says, said) = mpsc::channel();
         let quit = Arc::new(std::sync::atomic::AtomicBool::new(false));
-        let quitting = quit.clone();
+        let (quitting, publisher) = (quit.clone(), link.publisher());
         let consumer = thread::spawn(move || consume(link, &says, acks, &quitting));
         let address = broker.mqtt_addr();
-        Self { broker: Some(broker), said, consumer: Some(consumer), quit, address }
+        Self { broker: Some(broker), said, consumer: Some(consumer), quit, publisher, address }
     }
 
     /// The next thing said that pleases; others are passed over.
-    fn hear<T>(&self, what: &str, mut pleases: impl FnMut(Said) -> Option<T>) -> T {
+    pub(crate) fn hear<T>(&self, what: &str, mut pleases: impl FnMut(Said) -> Option<T>) -> T {
         loop {
             let said = self.said.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("never heard: {what}"));
             if let Some(heard) = pleases(said) {
@@ -86,7 +87,7 @@ impl Hub {
         })
     }
 
-    fn batch(&self, wanted: Lane) -> Batch {
+    pub(crate) fn batch(&self, wanted: Lane) -> Batch {
         self.hear("a batch", |said| match said {
             Said::Batch(lane, batch) if lane == wanted => Some(batch),
             Said::Birth(_) | Said::Death(_) | Said::Heartbeat(_) | Said::Batch(..) => None,
@@ -167,7 +168,7 @@ fn consume(mut link: Link, says: &mpsc::Sender<Said>, acks: bool, quit: &std::sy
     }
 }
 
-fn connected(node: &str, hub: SocketAddr) -> (tempfile::TempDir, Config) {
+pub(crate) fn connected(node: &str, hub: SocketAddr) -> (tempfile::TempDir, Config) {
     let (folder, mut config) = quiet(node);
     config.hub.url = Some(format!("mqtt://{hub}").parse().unwrap());
     config.outbox.upload = Duration::from_millis(100);

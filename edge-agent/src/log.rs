@@ -1,0 +1,76 @@
+//! How much the agent logs, and the dial that changes it while the agent runs.
+
+use std::{fmt, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+
+/// How much is logged.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// `error`, `warn`, `info`, `debug` or `trace`, or directives such as `info,fleet_edge_agent::mqtt=debug`. The
+    /// variable `FLEET_LOG` is stronger at the start; a document of the hub is stronger than both.
+    pub level: String,
+    /// Turns the level of this process; absent where the agent is a part of another program, whose log is its own.
+    #[serde(skip)]
+    pub dial: Option<Dial>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { level: "info".to_owned(), dial: None }
+    }
+}
+
+/// Changes the level of this process.
+#[derive(Clone)]
+pub struct Dial(Arc<dyn Fn(&str) + Send + Sync>);
+
+impl Dial {
+    /// `turn` is given a level that [`is_level`] accepts.
+    pub fn new(turn: impl Fn(&str) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(turn))
+    }
+
+    pub(crate) fn turn(&self, level: &str) {
+        (self.0)(level);
+    }
+}
+
+impl PartialEq for Dial {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl fmt::Debug for Dial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Dial")
+    }
+}
+
+/// Whether it can be given as a level.
+#[must_use]
+pub fn is_level(text: &str) -> bool {
+    const WORDS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    let level = |part: &str| match part.split_once('=') {
+        Some((target, level)) => !target.is_empty() && WORDS.contains(&level),
+        None => WORDS.contains(&part),
+    };
+    text.split(',').all(level)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_are_words_or_directives() {
+        for good in ["info", "off", "warn,fleet_edge_agent::mqtt=debug"] {
+            assert!(is_level(good), "{good}");
+        }
+        for bad in ["", "loud", "info,", "=debug", "a=loud", "INFO!"] {
+            assert!(!is_level(bad), "{bad}");
+        }
+    }
+}
