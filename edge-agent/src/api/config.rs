@@ -83,7 +83,8 @@ pub(super) async fn config(State(api): Shared, RawQuery(query): RawQuery) -> Ans
     let (wait, after) = asked(query.as_deref().unwrap_or_default())?;
     let mut known = api.outbox.config();
     let mut stop = api.stop.clone();
-    let until = time::Instant::now() + wait;
+    let limit = time::sleep(wait);
+    tokio::pin!(limit);
     loop {
         let view = ConfigView::from(&**known.borrow_and_update());
         if after.as_ref() != Some(&view.tag) {
@@ -91,7 +92,7 @@ pub(super) async fn config(State(api): Shared, RawQuery(query): RawQuery) -> Ans
         }
         select! {
             changed = known.changed() => if changed.is_err() { return json(&view) },
-            () = time::sleep_until(until) => return json(&view),
+            () = &mut limit => return json(&view),
             () = stop.wanted() => return json(&view),
         }
     }

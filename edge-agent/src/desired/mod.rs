@@ -122,10 +122,15 @@ impl Crew {
             return Ok(());
         }
         let mut wrong = Vec::new();
-        let until = time::Instant::now() + WATCHED;
-        for (name, watched) in watched {
+        let limit = time::sleep(WATCHED);
+        tokio::pin!(limit);
+        for (name, mut watched) in watched {
+            let heard = select! {
+                heard = &mut watched => heard.ok(),
+                () = &mut limit => watched.try_recv().ok(),
+            };
             // Silence is health: it runs.
-            if let Ok(Ok(Err(why))) = time::timeout_at(until, watched).await {
+            if let Some(Err(why)) = heard {
                 wrong.push(format!("driver {name}: {why}"));
             }
         }
@@ -154,7 +159,7 @@ impl Crew {
         let Surroundings { own, clock, outbox, .. } = &self.surroundings;
         let (wanted, data, clock, outbox) = (wanted.clone(), own.data.clone(), clock.clone(), outbox.clone());
         let config = wanted.clone();
-        let part = Part::spawn("system".to_owned(), |stop| system::run(config, data, clock, outbox, stop));
+        let part = Part::spawn("system", |stop| system::run(config, data, clock, outbox, stop));
         self.system = Some((wanted, part));
     }
 
@@ -185,7 +190,7 @@ impl Crew {
             let (first, watch) = oneshot::channel();
             watched.push((config.name.clone(), watch));
             let driver = config.clone();
-            let part = Part::spawn(format!("driver {}", config.name), |stop| {
+            let part = Part::spawn(&format!("driver {}", config.name), |stop| {
                 driver::run(driver, surroundings, first, stop)
             });
             self.drivers.push((config, part));
@@ -209,7 +214,7 @@ impl Drop for Owned {
 }
 
 impl Part {
-    fn spawn<F>(name: String, task: impl FnOnce(Stop) -> F) -> Self
+    fn spawn<F>(name: &str, task: impl FnOnce(Stop) -> F) -> Self
     where
         F: Future<Output = ()> + Send + 'static,
     {
