@@ -607,6 +607,9 @@ pub struct Execution {
     /// Its output, at most 64 KiB; bytes that are no UTF-8 are replaced.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output: Option<String>,
+    /// Bytes of output that are kept.
+    #[serde(default)]
+    pub output_bytes: u64,
     /// There was more output.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub output_cut: bool,

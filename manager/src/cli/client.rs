@@ -2,7 +2,7 @@
 //!
 //! Must not print and must not know verbs.
 
-use std::time::Duration;
+use std::{collections::VecDeque, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -26,6 +26,14 @@ const ANSWER: Duration = Duration::from_secs(120);
 const PAGE: usize = 500;
 /// Most items of a list that are collected: the fleet's upper end, five times.
 const ITEMS: usize = 500_000;
+
+/// An open stream of server-sent events.
+pub(super) struct Events {
+    client: Client,
+    reply: Reply,
+    reader: sse::Reader,
+    ready: VecDeque<sse::Message>,
+}
 
 /// A client of one hub.
 #[derive(Debug, Clone)]
@@ -130,8 +138,25 @@ impl Client {
         path: &[&str],
         body: Option<&Value>,
     ) -> Result<Value, Failure> {
+        self.change_once(method, path, body, None).await
+    }
+
+    /// The same; given again with the same key, the hub does it only once.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub(super) async fn change_once(
+        &self,
+        method: Method,
+        path: &[&str],
+        body: Option<&Value>,
+        key: Option<&str>,
+    ) -> Result<Value, Failure> {
         let merge = method == Method::PATCH;
         let mut request = self.request(method, path, &[])?;
+        if let Some(key) = key {
+            request = request.header("idempotency-key", key);
+        }
         if body.is_some() {
             let kind = if merge { "application/merge-patch+json" } else { "application/json" };
             request = request.header(header::CONTENT_TYPE, kind);
@@ -166,15 +191,22 @@ impl Client {
         query: &[(&str, &str)],
         mut each: impl FnMut(sse::Message) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
-        let request = self.request(Method::GET, path, query)?.header(header::ACCEPT, "text/event-stream");
-        let mut reply = self.send(request, Bytes::new(), None).await?;
-        let mut reader = sse::Reader::default();
-        while let Some(chunk) = reply.chunk().await.map_err(|error| self.unreachable(&error))? {
-            for message in reader.push(&chunk).map_err(|error| Failure::Failed(error.to_string()))? {
-                each(message)?;
-            }
+        let mut events = self.events(path, query).await?;
+        while let Some(message) = events.next().await? {
+            each(message)?;
         }
         Err(Failure::Unreachable("the hub ended the stream; start again to go on".to_owned()))
+    }
+
+    /// Opens a stream of server-sent events: what happens from now on is in it.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub(super) async fn events(&self, path: &[&str], query: &[(&str, &str)]) -> Result<Events, Failure> {
+        let request = self.request(Method::GET, path, query)?.header(header::ACCEPT, "text/event-stream");
+        let reply = self.send(request, Bytes::new(), None).await?;
+        let (reader, ready) = (sse::Reader::default(), VecDeque::new());
+        Ok(Events { client: self.clone(), reply, reader, ready })
     }
 
     fn request(
@@ -248,6 +280,24 @@ impl Client {
             WireError::Connect(_) | WireError::Http(_) | WireError::Slow => Failure::Unreachable(format!(
                 "no hub answers at {base} ({error}); start one with `fleet hub`, or name another with --hub"
             )),
+        }
+    }
+}
+
+impl Events {
+    /// The next message; none when the hub has ended the stream. Safe to cancel.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub(super) async fn next(&mut self) -> Result<Option<sse::Message>, Failure> {
+        loop {
+            if let Some(message) = self.ready.pop_front() {
+                return Ok(Some(message));
+            }
+            let chunk = self.reply.chunk().await.map_err(|error| self.client.unreachable(&error))?;
+            let Some(chunk) = chunk else { return Ok(None) };
+            let messages = self.reader.push(&chunk);
+            self.ready.extend(messages.map_err(|error| Failure::Failed(error.to_string()))?);
         }
     }
 }

@@ -28,6 +28,14 @@ pub enum Failure {
     /// Somebody else changed it first.
     #[error("{0}")]
     Conflict(String),
+    /// With an exit code of its own, such as that of a program at a node.
+    #[error("{why}")]
+    Own {
+        /// The code.
+        code: u8,
+        /// Why.
+        why: String,
+    },
 }
 
 /// Everything went well.
@@ -45,6 +53,7 @@ impl Failure {
             Self::Unreachable(_) => 5,
             Self::Partly(_) => 6,
             Self::Conflict(_) => 7,
+            Self::Own { code, .. } => *code,
         }
     }
 

@@ -7,6 +7,7 @@ mod access;
 mod audit;
 mod bench;
 mod client;
+mod command;
 mod contexts;
 mod decode;
 mod exit;
@@ -21,6 +22,7 @@ mod output;
 mod period;
 mod pki;
 mod place;
+mod selector;
 mod serve;
 mod simulate;
 mod spark;
@@ -53,6 +55,7 @@ Examples:
   fleet demo --nodes 3              bring up a hub and three nodes on this machine
   fleet node ls -l site=berlin      which nodes are there
   fleet telemetry edge-1 --since 1h what a node measured
+  fleet command run --all -- uptime tell nodes what to do
   fleet top                         watch all of it
   fleet join-token create           let a machine join
   fleet ledger --verify             is every record accounted for
@@ -110,6 +113,9 @@ enum Verb {
     /// Look at nodes and change what the registry says of them
     #[command(subcommand)]
     Node(node::NodeVerb),
+    /// Tell nodes what to do, watch them, and take it back
+    #[command(subcommand)]
+    Command(command::CommandVerb),
     /// Saved selectors
     #[command(subcommand)]
     Group(group::GroupVerb),
@@ -183,6 +189,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Hub(args) => serve::hub(*args, &common).await,
         Verb::Demo(args) => serve::demo(*args, &common).await,
         Verb::Node(verb) => node::run(verb, &context()?).await,
+        Verb::Command(verb) => command::run(verb, &context()?).await,
         Verb::Group(verb) => group::run(verb, &context()?).await,
         Verb::JoinToken(verb) => join_token::run(verb, &context()?).await,
         Verb::Operator(verb) => operator::run(verb, &context()?).await,

@@ -13,6 +13,7 @@ use serde_json::{Map, Value, json};
 use super::{
     Context, Failure, figure,
     output::{Cell, Table, Tone, ago, bytes, clean, count, number, paint, read, time, tone, until},
+    selector,
 };
 use crate::api::shapes::{Account, Device, Event, Import, Ledger, Node, Page};
 
@@ -146,6 +147,7 @@ pub(super) async fn run(verb: NodeVerb, context: &Context) -> Result<(), Failure
 
 async fn ls(args: &LsArgs, context: &Context) -> Result<(), Failure> {
     let Context { client, out } = context;
+    args.selector.as_deref().map_or(Ok(()), selector::check)?;
     let mut query = Vec::new();
     query.extend(args.selector.as_deref().map(|selector| ("selector", selector)));
     query.extend(args.group.as_deref().map(|group| ("group", group)));
@@ -200,7 +202,9 @@ pub(super) async fn now(context: &Context) -> Result<i64, Failure> {
     version["now_ms"].as_i64().ok_or_else(|| Failure::Failed("the hub does not tell its time".to_owned()))
 }
 
-fn table(nodes: &[Node], now_ms: i64) -> Table {
+/// Nodes, one a line.
+#[must_use]
+pub(super) fn table(nodes: &[Node], now_ms: i64) -> Table {
     let mut table = Table::new(&[
         "id",
         "name",
@@ -341,6 +345,7 @@ async fn set(args: SetArgs, context: &Context) -> Result<(), Failure> {
     let ids: Vec<String> = match &args.selector {
         None => args.nodes.iter().map(ToString::to_string).collect(),
         Some(selector) => {
+            selector::check(selector)?;
             let nodes: Vec<Node> =
                 client.list(&["api", "v1", "nodes"], &[("selector", selector)], None).await?;
             nodes.into_iter().map(|node| node.id).collect()

@@ -179,10 +179,12 @@ impl Cell {
 #[must_use]
 pub(super) fn tone(state: &str) -> Tone {
     match state {
-        "online" | "balanced" | "ready" | "active" | "enrolled" => Tone::Good,
+        "online" | "balanced" | "ready" | "active" | "enrolled" | "succeeded" => Tone::Good,
         "suspect" | "pending" | "warning" => Tone::Warning,
-        "offline" | "broken" | "error" | "critical" | "failed" | "revoked" => Tone::Bad,
-        "sleeping" | "unknown" | "used" | "expired" | "none" => Tone::Faint,
+        "offline" | "broken" | "error" | "critical" | "failed" | "revoked" | "timed_out" | "rejected" => {
+            Tone::Bad
+        }
+        "sleeping" | "unknown" | "used" | "expired" | "none" | "canceled" | "superseded" => Tone::Faint,
         _ => Tone::Plain,
     }
 }

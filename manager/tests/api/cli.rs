@@ -24,7 +24,7 @@ fn fleet(arguments: &[&str], input: &[u8]) -> Output {
 }
 
 /// Runs the binary on the site's data folder, off the runtime's threads.
-async fn on(site: &Site, arguments: &[&str]) -> (i32, String, String) {
+pub(crate) async fn on(site: &Site, arguments: &[&str]) -> (i32, String, String) {
     let data = site.data.path().to_str().unwrap().to_owned();
     let arguments: Vec<String> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
     let output = tokio::task::spawn_blocking(move || {

@@ -20,7 +20,7 @@ use crate::given::{PATIENCE, Site};
 
 /// What a machine does with a command that it has begun.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Does {
+pub(crate) enum Does {
     /// Prints a line and exits with this code.
     Exits(i32),
     /// Goes on.
@@ -28,7 +28,7 @@ enum Does {
 }
 
 /// A machine that takes commands, until it is dropped.
-struct Machine(tokio::task::JoinHandle<()>);
+pub(crate) struct Machine(tokio::task::JoinHandle<()>);
 
 impl Drop for Machine {
     fn drop(&mut self) {
@@ -38,7 +38,7 @@ impl Drop for Machine {
 
 impl Machine {
     /// Connects and is born.
-    async fn born(site: &Site, id: &str, does: Does) -> Self {
+    pub(crate) async fn born(site: &Site, id: &str, does: Does) -> Self {
         let mut feed = site.hub.feed();
         let node = NodeId::parse(id).unwrap();
         let mut options = MqttOptions::new(id, site.mqtt.ip().to_string(), site.mqtt.port());

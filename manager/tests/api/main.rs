@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "functions of a test may fail it")]
 
 mod cli;
+mod command_cli;
 mod commands;
 mod feed;
 mod given;

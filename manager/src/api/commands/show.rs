@@ -55,6 +55,7 @@ pub(super) fn execution(node: &str, command: &Command, execution: &Execution) ->
         too_late: execution.too_late,
         exit_code: execution.exit_code,
         output: None,
+        output_bytes: u64::from(execution.output_bytes),
         output_cut: execution.cut,
         result: None,
         after: execution.after.as_ref().map(step),
@@ -125,7 +126,8 @@ fn give(
     Ok(gave)
 }
 
-/// A change as the stream tells it. Output comes in pieces: `from` is where one begins, and a character that was cut
+/// A change as the stream tells it. Output comes in pieces: `from` is where one begins, in bytes, `bytes` how
+/// long it is, and a character that was cut
 /// between two pieces is whole only in `commands/{id}`.
 pub(in crate::api) fn change(change: &Change, node: Option<&str>) -> Value {
     let mut value = json!({
@@ -142,7 +144,9 @@ pub(in crate::api) fn change(change: &Change, node: Option<&str>) -> Value {
     }
     if let Some(output) = &change.output {
         let text = String::from_utf8_lossy(&output.bytes);
-        value["output"] = json!({ "from": output.from, "text": text, "cut": output.cut });
+        value["output"] = json!({
+            "from": output.from, "bytes": output.bytes.len(), "text": text, "cut": output.cut,
+        });
     }
     if change.cancel_asked {
         value["cancel_asked"] = json!(true);

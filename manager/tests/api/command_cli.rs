@@ -1,0 +1,110 @@
+//! `fleet command` as a process against a hub and nodes on sockets: what it prints, where, and its exit codes.
+
+use serde_json::Value;
+
+use crate::{
+    cli::on,
+    commands::{Does, Machine},
+    given::Site,
+};
+
+fn lines(text: &str) -> Vec<Value> {
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_shows_output_and_ends_with_the_exit_code_of_the_worst_node() {
+    let site = Site::start().await;
+    let _good = Machine::born(&site, "edge-1", Does::Exits(0)).await;
+    let _bad = Machine::born(&site, "edge-2", Does::Exits(42)).await;
+    let (code, out, err) = on(&site, &["command", "run", "edge-1", "--", "df", "-h"]).await;
+    assert_eq!((code, out.as_str()), (0, "hello\n"), "{err}");
+    assert!(err.contains("edge-1  running") && err.contains("edge-1  succeeded"), "{err}");
+    let (code, out, err) = on(&site, &["command", "run", "edge-2", "--", "df"]).await;
+    assert_eq!((code, out.as_str()), (42, "hello\n"), "{err}");
+    assert!(err.contains("exit code 42"), "{err}");
+    let (code, out, err) = on(&site, &["command", "run", "--all", "--", "df"]).await;
+    assert_eq!(code, 6, "{err}");
+    let mut said: Vec<_> = out.lines().collect();
+    said.sort_unstable();
+    assert_eq!(said, ["edge-1 | hello", "edge-2 | hello"]);
+    assert!(err.contains("1 of 2 nodes did not succeed: edge-2 failed"), "{err}");
+
+    let (code, out, err) =
+        on(&site, &["-o", "json", "command", "run", "-l", "id=edge-2", "--kind", "exec"]).await;
+    let told = lines(&out);
+    assert_eq!(code, 42, "{err}");
+    let states: Vec<_> = told.iter().filter_map(|line| line["state"].as_str()).collect();
+    assert_eq!(states, ["queued", "sent", "accepted", "running", "failed"], "{out}");
+    assert!(told.iter().any(|line| line["output"]["text"] == "hello\n"), "{out}");
+    let last = told.last().unwrap();
+    assert_eq!((&last["over"], &last["states"]["failed"]), (&Value::from(true), &Value::from(1)));
+
+    let id = last["id"].as_str().unwrap();
+    let (code, text, _) = on(&site, &["command", "get", id]).await;
+    assert!(code == 0 && text.contains("edge-2") && text.contains("  hello"), "{text}");
+    let (code, out, _) = on(&site, &["command", "get", id, "--node", "edge-2", "--follow"]).await;
+    assert_eq!((code, out.as_str()), (42, "hello\n"), "what is over is shown and judged again");
+    let (code, text, _) = on(&site, &["command", "ls", "--node", "edge-2", "--state", "failed"]).await;
+    assert!(code == 0 && text.lines().count() == 4 && text.contains(id), "{text}");
+    let (code, _, err) = on(&site, &["command", "cancel", id]).await;
+    assert!(code == 7 && err.contains("over already"), "{err}");
+    site.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dry_run_sends_nothing_and_no_wait_does_not_watch() {
+    let site = Site::start().await;
+    let _machine = Machine::born(&site, "edge-1", Does::Runs).await;
+    let (code, text, _) = on(&site, &["command", "run", "--all", "--dry-run", "--", "df"]).await;
+    assert!(code == 0 && text.contains("1 node would get it"), "{text}");
+    assert_eq!(site.get("/api/v1/commands").await["items"], Value::from(Vec::<Value>::new()));
+    let run = ["command", "run", "edge-1", "--kind", "ping", "--no-wait", "--idempotency-key", "once"];
+    let (code, text, _) = on(&site, &run).await;
+    assert_eq!(code, 0, "{text}");
+    let id = text.split_whitespace().next().unwrap();
+    let (_, again, _) = on(&site, &run).await;
+    assert_eq!(again, text, "the same key, the same command");
+    let other = ["command", "run", "edge-1", "--kind", "exec", "--no-wait", "--idempotency-key", "once"];
+    let (code, _, err) = on(&site, &other).await;
+    assert_eq!(code, 7, "{err}");
+    let (code, text, err) = on(&site, &["command", "cancel", id, "edge-1"]).await;
+    assert!(code == 0 && text.contains("the node is asked"), "{text}{err}");
+    let (code, _, err) = on(&site, &["command", "get", id, "--follow"]).await;
+    assert!(code == 1 && err.contains("canceled"), "{code} {err}");
+    site.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_asked_wrongly_is_refused_and_nothing_is_sent() {
+    let site = Site::start().await;
+    let _machine = Machine::born(&site, "edge-1", Does::Runs).await;
+    let large = format!("text={}", "x".repeat(fleet_schemas::limits::COMMAND_PARAMS_BYTES));
+    let cases: [(&[&str], i32, &str); 12] = [
+        (&["--all", "--kind", "dance"], 2, "/kind: dance is none of ping"),
+        (&["--all", "--kind", "local", "--param", &large], 2, "/params"),
+        (&["-l", "site=nowhere", "--kind", "ping"], 2, "matches no node"),
+        (&["-l", "site=berlin rack=3", "--kind", "ping"], 2, "\n              ^\n"),
+        (&["-l", "site in berlin", "--kind", "ping"], 2, "at character 9"),
+        (&["-l", " ", "--kind", "ping"], 2, "--all selects every node"),
+        (&["edge-9", "--kind", "ping"], 2, "there is no node \"edge-9\""),
+        (&["edge-1"], 2, "--kind"),
+        (&["--kind", "ping"], 2, "--all"),
+        (&["edge-1", "--all", "--kind", "ping"], 2, "cannot be used with"),
+        (&["edge-1", "--kind", "ping", "--ttl", "90d"], 2, "/ttl_s"),
+        (&["edge-1", "--kind", "ping", "--not-before", "soon"], 2, "--not-before soon"),
+    ];
+    for (arguments, expected, hint) in cases {
+        let (code, out, err) = on(&site, &[&["command", "run"], arguments].concat()).await;
+        let shown: String = err.chars().take(400).collect();
+        assert_eq!((code, out.as_str()), (expected, ""), "{shown}");
+        assert!(err.contains(hint), "{hint}: {shown}");
+    }
+    let unknown = "0194a3f0-5b6c-7def-8123-456789abcdef";
+    for verb in ["get", "cancel"] {
+        let (code, _, err) = on(&site, &["command", verb, unknown]).await;
+        assert!(code == 3 && err.contains("fleet command ls"), "{err}");
+    }
+    assert_eq!(site.get("/api/v1/commands").await["items"], Value::from(Vec::<Value>::new()));
+    site.stop().await;
+}
