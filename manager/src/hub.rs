@@ -269,6 +269,16 @@ impl Hub {
         Ok(self.0.shared.fleet().ledger(counters))
     }
 
+    /// The ledger of one node; nothing of one that is not known.
+    ///
+    /// # Errors
+    /// [`consume::Error`].
+    pub fn ledger_of(&self, node: &NodeId) -> Result<Vec<Account>, consume::Error> {
+        let counters = self.0.shared.counters()?;
+        let fleet = self.0.shared.fleet();
+        Ok(fleet.nodes.get(node).map(|node| node.ledger(counters).collect()).unwrap_or_default())
+    }
+
     /// The ledger against a count of what is really stored. Slow: reads everything.
     ///
     /// A node that delivers meanwhile is counted between two commits; its two figures may differ by what arrived in

@@ -220,15 +220,18 @@ async fn brief(api: &Arc<Api>, id: CommandId, filter: ExecutionFilter) -> Result
     serde_json::to_vec(&brief).map(Bytes::from).map_err(|error| Refusal::Internal(error.to_string()))
 }
 
-fn command_id(text: &str) -> Result<CommandId, Refusal> {
+/// The id in a path.
+pub(super) fn command_id(text: &str) -> Result<CommandId, Refusal> {
     text.parse().map_err(|_| no_command(text))
 }
 
-fn no_command(text: &str) -> Refusal {
+/// No such command.
+pub(super) fn no_command(text: &str) -> Refusal {
     Refusal::NotFound(format!("there is no command {text:?}; `fleet command ls` lists them"))
 }
 
-fn state(params: &Params) -> Result<Option<State>, Refusal> {
+/// The state that a query names.
+pub(super) fn state(params: &Params) -> Result<Option<State>, Refusal> {
     let Some(text) = params.text("state") else { return Ok(None) };
     let known = State::ALL.into_iter().find(|state| state.as_str() == text);
     let words = || State::ALL.map(State::as_str).join(", ");

@@ -31,6 +31,7 @@ mod stream;
 mod telemetry;
 pub mod token;
 mod view;
+mod why;
 
 use std::{
     collections::BTreeMap,
@@ -225,9 +226,11 @@ fn routes() -> Routes {
         .on(viewer, Method::GET, "/api/v1/nodes/{id}/events", events::of_node)
         .on(viewer, Method::GET, "/api/v1/nodes/{id}/devices", nodes::devices)
         .on(viewer, Method::GET, "/api/v1/nodes/{id}/commands", commands::of_node)
+        .on(viewer, Method::GET, "/api/v1/nodes/{id}/why", why::of_node)
         .on(viewer, Method::GET, "/api/v1/commands", commands::list)
         .on(operator, Method::POST, "/api/v1/commands", command)
         .on(viewer, Method::GET, "/api/v1/commands/{id}", commands::get)
+        .on(viewer, Method::GET, "/api/v1/commands/{id}/why", why::of_command)
         .on(operator, Method::POST, "/api/v1/commands/{id}/cancel", commands::cancel)
         .on(viewer, Method::GET, "/api/v1/events", events::list)
         .on(viewer, Method::GET, "/api/v1/groups", groups::list)

@@ -645,6 +645,61 @@ pub struct Reason {
     pub may_have_executed: bool,
 }
 
+/// Why a node is in its state.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeWhy {
+    /// The node.
+    pub node: String,
+    /// Its state, as in [`Node`].
+    pub state: String,
+    /// The state with what led to it, then whatever else is the matter.
+    pub causes: Vec<Cause>,
+}
+
+/// Why a command is where it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CommandWhy {
+    /// Its id.
+    pub id: String,
+    /// Its kind.
+    pub kind: String,
+    /// Executions by state, without zeros.
+    #[serde(default)]
+    pub states: BTreeMap<String, u32>,
+    /// By node.
+    pub items: Vec<ExecutionWhy>,
+    /// Hand it back as `cursor` for more.
+    #[serde(default)]
+    pub next: Option<String>,
+}
+
+/// Why a command is where it is at one node.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecutionWhy {
+    /// The node.
+    pub node: String,
+    /// As in [`BriefExecution`].
+    pub state: String,
+    /// The state, with what led to it.
+    pub causes: Vec<Cause>,
+}
+
+/// A state or an event, and what led to it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cause {
+    /// Since when or when.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at_ms: Option<i64>,
+    /// Until when, where it is over or has an end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until_ms: Option<i64>,
+    /// What is so, in a sentence.
+    pub what: String,
+    /// What led to it, newest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub because: Vec<Cause>,
+}
+
 /// A problem (RFC 9457).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {

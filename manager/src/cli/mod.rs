@@ -32,6 +32,7 @@ mod target;
 mod telemetry;
 mod top;
 mod trust;
+mod why;
 mod wire;
 mod yaml;
 
@@ -135,6 +136,8 @@ enum Verb {
     Audit(audit::AuditArgs),
     /// Keep a hub's address, token and CA for the other verbs
     Login(login::LoginArgs),
+    /// Why a node, or a command, is in the state it is in
+    Why(why::WhyArgs),
     /// What a node measured
     Telemetry(telemetry::TelemetryArgs),
     /// Watch the fleet live
@@ -197,6 +200,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Pki(verb) => pki::run(verb, &context()?).await,
         Verb::Audit(args) => audit::run(args, &context()?).await,
         Verb::Login(args) => login::run(args, &common, out).await,
+        Verb::Why(args) => why::run(args, &context()?).await,
         Verb::Telemetry(args) => telemetry::run(args, &context()?).await,
         Verb::Top(args) => top::run(args, &context()?).await,
         Verb::Ledger(args) => ledger::run(args, &context()?).await,

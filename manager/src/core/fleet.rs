@@ -177,6 +177,14 @@ impl Node {
         gone
     }
 
+    /// The accounts of every lane on which anything was ever produced.
+    pub fn ledger(&self, counters: impl Fn(NodeNo, Lane) -> Counters) -> impl Iterator<Item = Account> {
+        let account =
+            move |lane| ledger::account(&self.record.id, lane, self.sum(lane), counters(self.number, lane));
+        let told = |account: &Account| account.produced > 0 || account.counters != Counters::default();
+        Lane::ALL.into_iter().map(account).filter(told)
+    }
+
     /// What the marks of a lane say together.
     #[must_use]
     pub fn sum(&self, lane: Lane) -> ledger::Sum {
@@ -278,13 +286,8 @@ impl Fleet {
     #[must_use]
     pub fn ledger(&self, counters: impl Fn(NodeNo, Lane) -> Counters) -> Vec<Account> {
         let mut accounts = Vec::new();
-        for (id, node) in &self.nodes {
-            for lane in Lane::ALL {
-                let account = ledger::account(id, lane, node.sum(lane), counters(node.number, lane));
-                if account.produced > 0 || account.counters != Counters::default() {
-                    accounts.push(account);
-                }
-            }
+        for node in self.nodes.values() {
+            accounts.extend(node.ledger(&counters));
         }
         accounts
     }

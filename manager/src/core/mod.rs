@@ -13,5 +13,6 @@ pub mod presence;
 pub mod registry;
 pub mod time;
 pub mod twins;
+pub mod why;
 
 pub use time::Now;

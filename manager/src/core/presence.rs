@@ -17,6 +17,18 @@ const HALF_LIFE: Duration = Duration::from_secs(600);
 /// Penalty above which a node is shown as flapping: about four losses in ten minutes.
 const FLAPPING: f64 = 3.0;
 
+/// States before the present one that are kept: three losses with their returns, enough to tell why.
+pub const PAST: usize = 12;
+
+/// A state that is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Past {
+    /// It.
+    pub state: State,
+    /// Since when it was, hub time, Unix milliseconds; it lasted until the next began.
+    pub since_ms: i64,
+}
+
 /// Why a node is suspected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -72,6 +84,9 @@ pub struct Presence {
     pub state: State,
     /// Since when, hub time, Unix milliseconds.
     pub since_ms: i64,
+    /// The states before it, oldest first, at most [`PAST`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub past: Vec<Past>,
     /// The current session.
     pub session: Option<SessionId>,
     /// The node's own heartbeat interval, in milliseconds.
@@ -88,6 +103,7 @@ impl Default for Presence {
         Self {
             state: State::New,
             since_ms: 0,
+            past: Vec::new(),
             session: None,
             interval_ms: u64::try_from(INTERVAL.as_millis()).unwrap_or(u64::MAX),
             deadline: None,
@@ -103,13 +119,19 @@ impl Presence {
         Self { since_ms: now_ms, ..Self::default() }
     }
 
-    fn interval(&self) -> Duration {
+    /// The node's own heartbeat interval, as it is reckoned with.
+    #[must_use]
+    pub fn interval(&self) -> Duration {
         // Bounds keep a board with a nonsensical interval from never or always being late.
         Duration::from_millis(self.interval_ms).clamp(Duration::from_secs(1), Duration::from_secs(24 * 3600))
     }
 
     fn to(&mut self, state: State, now: Now) {
         if self.state != state {
+            if self.past.len() >= PAST {
+                self.past.drain(..=self.past.len() - PAST);
+            }
+            self.past.push(Past { state: self.state, since_ms: self.since_ms });
             self.state = state;
             self.since_ms = now.wall_ms;
         }
@@ -275,6 +297,24 @@ mod tests {
         presence.hub_restart(now(0));
         assert_eq!(presence.state, State::Suspect { cause: Cause::HubRestart });
         assert_eq!(run_to(&mut presence, 100), [(90, State::Offline)]);
+    }
+
+    #[test]
+    fn the_last_states_are_kept() {
+        let mut presence = born();
+        run_to(&mut presence, 100);
+        let states = |presence: &Presence| presence.past.iter().map(|past| past.state).collect::<Vec<_>>();
+        assert_eq!(states(&presence), [State::New, State::Online, State::Suspect { cause: Cause::Late }]);
+        assert_eq!(presence.past.last().map(|past| past.since_ms), Some(45_000));
+        for n in 0..20 {
+            presence.birth(A, 1_000, now(200 + n * 20));
+            presence.death(A, None, now(201 + n * 20));
+        }
+        assert_eq!(presence.past.len(), PAST);
+        assert_eq!(
+            presence.past.last().map(|past| (past.state, past.since_ms)),
+            Some((State::Online, 580_000))
+        );
     }
 
     #[test]

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use crate::{
     cli::on,
-    commands::{Does, Machine},
+    commands::{Does, Machine, until},
     given::Site,
 };
 
@@ -106,5 +106,44 @@ async fn what_is_asked_wrongly_is_refused_and_nothing_is_sent() {
         assert!(code == 3 && err.contains("fleet command ls"), "{err}");
     }
     assert_eq!(site.get("/api/v1/commands").await["items"], Value::from(Vec::<Value>::new()));
+    site.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn why_tells_what_led_to_the_state_of_a_command_and_of_a_node() {
+    let site = Site::start().await;
+    let machine = Machine::born(&site, "edge-1", Does::Runs).await;
+    let _other = Machine::born(&site, "edge-2", Does::Exits(0)).await;
+    let make = async |whom: &str, ttl: &str| {
+        let run = ["command", "run", whom, "--kind", "exec", "--ttl", ttl, "--no-wait"];
+        let (code, text, err) = on(&site, &run).await;
+        assert_eq!(code, 0, "{err}");
+        text.split_whitespace().next().unwrap().to_owned()
+    };
+    let runs = make("edge-1", "1h").await;
+    until(&site, &runs, "running").await;
+    drop(machine);
+    let offline = async { while site.get("/api/v1/nodes/edge-1").await["state"] == "online" {} };
+    tokio::time::timeout(crate::given::PATIENCE, offline).await.unwrap();
+    let (short, waits) = (make("edge-1", "50ms").await, make("--all", "1h").await);
+    until(&site, &short, "expired").await;
+    until(&site, &waits, "succeeded").await;
+
+    let (code, text, err) = on(&site, &["why", &short]).await;
+    assert!(code == 0 && text.contains("exec expired at edge-1"), "{text}{err}");
+    assert!(text.contains("edge-1: it was offline"), "{text}");
+    let (_, text, _) = on(&site, &["why", &waits]).await;
+    assert!(text.contains("exec is queued for edge-1") && text.contains("its connection ended"), "{text}");
+    assert!(text.contains("it waits behind 1 command in queue main"), "{text}");
+    assert!(text.ends_with("1 other nodes succeeded\n"), "{text}");
+    let (_, text, _) = on(&site, &["why", "edge-1"]).await;
+    assert!(text.contains("2 commands not over (1 running, 1 queued)"), "{text}");
+    let (code, json, _) = on(&site, &["why", &runs, "--node", "edge-1", "-o", "json"]).await;
+    let why: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((code, &why["items"][0]["state"]), (0, &Value::from("running")));
+    assert!(why["items"][0]["causes"][0]["because"].as_array().unwrap().len() > 2, "{json}");
+    for (what, expected) in [("edge-9", 3), ("0194a3f0-5b6c-7def-8123-456789abcdef", 3), ("No Node", 2)] {
+        assert_eq!(on(&site, &["why", what]).await.0, expected, "{what}");
+    }
     site.stop().await;
 }

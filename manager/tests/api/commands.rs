@@ -170,7 +170,7 @@ async fn post(site: &Site, body: Value) -> (StatusCode, Value) {
 }
 
 /// The command, once an execution of it is in this state.
-async fn until(site: &Site, id: &str, state: &str) -> Value {
+pub(crate) async fn until(site: &Site, id: &str, state: &str) -> Value {
     let mut feed = site.hub.feed();
     let seen = async {
         loop {

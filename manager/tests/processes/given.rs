@@ -168,9 +168,14 @@ impl Hub {
         end(&mut self.child).await;
     }
 
-    pub(crate) async fn get(&self, path: &str) -> Value {
+    /// The token of its first admin.
+    pub(crate) fn token(&self) -> String {
         let admin = std::fs::read_to_string(self.data.join(fleet_manager::cli::ADMIN)).unwrap();
-        match ask_as(admin.lines().nth(1), self.http, path).await {
+        admin.lines().nth(1).unwrap().to_owned()
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Value {
+        match ask_as(Some(&self.token()), self.http, path).await {
             Some((200, value)) => value,
             other => panic!("{path}: {other:?}"),
         }

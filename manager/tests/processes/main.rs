@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod bad_input;
+mod commands;
 mod compare;
 mod full_disk;
 mod full_outbox;

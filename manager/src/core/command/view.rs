@@ -1,5 +1,7 @@
 //! How executions look to whoever asks or follows. Pure.
 
+use std::{cmp::Reverse, sync::Arc};
+
 use fleet_schemas::{
     CommandId, MetricName,
     command::{Output, State},
@@ -27,6 +29,15 @@ pub struct Change {
     pub exit_code: Option<i32>,
     /// More of its output.
     pub output: Option<Output>,
+}
+
+/// An execution that is not over.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OpenAt {
+    /// The command.
+    pub command: Arc<Command>,
+    /// Where it stands at the node.
+    pub execution: Execution,
 }
 
 /// How much waits.
@@ -72,6 +83,27 @@ impl Dispatch {
     #[must_use]
     pub fn waiting_for(&self, node: NodeNo) -> usize {
         self.agendas.get(&node).map_or(0, |agenda| agenda.open.len())
+    }
+
+    /// What of a node is not over, in the order in which its queues run it: what runs first, then by priority and
+    /// age.
+    #[must_use]
+    pub fn open_at(&self, node: NodeNo) -> Vec<OpenAt> {
+        let Some(agenda) = self.agendas.get(&node) else { return Vec::new() };
+        let open = agenda.open.iter().filter_map(|(no, execution)| {
+            Some(OpenAt { command: self.command(*no)?.clone(), execution: execution.clone() })
+        });
+        let mut open: Vec<_> = open.collect();
+        open.sort_by_key(|OpenAt { command, execution }| {
+            (execution.state() != State::Running, Reverse(command.priority), command.no)
+        });
+        open
+    }
+
+    /// Whether a node's agent takes commands, by its last birth since the hub's start.
+    #[must_use]
+    pub fn takes(&self, node: NodeNo) -> bool {
+        self.agendas.get(&node).is_some_and(|agenda| agenda.takes)
     }
 
     /// How much waits.

@@ -1,0 +1,164 @@
+//! `nodes/{id}/why` and `commands/{id}/why`: the chain of causes for the present state, out of what is stored.
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    extract::{Path, State},
+    response::{IntoResponse as _, Response},
+};
+use fleet_schemas::{CommandId, NodeId, event::Severity};
+
+use super::{
+    Api, commands, nodes,
+    problem::Refusal,
+    query::{Params, no_node, node_id},
+    shapes,
+};
+use crate::{
+    core::{
+        command::{Command, Execution, OpenAt},
+        fleet::Node,
+        identity::Standing,
+        ledger::Account,
+        why::{self, Cause, ExecutionView, NodeView, Told},
+    },
+    store::state::{EventFilter, ExecutionFilter},
+};
+
+/// Events that are looked at for those worth telling.
+const EVENTS: usize = 50;
+
+/// `GET nodes/{id}/why`.
+pub(super) async fn of_node(
+    State(api): State<Arc<Api>>,
+    Path(id): Path<String>,
+    params: Params,
+) -> Result<Response, Refusal> {
+    params.only(&[])?;
+    let id = node_id(&id)?;
+    let number = nodes::number(&api, &id)?;
+    let shown = api
+        .query(move |api| {
+            let accounts = api.hub.ledger_of(&id)?;
+            let filter = EventFilter { node: Some(number), limit: EVENTS, ..EventFilter::default() };
+            let events: Vec<Told> = api.hub.events(filter)?.into_iter().map(told).collect();
+            let facts = Facts::of(api, &id).ok_or_else(|| no_node(id.as_str()))?;
+            let causes = why::node(&facts.view(&accounts, &events));
+            let state = facts.node.record.presence.state.as_str().to_owned();
+            Ok(shapes::NodeWhy { node: id.to_string(), state, causes: shown(causes) })
+        })
+        .await?;
+    Ok(Json(shown).into_response())
+}
+
+/// `GET commands/{id}/why?node=&state=&limit=&cursor=`: by node.
+pub(super) async fn of_command(
+    State(api): State<Arc<Api>>,
+    Path(id): Path<String>,
+    params: Params,
+) -> Result<Response, Refusal> {
+    params.only(&["node", "state", "limit", "cursor"])?;
+    let id = commands::command_id(&id)?;
+    let filter = ExecutionFilter {
+        after: params.read("cursor")?,
+        node: params.text("node").map(|id| nodes::number(&api, &node_id(id)?)).transpose()?,
+        state: commands::state(&params)?,
+        limit: params.limit()?,
+    };
+    let shown = api.query(move |api| command(api, id, &filter)).await?;
+    let shown = shown.ok_or_else(|| commands::no_command(&id.to_string()))?;
+    Ok(Json(shown).into_response())
+}
+
+fn command(
+    api: &Api,
+    id: CommandId,
+    filter: &ExecutionFilter,
+) -> Result<Option<shapes::CommandWhy>, Refusal> {
+    let store = api.hub.state();
+    let Some((command, counts)) = store.command(id)? else { return Ok(None) };
+    let page = store.executions(id, filter)?;
+    let mut items = Vec::with_capacity(page.items.len());
+    for (number, execution) in page.items {
+        let node = api.hub.with_fleet(|fleet| fleet.ids.get(&number).cloned());
+        let Some(facts) = node.and_then(|node| Facts::of(api, &node)) else { continue };
+        items.push(facts.execution(&command, &execution));
+    }
+    let states = fleet_schemas::command::State::ALL.into_iter().filter(|state| counts.of(*state) > 0);
+    Ok(Some(shapes::CommandWhy {
+        id: command.id.to_string(),
+        kind: command.kind.to_string(),
+        states: states.map(|state| (state.as_str().to_owned(), counts.of(state))).collect(),
+        items,
+        next: page.next.map(|number| number.to_string()),
+    }))
+}
+
+/// What is looked up of a node.
+struct Facts {
+    node: Node,
+    standing: Option<Standing>,
+    takes: bool,
+    is_flapping: bool,
+    open: Vec<OpenAt>,
+}
+
+impl Facts {
+    fn of(api: &Api, id: &NodeId) -> Option<Self> {
+        let now = api.hub.clock().now();
+        let standing = api.hub.with_identities(|all| Some(all.enrolments.get(id)?.standing.clone()));
+        api.hub.with_fleet(|fleet| {
+            let node = Node::clone(fleet.nodes.get(id)?);
+            Some(Self {
+                standing,
+                takes: fleet.commands.takes(node.number),
+                is_flapping: node.record.presence.is_flapping(now.mono),
+                open: fleet.commands.open_at(node.number),
+                node,
+            })
+        })
+    }
+
+    fn view<'a>(&'a self, accounts: &'a [Account], events: &'a [Told]) -> NodeView<'a> {
+        let record = &self.node.record;
+        NodeView {
+            id: &record.id,
+            presence: &record.presence,
+            last_seen_ms: record.last_seen_ms,
+            is_flapping: self.is_flapping,
+            standing: self.standing.as_ref(),
+            takes: self.takes,
+            open: &self.open,
+            accounts,
+            events,
+        }
+    }
+
+    fn execution(&self, command: &Command, execution: &Execution) -> shapes::ExecutionWhy {
+        let node = self.view(&[], &[]);
+        let cause = why::execution(&ExecutionView { node: &node, command, execution });
+        shapes::ExecutionWhy {
+            node: self.node.record.id.to_string(),
+            state: execution.state().as_str().to_owned(),
+            causes: shown(vec![cause]),
+        }
+    }
+}
+
+fn told(stored: crate::consume::StoredEvent) -> Told {
+    Told {
+        at_ms: stored.time_ms,
+        kind: stored.event.kind.to_string(),
+        message: stored.event.message,
+        is_bad: stored.event.severity >= Severity::Warning,
+    }
+}
+
+fn shown(causes: Vec<Cause>) -> Vec<shapes::Cause> {
+    let one = |cause: Cause| {
+        let Cause { at_ms, until_ms, what, because } = cause;
+        shapes::Cause { at_ms, until_ms, what, because: shown(because) }
+    };
+    causes.into_iter().map(one).collect()
+}

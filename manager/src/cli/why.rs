@@ -1,0 +1,158 @@
+//! `fleet why`: the chain of causes for the present state of a node or of a command.
+
+use clap::Args;
+use fleet_schemas::{CommandId, NodeId};
+use serde_json::{Value, json};
+
+use super::{
+    Context, Failure, node,
+    output::{Tone, clean, paint, read, time},
+};
+use crate::api::shapes::{Cause, CommandWhy, ExecutionWhy, NodeWhy};
+
+/// What to explain.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  fleet why edge-1                      why a node is offline, and what else is the matter\n  \
+    fleet why 0199…                       why a command is where it is, at every node where it did not succeed\n  \
+    fleet why 0199… --node edge-1 -o json\n\n\
+    The present state comes first, what led to it is indented below it, newest first."
+)]
+pub(super) struct WhyArgs {
+    /// A node, or a command's id
+    #[arg(value_name = "NODE|COMMAND-ID")]
+    what: String,
+    /// Of a command: only at this node
+    #[arg(long)]
+    node: Option<NodeId>,
+    /// Of a command: most nodes to tell of
+    #[arg(long, default_value_t = 10)]
+    limit: usize,
+}
+
+/// Executions of one page.
+const PAGE: &str = "500";
+/// A day: times within it are told without the date.
+const DAY_MS: i64 = 86_400_000;
+
+/// Runs the verb.
+///
+/// # Errors
+/// [`Failure`].
+pub(super) async fn run(args: WhyArgs, context: &Context) -> Result<(), Failure> {
+    // A command's id is a node's name too, and no node is called so.
+    match args.what.parse::<CommandId>() {
+        Ok(id) => command(&id.to_string(), &args, context).await,
+        Err(_) if args.node.is_some() => {
+            Err(Failure::Usage(format!("{} is no command's id; leave --node away", args.what)))
+        }
+        Err(_) => of_node(&args.what, context).await,
+    }
+}
+
+async fn of_node(what: &str, context: &Context) -> Result<(), Failure> {
+    let Context { client, out } = context;
+    let id = NodeId::parse(what).map_err(|_| {
+        Failure::Usage(format!(
+            "{what:?} is neither a node nor a command; `fleet node ls` and `fleet command ls` list them"
+        ))
+    })?;
+    let value: Value = client.get(&["api", "v1", "nodes", id.as_str(), "why"], &[]).await?;
+    let why: NodeWhy = read(std::slice::from_ref(&value))?.remove(0);
+    let now_ms = node::now(context).await?;
+    out.show(&value, || text(&why.causes, now_ms, out.color))
+}
+
+async fn command(id: &str, args: &WhyArgs, context: &Context) -> Result<(), Failure> {
+    let path = ["api", "v1", "commands", id, "why"];
+    let mut query = vec![("limit", PAGE)];
+    query.extend(args.node.as_ref().map(|node| ("node", node.as_str())));
+    let mut why: CommandWhy = context.client.get(&path, &query).await?;
+    while let Some(cursor) = why.next.take() {
+        let query = [&query[..], &[("cursor", cursor.as_str())]].concat();
+        let mut page: CommandWhy = context.client.get(&path, &query).await?;
+        why.items.append(&mut page.items);
+        why.next = page.next;
+    }
+    let now_ms = node::now(context).await?;
+    context.out.show(&json!(why), || command_text(&why, args.limit, now_ms, context.out.color))
+}
+
+/// What did not go well comes first, and what is not over.
+fn command_text(why: &CommandWhy, limit: usize, now_ms: i64, color: bool) -> String {
+    let (done, open): (Vec<_>, Vec<_>) = why.items.iter().partition(|one| one.state == "succeeded");
+    let told: Vec<&ExecutionWhy> = if open.is_empty() { done.clone() } else { open };
+    let mut shown: String = told.iter().take(limit).map(|one| text(&one.causes, now_ms, color)).collect();
+    if told.len() > limit {
+        shown.push_str(&format!(
+            "and {} more nodes; --limit tells of more, --node of one\n",
+            told.len() - limit
+        ));
+    }
+    if told.len() < why.items.len() {
+        shown.push_str(&format!("{} other nodes succeeded\n", why.items.len() - told.len()));
+    }
+    shown
+}
+
+/// Causes as an indented list.
+fn text(causes: &[Cause], now_ms: i64, color: bool) -> String {
+    let mut text = String::new();
+    for cause in causes {
+        write(cause, 0, now_ms, color, &mut text);
+    }
+    text
+}
+
+fn write(cause: &Cause, depth: usize, now_ms: i64, color: bool, text: &mut String) {
+    let indent = "  ".repeat(depth);
+    let when = match (cause.at_ms, cause.until_ms) {
+        (None, None) => String::new(),
+        (Some(at), None) => moment(at, now_ms),
+        (Some(at), Some(until)) => format!("{} to {}", moment(at, now_ms), moment(until, now_ms)),
+        (None, Some(until)) => format!("until {}", moment(until, now_ms)),
+    };
+    let when = if when.is_empty() { when } else { format!("{}  ", paint(&when, Tone::Faint, color)) };
+    let mut lines = cause.what.lines().map(clean);
+    let first = lines.next().unwrap_or_default();
+    text.push_str(&format!("{indent}{when}{first}\n"));
+    for line in lines {
+        text.push_str(&format!("{indent}    {line}\n"));
+    }
+    for because in &cause.because {
+        write(because, depth + 1, now_ms, color, text);
+    }
+}
+
+/// A time, UTC; without the date within a day.
+fn moment(at_ms: i64, now_ms: i64) -> String {
+    let whole = time(at_ms);
+    match whole.split_once(' ') {
+        Some((_, of_day)) if at_ms.abs_diff(now_ms) < DAY_MS.unsigned_abs() => of_day.to_owned(),
+        Some(_) | None => whole,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn causes_are_indented_below_what_they_led_to() {
+        let last =
+            Cause { at_ms: Some(0), until_ms: Some(61_000), what: "it was offline".into(), because: vec![] };
+        let rest = Cause { what: "add these lines\n[command.rm]".into(), ..Cause::default() };
+        let cause = Cause {
+            at_ms: Some(200_000_000),
+            until_ms: None,
+            what: "exec is expired at a\u{1b}".to_owned(),
+            because: vec![last, rest],
+        };
+        insta::assert_snapshot!(text(&[cause], 200_100_000, false), @r"
+        07:33:20  exec is expired at a�
+          1970-01-01 00:00:00 to 1970-01-01 00:01:01  it was offline
+          add these lines
+              [command.rm]
+        ");
+    }
+}
