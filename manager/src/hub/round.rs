@@ -12,12 +12,14 @@ use std::{
 
 use bytes::Bytes;
 use fleet_broker::{Link, Message, Publisher, Stats as BrokerStats};
+use fleet_schemas::command::State;
 use tokio::sync::{broadcast, watch};
 
 use super::{Door, IntentError, Observer, Pending, readiness::Health};
 use crate::{
     clock::{self, HubClock},
     consume::{CREDIT, Consumer, FeedItem, Refusals, Spoken},
+    core::command::Change,
 };
 
 /// Most messages in one transaction: bounds how long the first of them waits for its ack.
@@ -43,6 +45,8 @@ pub struct Round {
     pub samples: u64,
     /// Events stored.
     pub events: u64,
+    /// Executions that came to their last state, in the order of [`State::ALL`].
+    pub ended: [u64; State::ALL.len()],
     /// Time from the first message taken to the end of the commit.
     pub commit: Duration,
     /// Whether the commit failed.
@@ -116,7 +120,8 @@ impl Rounds {
                     match &**item {
                         FeedItem::Samples { samples, .. } => round.samples += samples.count(),
                         FeedItem::Event(_) => round.events += 1,
-                        FeedItem::Node(_) | FeedItem::Execution(_) => {}
+                        FeedItem::Execution(change) => count_ended(&mut round.ended, change),
+                        FeedItem::Node(_) => {}
                     }
                 }
                 if round.samples + round.events > 0 {
@@ -222,6 +227,15 @@ impl Rounds {
         {
             self.health.failed(error.to_string());
         }
+    }
+}
+
+/// A last state is told once: nothing of an execution is told after it. That a command was made tells of no node.
+fn count_ended(ended: &mut [u64; State::ALL.len()], change: &Change) {
+    let state = change.step.state;
+    let place = State::ALL.iter().position(|known| *known == state);
+    if let Some(place) = place.filter(|_| change.node.is_some() && state.is_terminal()) {
+        ended[place] += 1;
     }
 }
 

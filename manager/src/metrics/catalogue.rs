@@ -64,10 +64,16 @@ catalogue! {
     EVENTS = counter("fleet_ingest_events_total", &[], "Events stored since the start, the hub's own included.");
     RECORDS = gauge("fleet_ledger_records", &["lane", "term"], "Records in the ledger, by lane and term.");
     ACCOUNTS = gauge("fleet_ledger_accounts", &["state"], "Accounts of the ledger by state; broken must be 0.");
+    COMMANDS_OPEN = gauge("fleet_commands_open", &[], "Commands that are not over at every node.");
+    EXECUTIONS_OPEN = gauge("fleet_command_executions_open", &[], "Executions, one for each node of a command, that are not over.");
+    EXECUTIONS_FINISHED = counter("fleet_command_executions_finished_total", &["state"], "Executions that ended, by their last state.");
     REFUSED_PAYLOADS = counter("fleet_ingest_refused_total", &["message", "reason"], "Payloads that could not be read, by message and reason.");
     COMMIT_FAILURES = counter("fleet_store_commit_failures_total", &[], "Groups of messages whose commit failed; nothing of them was acked.");
     COMMIT_SECONDS = histogram("fleet_store_commit_duration_seconds", "Time from taking a group of messages to its commit.");
     SEAL_LAG = gauge("fleet_store_seal_lag_seconds", &[], "How long the oldest batch in the inbox has waited for its week file.");
+    INBOX_BYTES = gauge("fleet_store_inbox_bytes", &[], "Batches in the inbox, sealed ones that wait for the feed's readers too.");
+    ROLLUP_FILES = gauge("fleet_store_rollup_files", &[], "Files of five-minute rollups.");
+    UNSEALED_BATCHES = gauge("fleet_store_unsealed_batches", &[], "Batches in the inbox that are not yet in a week file.");
     UNSEALED = gauge("fleet_store_unsealed_samples", &[], "Samples in the inbox that are not yet in a week file.");
     SEALED = gauge("fleet_store_sealed_samples", &[], "Samples in week files.");
     WEEK_FILES = gauge("fleet_store_week_files", &[], "Week files.");
@@ -87,12 +93,19 @@ catalogue! {
     GATE_THROTTLES = counter("fleet_gate_throttles_total", &[], "Times that a session was not read for a while because it published above its limit.");
     GATE_TOOLS = gauge("fleet_gate_tool_sessions", &[], "MQTT sessions of third-party tools.");
     GATE_TOOL_QUEUE = gauge("fleet_gate_tool_queue_bytes", &[], "Messages that wait for third-party tools.");
+    GATE_TOOLS_OPENED = counter("fleet_gate_tool_sessions_opened_total", &[], "MQTT sessions of third-party tools opened.");
+    GATE_TOOL_MESSAGES = counter("fleet_gate_tool_messages_total", &[], "Messages copied for third-party tools.");
+    GATE_DOWN_IN_FLIGHT = gauge("fleet_gate_down_in_flight_bytes", &[], "Messages to nodes that wait in the plane.");
+    HUB_IN_FLIGHT = gauge("fleet_gate_hub_in_flight_bytes", &[], "Messages on the hub's own topics that wait in the plane.");
+    HUB_LOST = counter("fleet_gate_hub_lost_total", &["reason"], "Messages on the hub's own topics that nobody got, by reason.");
+    GATE_RETAINED_REFUSED = counter("fleet_gate_retained_refused_total", &[], "Messages of tools that were not retained for want of room.");
     GATE_TALK = counter("fleet_gate_tool_said_total", &["fate"], "Messages that tools published: heard by tools, unheard, or dropped because the plane was full.");
     GATE_RETAINED = gauge("fleet_gate_retained_topics", &[], "Topics on which tools have something retained.");
     GATE_RETAINED_BYTES = gauge("fleet_gate_retained_bytes", &[], "What tools have retained.");
     ROUTER_REBUILDS = counter("fleet_router_rebuilds_total", &[], "Routers that had to be replaced.");
     ROUTER_RECOVERED = counter("fleet_router_recovered_total", &[], "Messages that the router did not deliver and the replay ring did.");
     ROUTER_QUARANTINED = counter("fleet_router_quarantined_total", &[], "Messages kept away from the router after two of its deaths.");
+    ROUTER_FOREIGN = counter("fleet_router_foreign_total", &[], "Messages on the hub's link that the gate never sent; must stay 0.");
     HTTP_REQUESTS = counter("fleet_http_requests_total", &["method", "code"], "HTTP requests answered, by method and status.");
     HTTP_SECONDS = histogram("fleet_http_request_duration_seconds", "Time to the first byte of an HTTP answer.");
     HTTP_DENIED = counter("fleet_http_denied_total", &["reason"], "HTTP requests refused for want of a token or a right, by reason.");
@@ -103,7 +116,9 @@ catalogue! {
     HISTORY_NODES = counter("fleet_history_nodes_read_total", &[], "Nodes whose samples were looked at for remote reads.");
     HISTORY_SAMPLES = counter("fleet_history_samples_read_total", &[], "Samples given to remote reads.");
     PROCESS_RSS = gauge("fleet_process_resident_memory_bytes", &[], "Resident memory of the hub.");
-    PROCESS_CPU = counter("fleet_process_cpu_seconds_total", &[], "Processor time of the hub, user and system, in whole seconds.");
+    PROCESS_CPU = counter("fleet_process_cpu_seconds_total", &[], "Processor time of the hub, user and system.");
+    PROCESS_FILES = gauge("fleet_process_open_files", &[], "Files and sockets that the hub has open.");
+    PROCESS_FILES_LIMIT = gauge("fleet_process_open_files_limit", &[], "Most that it may have open.");
     PROCESS_START = gauge("fleet_process_start_timestamp_seconds", &[], "When the hub started.");
 }
 

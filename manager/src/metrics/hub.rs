@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 
 use fleet_broker::{Reason, Stats as Broker};
+use fleet_schemas::command::State as CommandState;
 
 use super::{
     Exporter, Scrape,
@@ -31,6 +32,10 @@ pub fn observer(exporter: &Exporter) -> Observer {
     let (messages, bytes) = (count(&c::MESSAGES), count(&c::PAYLOAD_BYTES));
     let (samples, events) = (count(&c::SAMPLES), count(&c::EVENTS));
     let (failures, seconds) = (count(&c::COMMIT_FAILURES), exporter.histogram(&c::COMMIT_SECONDS));
+    // Told from the start, so that a rate can be taken of the first.
+    let ended = CommandState::ALL.map(|state| {
+        state.is_terminal().then(|| exporter.counter(&c::EXECUTIONS_FINISHED, &[state.as_str()]))
+    });
     std::sync::Arc::new(move |round: &Round| {
         if round.failed {
             failures.increment(1);
@@ -40,6 +45,9 @@ pub fn observer(exporter: &Exporter) -> Observer {
         bytes.increment(round.bytes);
         samples.increment(round.samples);
         events.increment(round.events);
+        for (counter, count) in ended.iter().zip(round.ended) {
+            counter.iter().for_each(|counter| counter.increment(count));
+        }
         // A round without messages commits nothing but deadlines.
         if round.messages > 0 {
             seconds.record(round.commit.as_secs_f64());
@@ -52,35 +60,41 @@ pub fn observer(exporter: &Exporter) -> Observer {
 /// # Errors
 /// What the ledger's store says.
 pub fn scrape(hub: &Hub, streams: usize) -> Result<Scrape, crate::consume::Error> {
-    let scrape = Scrape::default();
+    let mut scrape = Scrape::default();
     scrape.set(&c::HUB_INFO, &[env!("CARGO_PKG_VERSION")], 1.0);
     scrape.set(&c::HUB_READY, &[], f64::from(u8::from(hub.readiness().ready)));
     scrape.set(&c::STREAMS, &[], streams as f64);
-    nodes(hub, &scrape);
-    ledger(&hub.ledger()?, &scrape);
-    store(hub, &scrape)?;
+    nodes(hub, &mut scrape);
+    ledger(&hub.ledger()?, &mut scrape);
+    store(hub, &mut scrape)?;
     let stats = hub.stats();
     for (message, reason, count) in stats.refusals {
         scrape.count(&c::REFUSED_PAYLOADS, &[message, reason], count);
     }
-    broker(&stats.broker, &scrape);
+    broker(&stats.broker, &mut scrape);
     if let Some(process) = process::read() {
         scrape.set(&c::PROCESS_RSS, &[], process.rss_bytes as f64);
-        scrape.count(&c::PROCESS_CPU, &[], process.cpu_ms / 1_000);
+        scrape.amount(&c::PROCESS_CPU, &[], process.cpu_ms as f64 / 1_000.0);
         scrape.set(&c::PROCESS_START, &[], process.start_s as f64);
+        if let Some((open, limit)) = process.open_files {
+            scrape.set(&c::PROCESS_FILES, &[], open as f64);
+            scrape.set(&c::PROCESS_FILES_LIMIT, &[], limit as f64);
+        }
     }
     Ok(scrape)
 }
 
-fn nodes(hub: &Hub, scrape: &Scrape) {
-    let (listed, states, all) = hub.with_fleet(|fleet| {
+fn nodes(hub: &Hub, scrape: &mut Scrape) {
+    let (listed, states, all, waiting) = hub.with_fleet(|fleet| {
         let mut states: BTreeMap<&str, u64> = STATES.map(|state| (state, 0)).into();
         for node in fleet.nodes.values() {
             *states.entry(node.record.presence.state.as_str()).or_default() += 1;
         }
         let listed: Vec<_> = fleet.nodes.values().take(NODES).map(|node| Listed::of(node)).collect();
-        (listed, states, fleet.nodes.len())
+        (listed, states, fleet.nodes.len(), fleet.commands.waiting())
     });
+    scrape.set(&c::COMMANDS_OPEN, &[], waiting.commands as f64);
+    scrape.set(&c::EXECUTIONS_OPEN, &[], waiting.executions as f64);
     for (state, count) in states {
         scrape.set(&c::NODES, &[state], count as f64);
     }
@@ -120,8 +134,11 @@ impl Listed {
     }
 }
 
-fn store(hub: &Hub, scrape: &Scrape) -> Result<(), crate::consume::Error> {
+fn store(hub: &Hub, scrape: &mut Scrape) -> Result<(), crate::consume::Error> {
     let stats = hub.telemetry().stats(hub.clock().now().wall_ms)?;
+    scrape.set(&c::INBOX_BYTES, &[], stats.inbox_bytes as f64);
+    scrape.set(&c::ROLLUP_FILES, &[], stats.rollup_files as f64);
+    scrape.set(&c::UNSEALED_BATCHES, &[], stats.unsealed_batches as f64);
     scrape.set(&c::SEAL_LAG, &[], stats.seal_lag_ms as f64 / 1_000.0);
     scrape.set(&c::UNSEALED, &[], stats.unsealed_samples as f64);
     scrape.set(&c::SEALED, &[], stats.sealed_samples as f64);
@@ -131,7 +148,7 @@ fn store(hub: &Hub, scrape: &Scrape) -> Result<(), crate::consume::Error> {
     Ok(())
 }
 
-fn ledger(accounts: &[Account], scrape: &Scrape) {
+fn ledger(accounts: &[Account], scrape: &mut Scrape) {
     for state in [Standing::Balanced, Standing::Pending, Standing::Broken] {
         let count = accounts.iter().filter(|account| account.state == state).count();
         scrape.set(&c::ACCOUNTS, &[state.as_str()], count as f64);
@@ -163,8 +180,10 @@ pub fn terms(account: &Account) -> [(&'static str, u64); 8] {
     ]
 }
 
-fn broker(stats: &Broker, scrape: &Scrape) {
-    let gauges: [(&Metric, u64); 8] = [
+fn broker(stats: &Broker, scrape: &mut Scrape) {
+    let gauges: [(&Metric, u64); 10] = [
+        (&c::GATE_DOWN_IN_FLIGHT, stats.down_in_flight_bytes.get()),
+        (&c::HUB_IN_FLIGHT, stats.hub_in_flight_bytes.get()),
         (&c::GATE_TOOLS, stats.tools.get()),
         (&c::GATE_TOOL_QUEUE, stats.tool_queue_bytes.get()),
         (&c::GATE_RETAINED, stats.retained_topics.get()),
@@ -177,7 +196,11 @@ fn broker(stats: &Broker, scrape: &Scrape) {
     for (metric, value) in gauges {
         scrape.set(metric, &[], value as f64);
     }
-    let counters: [(&Metric, u64); 9] = [
+    let counters: [(&Metric, u64); 13] = [
+        (&c::GATE_TOOLS_OPENED, stats.tools_opened.get()),
+        (&c::GATE_TOOL_MESSAGES, stats.tool_messages.get()),
+        (&c::GATE_RETAINED_REFUSED, stats.retained_refused.get()),
+        (&c::ROUTER_FOREIGN, stats.router_foreign.get()),
         (&c::GATE_THROTTLES, stats.throttles.get()),
         (&c::GATE_SESSIONS_OPENED, stats.sessions_opened.get()),
         (&c::GATE_UP_MESSAGES, stats.up_messages.get()),
@@ -197,6 +220,9 @@ fn broker(stats: &Broker, scrape: &Scrape) {
         ("dropped", stats.talk_dropped.get()),
     ] {
         scrape.count(&c::GATE_TALK, &[fate], count);
+    }
+    for (reason, counter) in [("unheard", &stats.hub_unheard), ("plane_full", &stats.hub_dropped)] {
+        scrape.count(&c::HUB_LOST, &[reason], counter.get());
     }
     for reason in Reason::ALL {
         scrape.count(&c::GATE_ENDED, &[reason.as_str()], stats.reason(reason));

@@ -11,6 +11,8 @@ pub struct Process {
     pub cpu_ms: u64,
     /// When it started, Unix seconds.
     pub start_s: u64,
+    /// Files and sockets that it has open, and may have.
+    pub open_files: Option<(usize, usize)>,
 }
 
 /// Asks the system; `None` where it does not tell.
@@ -25,6 +27,7 @@ pub fn read() -> Option<Process> {
         rss_bytes: process.memory(),
         cpu_ms: process.accumulated_cpu_time(),
         start_s: process.start_time(),
+        open_files: process.open_files().zip(process.open_files_limit()),
     })
 }
 
@@ -36,5 +39,6 @@ mod tests {
     fn this_process_has_memory() {
         let process = read().expect("the system tells");
         assert!(process.rss_bytes > 100_000 && process.start_s > 1_600_000_000);
+        assert!(process.open_files.is_none_or(|(open, limit)| open > 2 && open <= limit), "{process:?}");
     }
 }

@@ -253,6 +253,15 @@ async fn one_nodes_day_is_read_without_the_other_ten_thousand() {
     let metrics = site.client().get(site.url("/metrics")).send().await.unwrap().text().await.unwrap();
     let line = "fleet_history_nodes_read_total 1";
     assert!(metrics.lines().any(|found| found == line), "only the node that was asked for was looked at");
+    // What is scraped of so many nodes: a tenth of a second and ten megabytes are promised.
+    let began = clock::mono();
+    let metrics = site.client().get(site.url("/metrics")).send().await.unwrap().text().await.unwrap();
+    let took = clock::mono() - began;
+    println!("/metrics of {NODES} nodes: {took:?}, {} bytes", metrics.len());
+    assert!(
+        metrics.matches("\nfleet_node_info{").count() == NODES && metrics.contains("fleet_nodes_unlisted 1")
+    );
+    assert!(metrics.len() < 10_000_000 && took < Duration::from_secs(5), "{took:?}, {} bytes", metrics.len());
     // A metric of every node: all series in one answer.
     let fleet = read(&site, READ, Query::of((now - 3_600_000, now), &[("metric", 0, "probe")])).await;
     assert_eq!(fleet.len(), NODES);
