@@ -7,6 +7,8 @@ pub mod catalogue;
 pub mod exporter;
 mod hub;
 pub mod process;
+#[cfg(test)]
+mod shipped;
 
 pub use exporter::{Exporter, Scrape};
 pub use hub::{observer, scrape, terms};
