@@ -19,6 +19,7 @@ use crate::{
         Now,
         audit::Entry,
         command::{self, Dispatch, Kept},
+        config,
         fleet::{Fleet, Node, NodeNo},
         identity::{Cut, Identities, Row},
         intake::{self, Effects},
@@ -167,7 +168,14 @@ impl Consumer {
                 node.marks.insert((lane, stream), mark);
             }
         }
+        let (settings, wanted) = self.shared.state().settings()?;
+        for (number, wanted) in wanted {
+            if let Some(node) = nodes.get_mut(&number) {
+                node.wanted = Some(wanted);
+            }
+        }
         nodes.into_values().for_each(|node| fleet.insert(node));
+        config::load(&mut fleet, settings);
         let (last, open) = self.shared.state().open_commands()?;
         fleet.commands = Dispatch::new(last, open);
         *self.shared.fleet_mut() = fleet;
@@ -318,7 +326,9 @@ impl Consumer {
                         | Intent::Identity(_)
                         | Intent::Rotated(_)
                         | Intent::Command(_)
-                        | Intent::CancelCommand { .. } => None,
+                        | Intent::CancelCommand { .. }
+                        | Intent::EditConfig { .. }
+                        | Intent::RetryConfig(_) => None,
                     };
                     let entry = Entry::new(&intent, &by, now.wall_ms);
                     let highest = self.highest_node;
@@ -336,11 +346,13 @@ impl Consumer {
                 }
             }
             command::advance(&mut fleet, &mut effects.commands, now);
+            config::advance(&mut fleet, &mut effects, now);
         }
         self.ask_store(&mut effects)?;
         let mut commit = self.state_commit(&effects, groups);
         let told = effects.commands.take_told();
         commit.commands = std::mem::replace(&mut effects.commands, told);
+        commit.config = std::mem::take(&mut effects.config.rows);
         commit.identities = changes(&self.shared.identities(), &effects.identities);
         commit.identities.audit = audit;
         let first_event = if commit.is_empty() { 0 } else { self.shared.state().apply(&commit)? };

@@ -13,7 +13,9 @@ use fleet_manager::{
     consume::{self, CREDIT, Consumer},
     core::{
         Now,
+        config::{self, Edit, Layer},
         ledger::{self, Standing},
+        registry::{Intent, Order},
     },
     store::{
         disk::{Memory, When},
@@ -26,10 +28,11 @@ use fleet_schemas::{
     ack::{Ack, Verdict},
     batch::{Batch, Clock, Lost},
     cbor,
+    config::{Desired, Held, Reported},
     event::{Event, Severity},
     session::{Birth, Heartbeat, OutboxUse, Pending, StreamState, Versions},
     telemetry::{Builder, Sample},
-    topic::Up,
+    topic::{Down, Up},
 };
 
 const START_MS: i64 = 1_790_000_000_000;
@@ -70,6 +73,7 @@ struct Node {
     session: u8,
     up_ms: u64,
     born: bool,
+    config: Reported,
 }
 
 impl Node {
@@ -77,7 +81,7 @@ impl Node {
         let id = NodeId::parse(id).unwrap();
         let fresh = || LaneOut { next_seq: 1, next_record: 1, ..LaneOut::default() };
         let lanes = Lane::ALL.into_iter().map(|lane| (lane, fresh())).collect();
-        Self { id, lanes, session: 0, up_ms: 1_000, born: false }
+        Self { id, lanes, session: 0, up_ms: 1_000, born: false, config: Reported::default() }
     }
 
     fn session(&self) -> SessionId {
@@ -174,7 +178,7 @@ impl Node {
             partial: false,
             pending: Pending::default(),
             commands: None,
-            config: None,
+            config: Some(self.config.clone()),
         };
         self.say(Up::Birth, cbor::encode(&birth))
     }
@@ -193,7 +197,7 @@ impl Node {
             lanes: self.states(),
             partial: false,
             pending: Pending::default(),
-            config: None,
+            config: Some(self.config.clone()),
             outbox: OutboxUse::default(),
         };
         self.say(Up::Heartbeat, cbor::encode(&heartbeat))
@@ -208,6 +212,17 @@ impl Node {
                 due.map(|s| (Topic::Up(self.id.clone(), Up::Lane(*lane)), s.payload.clone()))
             })
             .collect()
+    }
+
+    fn configured(&mut self, desired: &Desired) {
+        if desired.session != self.session() {
+            return;
+        }
+        let (version, retry) = (desired.version, desired.retry);
+        let known = self.config.received.map(|held| held.version);
+        assert!(known <= Some(version), "{}: configuration goes back from {known:?} to {version:?}", self.id);
+        let held = Some(Held { version, hash: fleet_schemas::config::hash(&desired.doc), retry });
+        self.config = Reported { received: held, applied: held, failed: None };
     }
 
     fn acked(&mut self, ack: &Ack) {
@@ -264,6 +279,8 @@ enum Step {
     /// What is unacked is sent in one group; with every second step twice, as after a lost ack.
     Send,
     Heartbeat,
+    /// An operator changes a setting of all nodes.
+    Edit,
     /// Samples go into week files.
     Tidy,
     /// Last-seen times are written.
@@ -276,12 +293,14 @@ struct World {
     nodes: Vec<Node>,
     next_number: u64,
     steps: u64,
+    /// The step of the last change that was confirmed.
+    edited: u64,
 }
 
 impl World {
     fn new() -> Self {
         let nodes = ["north", "south"].map(Node::new).into();
-        Self { disk: Memory::default(), consumer: None, nodes, next_number: 1, steps: 0 }
+        Self { disk: Memory::default(), consumer: None, nodes, next_number: 1, steps: 0, edited: 0 }
     }
 
     fn now(&self) -> Now {
@@ -305,7 +324,7 @@ impl World {
         match step {
             Step::Birth => {
                 let births: Vec<_> = self.nodes.iter_mut().map(Node::birth).collect();
-                self.consume(&births)
+                self.consume(&births, Vec::new())
             }
             Step::Seal(node, lane, kind, count) => {
                 self.nodes[node].seal(lane, kind, count, &mut self.next_number);
@@ -316,11 +335,20 @@ impl World {
                 if self.steps.is_multiple_of(2) {
                     group.extend(group.clone());
                 }
-                self.consume(&group)
+                self.consume(&group, Vec::new())
             }
             Step::Heartbeat => {
                 let heartbeats: Vec<_> = self.nodes.iter_mut().map(Node::heartbeat).collect();
-                self.consume(&heartbeats)
+                self.consume(&heartbeats, Vec::new())
+            }
+            Step::Edit => {
+                let doc = serde_json::json!({ "step": self.steps });
+                let edit = Box::new(Edit::Put { layer: Layer::Fleet, doc, expected: None });
+                let by = "operator ann".to_owned();
+                let order = Order { by: by.clone(), intent: Intent::EditConfig { edit, by } };
+                self.consume(&[], vec![order])?;
+                self.edited = self.steps;
+                Ok(())
             }
             Step::Tidy => {
                 let shared = self.consumer.as_ref().unwrap().shared();
@@ -331,14 +359,19 @@ impl World {
         }
     }
 
-    fn consume(&mut self, group: &[(Topic, Bytes)]) -> Result<(), consume::Error> {
+    fn consume(&mut self, group: &[(Topic, Bytes)], orders: Vec<Order>) -> Result<(), consume::Error> {
         let now = self.now();
         let group = group.iter().map(|(topic, payload)| (topic, payload));
-        let spoken = self.consumer.as_mut().unwrap().consume(group, Vec::new(), CREDIT, now)?;
+        let spoken = self.consumer.as_mut().unwrap().consume(group, orders, CREDIT, now)?;
+        assert!(spoken.outcomes.iter().all(Result::is_ok), "{:?}", spoken.outcomes);
         for (topic, payload) in spoken.downs {
-            let Topic::Down(id, _) = topic else { panic!("the hub speaks downwards") };
-            let ack: Ack = cbor::decode(&payload).unwrap();
-            self.nodes.iter_mut().find(|node| node.id == id).unwrap().acked(&ack);
+            let Topic::Down(id, down) = topic else { panic!("the hub speaks downwards") };
+            let node = self.nodes.iter_mut().find(|node| node.id == id).unwrap();
+            match down {
+                Down::Ack => node.acked(&cbor::decode(&payload).unwrap()),
+                Down::Config => node.configured(&cbor::decode(&payload).unwrap()),
+                Down::Command => panic!("nobody made a command"),
+            }
         }
         Ok(())
     }
@@ -358,6 +391,7 @@ impl World {
     /// Exactly the batches up to each mark are in the store, and every account says so.
     fn check(&self, when: &str) {
         let shared = self.consumer.as_ref().unwrap().shared();
+        self.check_config(when);
         let counters = shared.counters().unwrap();
         let counted_events = shared.state().recount_events().unwrap();
         for node in &self.nodes {
@@ -398,6 +432,23 @@ impl World {
         }
     }
 
+    /// What was confirmed is there, and every node is to have it.
+    fn check_config(&self, when: &str) {
+        let shared = self.consumer.as_ref().unwrap().shared();
+        let fleet = shared.fleet();
+        let current = fleet.config.settings().current(&Layer::Fleet);
+        let step = current.map_or(0, |revision| revision.doc["step"].as_u64().unwrap());
+        assert!(step >= self.edited, "{when}: the change of step {} is gone", self.edited);
+        let stored = shared.state().revisions(Some(&Layer::Fleet), None, 1_000).unwrap();
+        assert_eq!(stored.first(), current, "{when}");
+        assert!(stored.windows(2).all(|pair| pair[0].number == pair[1].number + 1), "{when}: {stored:?}");
+        for node in fleet.nodes.values().filter(|_| current.is_some()) {
+            let doc = fleet.config.settings().merged(&config::place(&fleet.config, node)).doc;
+            let wanted = node.wanted.map(|wanted| wanted.hash);
+            assert_eq!(wanted, Some(config::encoded(&doc).1), "{when}: {}", node.record.id);
+        }
+    }
+
     /// The numbers of all records that the store has of a node.
     fn stored(&self, node: u32) -> Vec<u64> {
         let shared = self.consumer.as_ref().unwrap().shared();
@@ -430,6 +481,8 @@ impl World {
         self.check("at the end");
         let fleet = self.consumer.as_ref().unwrap().shared().fleet();
         for node in &self.nodes {
+            let state = config::state(&fleet.nodes[&node.id]);
+            assert_eq!(state, config::State::InSync, "{}", node.id);
             for (lane, out) in &node.lanes {
                 assert_eq!(out.acked, out.next_seq - 1, "{} {lane}", node.id);
                 assert_eq!(fleet.nodes[&node.id].sum(*lane).at_edge, 0);
@@ -456,6 +509,9 @@ fn script() -> Vec<Step> {
             Step::Heartbeat,
             Step::Tidy,
         ]);
+        if round % 2 == 0 {
+            script.push(Step::Edit);
+        }
         if round % 3 == 2 {
             script.extend([Step::Snapshot, Step::Birth]);
         }

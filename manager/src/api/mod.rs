@@ -24,7 +24,6 @@ mod problem;
 mod prom;
 mod query;
 pub mod rights;
-pub mod selector;
 pub mod shapes;
 mod status;
 mod stream;
@@ -48,6 +47,7 @@ use tokio::{
     sync::{Semaphore, broadcast::error::RecvError, watch},
 };
 
+pub use crate::core::selector;
 use crate::{
     attempts::Attempts,
     consume::{Shared, StoredEvent},

@@ -9,7 +9,11 @@ use axum::{
 use super::{selector::SelectorError, shapes};
 use crate::{
     consume,
-    core::{identity::Role, registry::RegistryError},
+    core::{
+        config::{ConfigError, Unfit},
+        identity::Role,
+        registry::RegistryError,
+    },
     hub::IntentError,
     pki,
     store::{state, telemetry},
@@ -47,6 +51,14 @@ pub(super) enum Refusal {
     /// It contradicts what is there, or another request in flight.
     #[error("{0}")]
     Conflict(String),
+    /// Another revision counts than was expected.
+    #[error("{detail}")]
+    Revision {
+        /// Which, in words.
+        detail: String,
+        /// The one that counts.
+        current: u64,
+    },
     /// `If-Match` does not hold any more.
     #[error("{0}")]
     Stale(String),
@@ -127,7 +139,7 @@ impl Refusal {
             Self::NotFound(_) => StatusCode::NOT_FOUND,
             Self::Gone(_) => StatusCode::GONE,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
-            Self::Conflict(_) => StatusCode::CONFLICT,
+            Self::Conflict(_) | Self::Revision { .. } => StatusCode::CONFLICT,
             Self::Stale(_) => StatusCode::PRECONDITION_FAILED,
             Self::Large(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::MediaType(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
@@ -150,6 +162,7 @@ impl IntoResponse for Refusal {
             busy => matches!(busy, Self::Busy | Self::Unavailable(_)).then_some(1),
         };
         let challenge = if let Self::Denied(denied) = &self { denied.challenge() } else { None };
+        let revision = if let Self::Revision { current, .. } = &self { Some(*current) } else { None };
         let errors = match self {
             Self::Invalid { faults, .. } => {
                 faults.into_iter().map(|(pointer, detail)| shapes::Fault { pointer, detail }).collect()
@@ -162,6 +175,7 @@ impl IntoResponse for Refusal {
             status: status.as_u16(),
             detail,
             errors,
+            revision,
         };
         let mut response = (status, Json(problem)).into_response();
         let headers = response.headers_mut();
@@ -224,6 +238,26 @@ impl From<RegistryError> for Refusal {
             RegistryError::Unknown { .. } => Self::NotFound(error.to_string()),
             RegistryError::Exists { .. } | RegistryError::Refused(_) => Self::Conflict(error.to_string()),
             RegistryError::Field { pointer, why } => Self::at(pointer, why),
+            RegistryError::Config(error) => error.into(),
+        }
+    }
+}
+
+impl From<ConfigError> for Refusal {
+    fn from(error: ConfigError) -> Self {
+        let detail = error.to_string();
+        match error {
+            ConfigError::Conflict { current, .. } => Self::Revision { detail, current },
+            ConfigError::Nobody(_) => Self::NotFound(detail),
+            ConfigError::NotFailed(_) => Self::Conflict(detail),
+            ConfigError::NoObject | ConfigError::Unsteady(_) | ConfigError::Schema(_) | ConfigError::Full => {
+                Self::at("", detail)
+            }
+            ConfigError::Unfit { unfit: Unfit::Large(_) | Unfit::Shape(_), .. } => Self::at("", detail),
+            ConfigError::Unfit { unfit: Unfit::Invalid(faults), .. } => {
+                let faults = faults.into_iter().map(|fault| (fault.pointer, fault.why)).collect();
+                Self::Invalid { detail, faults }
+            }
         }
     }
 }

@@ -717,6 +717,9 @@ pub struct Problem {
     /// Which members of the input are wrong.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<Fault>,
+    /// The revision that counts, where another was expected.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<u64>,
 }
 
 /// One wrong member.

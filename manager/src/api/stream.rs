@@ -32,7 +32,7 @@ use super::{
     rights::Caller,
     view,
 };
-use crate::consume::FeedItem;
+use crate::{consume::FeedItem, core::config};
 
 /// Streams at once: each has a task and a place in the feed.
 pub(super) const STREAMS: usize = 128;
@@ -45,7 +45,7 @@ const ALIVE: Duration = Duration::from_secs(15);
 const STALLED: Duration = Duration::from_secs(10);
 /// How often newest values are told.
 const LATEST: Duration = Duration::from_secs(1);
-const KINDS: [&str; 5] = ["node", "event", "samples", "latest", "execution"];
+const KINDS: [&str; 6] = ["node", "event", "samples", "latest", "execution", "config"];
 
 /// Newest values of one node.
 #[derive(Debug, Default, Serialize)]
@@ -63,7 +63,7 @@ struct Filter {
     kinds: BTreeSet<String>,
 }
 
-/// `GET stream?node=&kind=&command=`: `kind` is a list of `node,event,samples,latest,execution`; without it
+/// `GET stream?node=&kind=&command=`: `kind` is a list of `node,event,samples,latest,execution,config`; without it
 /// `node,event,latest`. `command` leaves the executions of one command.
 pub(super) async fn get(
     State(api): State<Arc<Api>>,
@@ -211,8 +211,21 @@ async fn told(
             let shown = || message("execution", &commands::change(change, node.as_ref().map(NodeId::as_str)));
             Ok((asked && kind("execution")).then(shown))
         }
+        FeedItem::Config(change) => {
+            // Which nodes follow is told by their own items.
+            let asked = filter.node.is_none() && filter.command.is_none();
+            Ok((asked && kind("config")).then(|| message("config", &config_shown(change))))
+        }
         FeedItem::Node(_) | FeedItem::Event(_) | FeedItem::Samples { .. } => Ok(None),
     }
+}
+
+fn config_shown(change: &config::Change) -> Value {
+    let layer = change.layer.as_ref().map_or_else(|| "schema".to_owned(), ToString::to_string);
+    json!({
+        "layer": layer, "revision": change.revision, "by": change.by, "at_ms": change.at_ms,
+        "nodes_count": change.nodes_count,
+    })
 }
 
 fn all_samples(samples: &Samples, shift_ms: i64, late: bool) -> Vec<Value> {

@@ -1,32 +1,11 @@
-//! How nodes of the registry look outside: as JSON, and to selectors. Pure.
+//! How nodes of the registry look outside, as JSON. Pure.
 
-use std::borrow::Cow;
-
-use super::{selector::Subject, shapes};
+use super::shapes;
 use crate::core::{
     fleet::{Location, Node, Vital},
     ledger::Account,
     presence::State,
 };
-
-impl Subject for Node {
-    fn values(&self, key: &str) -> Vec<Cow<'_, str>> {
-        let record = &self.record;
-        let one = |value: &str| vec![Cow::Owned(value.to_owned())];
-        let maybe =
-            |value: Option<&str>| value.map(|value| Cow::Owned(value.to_owned())).into_iter().collect();
-        match key {
-            "id" => one(record.id.as_str()),
-            "name" => one(record.display_name()),
-            "site" => maybe(record.site.as_deref()),
-            "kind" => one(&record.kind),
-            "state" => one(record.presence.state.as_str()),
-            "capability" => record.capabilities.iter().map(|what| Cow::Borrowed(what.as_str())).collect(),
-            "agent-version" => one(&record.versions.agent),
-            label => maybe(record.labels.get(label).map(String::as_str)),
-        }
-    }
-}
 
 /// A node's JSON.
 #[must_use]

@@ -16,6 +16,7 @@ use crate::{
     core::{
         Now,
         command::Change,
+        config,
         fleet::{Fleet, Node},
         identity::Cut,
         intake::{Effects, Reply},
@@ -44,6 +45,8 @@ pub enum FeedItem {
     },
     /// A command was made, or an execution changed.
     Execution(Box<Change>),
+    /// A layer of the configuration, or its schema, has a new revision.
+    Config(Box<config::Change>),
 }
 
 /// An event with its number and its node.
@@ -111,6 +114,10 @@ pub(super) fn speak(
         orders.store_id = store_id;
         spoken.downs.push((Topic::Down(id, Down::Command), cbor::encode(&orders)));
     }
+    for (id, mut desired) in effects.config.desired {
+        desired.store_id = store_id;
+        spoken.downs.push((Topic::Down(id, Down::Config), cbor::encode(&desired)));
+    }
     for (number, row) in (first_event..).zip(events) {
         let Some(node) = fleet.ids.get(&row.node) else { continue };
         let EventRow { time_ms, recv_ms, by_hub, event, .. } = row;
@@ -120,6 +127,8 @@ pub(super) fn speak(
     spoken.items.extend(samples(&fleet, effects.inbox));
     let changes = effects.commands.changes.into_iter();
     spoken.items.extend(changes.map(|change| Arc::new(FeedItem::Execution(Box::new(change)))));
+    let changes = effects.config.changes.into_iter();
+    spoken.items.extend(changes.map(|change| Arc::new(FeedItem::Config(Box::new(change)))));
     spoken.items.extend(effects.changed.into_iter().map(|id| Arc::new(FeedItem::Node(id))));
     spoken
 }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{
+    config::Edit,
     identity::{Change, Token},
     registry::{Intent, NodePatch},
 };
@@ -59,7 +60,26 @@ fn said(intent: &Intent) -> (&'static str, String, Value) {
                 nodes.as_ref().map(|nodes| nodes.iter().take(LISTED).map(NodeId::as_str).collect());
             ("command.cancel", id.to_string(), json!({ "nodes": ids }))
         }
+        Intent::EditConfig { edit, .. } => edited(edit),
+        Intent::RetryConfig(node) => ("config.retry", node.to_string(), Value::Null),
         Intent::Rotated(what) => ("pki.rotate", what.clone(), Value::Null),
+    }
+}
+
+/// The keys at the top that are named; what they are set to stands in the layer's revisions.
+fn edited(edit: &Edit) -> (&'static str, String, Value) {
+    let keys = |doc: &Value| -> Vec<String> {
+        doc.as_object().into_iter().flat_map(|doc| doc.keys().take(LISTED).cloned()).collect()
+    };
+    match edit {
+        Edit::Put { layer, doc, .. } => ("config.put", layer.to_string(), json!({ "keys": keys(doc) })),
+        Edit::Patch { layer, patch, .. } => {
+            ("config.patch", layer.to_string(), json!({ "keys": keys(patch) }))
+        }
+        Edit::Return { layer, to, .. } => ("config.rollback", layer.to_string(), json!({ "to": to })),
+        Edit::Schema { schema, .. } => {
+            ("config.schema", "schema".to_owned(), json!({ "set": schema.is_some() }))
+        }
     }
 }
 
@@ -97,5 +117,5 @@ fn patched(patch: &NodePatch) -> Value {
     serde_json::to_value(patch).unwrap_or(Value::Null)
 }
 
-/// Nodes of an import that are listed by name.
+/// Nodes or keys that are listed by name.
 const LISTED: usize = 100;

@@ -1,28 +1,41 @@
 //! Desired configuration, decided: layers of fleet, group, site and node are merged into one document a node.
 //!
-//! Owns the layers with their revisions, the merge (JSON merge patch, RFC 7396), where each key comes from, and the
-//! version each node is to have. Documents are JSON objects; a schema, when there is one, judges every document a node
-//! would get before a change is made. Knows no node's connection: the consumer sends what a node has not received.
+//! Owns the layers, the merge (JSON merge patch, RFC 7396), where each key comes from, the version that each node is to
+//! have, and whether it follows. Documents are JSON objects; a schema, when there is one, judges every document that a
+//! node would get before a change is made. Nothing here remembers that a message arrived: what is told to a node follows
+//! from what it says it has. Earlier revisions of a layer are in the store alone.
 
+mod docs;
+mod follow;
 mod merge;
 mod settings;
+mod standing;
+
+#[cfg(test)]
+mod tests;
 
 use std::{collections::BTreeMap, fmt, str::FromStr};
 
 use fleet_schemas::{
     NodeId,
-    config::{Hash, Version},
+    config::{Hash, Held, Version},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+pub use docs::{Fault, Unfit};
+pub use follow::{Change, Effects, Plan, Rows, Told, advance, decide, hear, load, place, retry, take};
+pub(super) use follow::{may_select, regroup};
 pub use merge::{Difference, Merged, differences, merge};
 pub use settings::{Affected, ConfigError, Edit, Edited};
+pub use standing::{State, count, state, why};
 
 /// Revisions of a layer that are kept, to be looked at and returned to.
-pub const REVISIONS: usize = 100;
+pub const REVISIONS: u64 = 100;
 /// Most layers.
 pub const LAYERS: usize = 20_000;
+/// Most bytes of all layers' documents, as CBOR: they are in memory.
+pub const LAYERS_BYTES: usize = 64 * 1024 * 1024;
 
 /// Where a setting is made; a later kind goes over an earlier one.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -37,7 +50,7 @@ pub enum Layer {
     Node(NodeId),
 }
 
-/// One state of a layer's document.
+/// One state of a layer's document, or of the schema.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Revision {
     /// Counts the layer's revisions from 1.
@@ -64,54 +77,103 @@ pub struct Wanted {
     pub retry: u64,
 }
 
-/// All layers, and what each node is to have.
+/// All layers as they count now.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Settings {
-    /// Revisions by layer, oldest first; the last one counts.
-    pub layers: BTreeMap<Layer, Vec<Revision>>,
-    /// The JSON Schema that every node's document has to satisfy, with its own revisions.
-    pub schema: Vec<Revision>,
-    /// By node; a node that never had any setting is not in it.
-    pub wanted: BTreeMap<NodeId, Wanted>,
+    layers: BTreeMap<Layer, Revision>,
+    // Bytes of their documents as CBOR.
+    bytes: usize,
+    /// The JSON Schema that every node's document has to satisfy; an empty one when there was one and is no more.
+    pub schema: Option<Revision>,
     /// The epoch that new versions get: raised when the hub is restored from a backup.
     pub epoch: u64,
 }
 
-/// What of a node decides which layers it has.
+/// What of a node decides which settings it has, and under which version.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
     /// The node.
     pub node: NodeId,
     /// Its site.
     pub site: Option<String>,
-    /// The groups it is in, in the order of their names.
+    /// The groups it is in, in the order of their names; those without a layer may be left out.
     pub groups: Vec<String>,
+    /// What it is to have; none for a node that never had a setting.
+    pub wanted: Option<Wanted>,
+    /// What it says it has.
+    pub received: Option<Held>,
 }
 
 impl Settings {
-    /// The layers that apply to a node, lowest first, with their documents.
-    pub fn layers_of<'a>(&'a self, place: &Place) -> impl Iterator<Item = (Layer, &'a Value)> {
-        let groups = place.groups.iter().cloned().map(Layer::Group);
-        let all = std::iter::once(Layer::Fleet)
-            .chain(groups)
-            .chain(place.site.clone().map(Layer::Site))
-            .chain(std::iter::once(Layer::Node(place.node.clone())));
-        all.filter_map(|layer| {
-            let doc = &self.current(&layer)?.doc;
-            Some((layer, doc))
-        })
+    /// What the store has.
+    #[must_use]
+    pub fn new(layers: BTreeMap<Layer, Revision>, schema: Option<Revision>, epoch: u64) -> Self {
+        let bytes = layers.values().map(|revision| encoded(&revision.doc).0.len()).sum();
+        Self { layers, bytes, schema, epoch }
+    }
+
+    /// All layers, lowest first.
+    #[must_use]
+    pub fn layers(&self) -> &BTreeMap<Layer, Revision> {
+        &self.layers
     }
 
     /// The revision of a layer that counts.
     #[must_use]
     pub fn current(&self, layer: &Layer) -> Option<&Revision> {
-        self.layers.get(layer).and_then(|revisions| revisions.last())
+        self.layers.get(layer)
     }
 
     /// A node's document, and which layer each of its keys comes from.
     #[must_use]
     pub fn merged(&self, place: &Place) -> Merged {
-        merge::all(self.layers_of(place))
+        let layers = place.layers().filter_map(|layer| {
+            let doc = &self.current(&layer)?.doc;
+            Some((layer, doc))
+        });
+        merge::all(layers)
+    }
+
+    /// Puts a revision in the place of the one before; of the schema without a layer.
+    fn put(&mut self, layer: Option<&Layer>, revision: Revision) {
+        let Some(layer) = layer else {
+            self.schema = Some(revision);
+            return;
+        };
+        self.bytes += encoded(&revision.doc).0.len();
+        if let Some(before) = self.layers.insert(layer.clone(), revision) {
+            self.bytes -= encoded(&before.doc).0.len();
+        }
+    }
+}
+
+impl Place {
+    /// The layers that a node has, if they are there, lowest first.
+    pub fn layers(&self) -> impl Iterator<Item = Layer> + '_ {
+        let groups = self.groups.iter().cloned().map(Layer::Group);
+        std::iter::once(Layer::Fleet)
+            .chain(groups)
+            .chain(self.site.clone().map(Layer::Site))
+            .chain(std::iter::once(Layer::Node(self.node.clone())))
+    }
+
+    /// Whether a layer applies to it.
+    #[must_use]
+    pub fn has(&self, layer: &Layer) -> bool {
+        match layer {
+            Layer::Fleet => true,
+            Layer::Group(name) => self.groups.contains(name),
+            Layer::Site(name) => self.site.as_ref() == Some(name),
+            Layer::Node(id) => self.node == *id,
+        }
+    }
+}
+
+impl Wanted {
+    /// Whether a node has it, and has tried it as often as it should.
+    #[must_use]
+    pub fn is(&self, held: &Held) -> bool {
+        self.version == held.version && self.hash == held.hash && held.retry >= self.retry
     }
 }
 
@@ -127,6 +189,12 @@ pub fn encoded(doc: &Value) -> (Vec<u8>, Hash) {
 #[must_use]
 pub fn empty() -> Value {
     Value::Object(Map::new())
+}
+
+/// A version as it is shown and named.
+#[must_use]
+pub fn version(version: Version) -> String {
+    format!("{}.{}", version.epoch, version.n)
 }
 
 /// The text names no layer.

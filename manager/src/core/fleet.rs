@@ -8,12 +8,14 @@ use std::{
 
 use fleet_schemas::{
     Lane, NodeId, SessionId, StreamId, cbor,
+    config::Reported,
     session::{Heartbeat, OutboxUse, Versions},
 };
 use serde::{Deserialize, Serialize};
 
 use super::{
     command::Dispatch,
+    config,
     ledger::{self, Account, Counters},
     mark::{self, Mark},
     presence::Presence,
@@ -68,6 +70,9 @@ pub struct Record {
     pub boots: Boots,
     /// Presence as of the last write.
     pub presence: Presence,
+    /// What configuration it has, by its own word; none while its agent takes none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config: Option<Box<Reported>>,
 }
 
 impl Record {
@@ -91,6 +96,7 @@ impl Record {
             session: None,
             boots: Boots::default(),
             presence: Presence::new(now_ms),
+            config: None,
         }
     }
 
@@ -144,6 +150,10 @@ pub struct Node {
     pub vital: Option<Vital>,
     /// Marks per lane and stream.
     pub marks: BTreeMap<(Lane, StreamId), Mark>,
+    /// What configuration it is to have; none while it never had any setting.
+    pub wanted: Option<config::Wanted>,
+    /// When it was told so.
+    pub(super) told: Option<config::Told>,
     /// Who speaks under this id.
     pub(super) twins: Twins,
 }
@@ -152,7 +162,8 @@ impl Node {
     /// A node with what the store has of it.
     #[must_use]
     pub fn new(number: NodeNo, record: Record) -> Self {
-        Self { number, record, vital: None, marks: BTreeMap::new(), twins: Twins::default() }
+        let (marks, twins) = (BTreeMap::new(), Twins::default());
+        Self { number, record, vital: None, marks, wanted: None, told: None, twins }
     }
 
     /// Records announced and not yet here, and not yet sealed, over all lanes.
@@ -217,6 +228,8 @@ pub struct Fleet {
     pub groups: BTreeMap<String, String>,
     /// Commands that are not over.
     pub commands: Dispatch,
+    /// Settings, and who is still to be told.
+    pub config: config::Plan,
     deadlines: BTreeSet<(Duration, NodeId)>,
 }
 

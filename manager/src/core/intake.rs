@@ -18,7 +18,7 @@ use fleet_schemas::{
 };
 
 use super::{
-    Now, command,
+    Now, command, config,
     fleet::{Fleet, Node, NodeNo, Record, Vital},
     identity,
     ledger::Counters,
@@ -158,6 +158,8 @@ pub struct Effects {
     pub changed: BTreeSet<NodeId>,
     /// What became of commands.
     pub commands: command::Effects,
+    /// What becomes of configuration.
+    pub config: config::Effects,
     /// Rows of who may speak to the hub that are to be written.
     pub identities: BTreeSet<identity::Row>,
     /// Sessions to end after the commit.
@@ -175,6 +177,7 @@ impl Effects {
             && self.quarantined.is_empty()
             && self.events.is_empty()
             && self.commands.nothing_to_write()
+            && self.config.rows.is_empty()
             && self.identities.is_empty()
     }
 
@@ -184,7 +187,7 @@ impl Effects {
         }
     }
 
-    fn by_hub(&mut self, node: &Node, kind: &str, severity: Severity, message: String, now: Now) {
+    pub(super) fn by_hub(&mut self, node: &Node, kind: &str, severity: Severity, message: String, now: Now) {
         let kind = fleet_schemas::MetricName::parse(kind).expect("our own kinds are short and printable");
         let event =
             Event { time_ms: now.wall_ms, kind, severity, message, data: None, device: None, id: None };
@@ -310,6 +313,7 @@ fn take_birth(fleet: &mut Fleet, effects: &mut Effects, id: &NodeId, birth: &Bir
         set_back,
     };
     command::born(&mut fleet.commands, &mut effects.commands, number, &born);
+    config::hear(&mut fleet.config, effects, node, birth.config.as_ref(), now);
     let streams = birth.lanes.iter().flat_map(|(lane, states)| states.iter().map(|s| (*lane, s.stream)));
     for (lane, stream) in streams {
         reply(effects, id, lane, stream, None);
@@ -393,6 +397,11 @@ fn take_heartbeat(fleet: &mut Fleet, effects: &mut Effects, id: &NodeId, heartbe
                 mark.observe(state, said, now.wall_ms);
             }
         }
+    }
+    if let Some(reported) = &heartbeat.config
+        && config::hear(&mut fleet.config, effects, node, Some(reported), now)
+    {
+        effects.nodes.insert(id.clone());
     }
     node.vital = Some(Vital::new(heartbeat, now.wall_ms));
     effects.changed.insert(id.clone());

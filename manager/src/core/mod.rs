@@ -11,6 +11,7 @@ pub mod ledger;
 pub mod mark;
 pub mod presence;
 pub mod registry;
+pub mod selector;
 pub mod time;
 pub mod twins;
 pub mod why;

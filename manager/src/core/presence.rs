@@ -164,6 +164,19 @@ impl Presence {
         self.deadline = Some(now.mono + self.interval() * 3 / 2);
     }
 
+    /// The session through which the node can be told something now.
+    #[must_use]
+    pub fn reached_by(&self) -> Option<SessionId> {
+        match self.state {
+            State::Online | State::Suspect { cause: Cause::Late } => self.session,
+            // After a hub start nobody is connected before a birth says so.
+            State::Suspect { cause: Cause::Will | Cause::HubRestart }
+            | State::New
+            | State::Offline
+            | State::Sleeping { .. } => None,
+        }
+    }
+
     /// The will, or a goodbye. That of an earlier session means nothing.
     pub fn death(&mut self, session: SessionId, until_ms: Option<i64>, now: Now) {
         if self.session != Some(session) {

@@ -7,6 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{
     Now, command,
+    config::{self, ConfigError},
     fleet::{Fleet, Location, Node, NodeNo, Record},
     identity::{self, Change, Identities, Refused},
     intake::Effects,
@@ -84,6 +85,15 @@ pub enum Intent {
         /// At which nodes; none: at all.
         nodes: Option<Vec<NodeId>>,
     },
+    /// Change a layer of the configuration, or its schema.
+    EditConfig {
+        /// How.
+        edit: Box<config::Edit>,
+        /// Who wants it, such as `operator NAME`.
+        by: String,
+    },
+    /// Have a node try again the configuration that it failed to apply.
+    RetryConfig(NodeId),
     /// Keys of the hub were changed: `server`, `ca` or `ca.finish`. They lie elsewhere; only the trail has it here.
     Rotated(String),
 }
@@ -110,6 +120,9 @@ pub enum RegistryError {
     /// Somebody stays outside.
     #[error(transparent)]
     Refused(#[from] Refused),
+    /// Configuration stays as it is.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// A field breaks a rule.
     #[error("{pointer}: {why}")]
     Field {
@@ -152,14 +165,21 @@ pub fn take(
             if fleet.groups.len() >= GROUPS && !fleet.groups.contains_key(&name) {
                 return Err(field("/name", format!("there are {GROUPS} groups already; remove one first")));
             }
+            config::may_select(fleet, &name, &selector)?;
             fleet.groups.insert(name, selector);
+            config::regroup(fleet);
             Ok(())
         }
         Intent::RemoveGroup(name) => match fleet.groups.remove(&name) {
-            Some(_) => Ok(()),
+            Some(_) => {
+                config::regroup(fleet);
+                Ok(())
+            }
             None => Err(RegistryError::Unknown { what: "group", name }),
         },
         Intent::Rotated(_) => Ok(()),
+        Intent::EditConfig { edit, by } => Ok(config::take(fleet, &mut effects.config, &edit, &by, now)?),
+        Intent::RetryConfig(node) => Ok(config::retry(fleet, &mut effects.config, &node)?),
         Intent::Identity(change) => identity::take(identities, fleet, effects, change, highest, now),
         Intent::Command(wanted) => command::make(fleet, &mut effects.commands, *wanted, now),
         Intent::CancelCommand { id, nodes } => {

@@ -3,6 +3,7 @@
 //! One writer, one transaction per group of inputs. Decides nothing; readers see what was committed.
 
 mod commands;
+mod config;
 mod feed;
 mod identities;
 
@@ -19,6 +20,7 @@ pub use identities::{AuditFilter, Changed, Changes, RetainedRow};
 use super::disk::{self, Disk, DiskError, Open};
 use crate::core::{
     command,
+    config::Rows,
     fleet::{NodeNo, Record},
     ledger::Counters,
     mark::Mark,
@@ -30,7 +32,7 @@ const CACHE_BYTES: usize = 64 * 1024 * 1024;
 /// Raw batches kept of the event and command lanes; the oldest go.
 const QUARANTINE_ROWS: u64 = 10_000;
 
-// `store_id` (16 bytes), `next_event` (u64), `highest_node` (u32), `last_command` (u64). Four rows.
+// `store_id` (16 bytes), `next_event` (u64), `highest_node` (u32), `last_command` (u64), `config_epoch` (u64). Five rows.
 const HUB: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("hub");
 // Node number → CBOR `Record`. One row a node, rewritten when it changes.
 const NODES: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("nodes");
@@ -122,6 +124,8 @@ pub struct Commit {
     pub identities: Changes,
     /// Commands, their executions, and reports on them.
     pub commands: command::Effects,
+    /// Layers of the configuration, and what nodes are to have.
+    pub config: Rows,
 }
 
 impl Commit {
@@ -138,6 +142,7 @@ impl Commit {
             && self.groups.is_empty()
             && self.identities.is_empty()
             && self.commands.nothing_to_write()
+            && self.config.is_empty()
     }
 }
 
@@ -210,6 +215,7 @@ impl StateStore {
         write.open_table(QUARANTINE).map_err(store)?;
         identities::open(&write)?;
         commands::open(&write)?;
+        config::open(&write)?;
         write.commit().map_err(store)?;
         Ok(Self { db: Arc::new(db), store_id })
     }
@@ -287,6 +293,7 @@ impl StateStore {
         apply_events(&write, commit, first_event)?;
         identities::apply(&write, &commit.identities)?;
         commands::apply(&write, &commit.commands)?;
+        config::apply(&write, &commit.config, &commit.removed)?;
         let mut groups = write.open_table(GROUPS).map_err(store)?;
         for (name, selector) in &commit.groups {
             match selector {

@@ -3,10 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use fleet_schemas::{
-    SessionId,
-    command::{Reason, State},
-};
+use fleet_schemas::command::{Reason, State};
 
 use super::{
     Agenda, Change, Command, Dispatch, Effects, Execution, Place, doubtful, millis, orders::again_ms, reason,
@@ -15,7 +12,6 @@ use super::{
 use crate::core::{
     Now,
     fleet::{Fleet, Node, NodeNo},
-    presence::{self, Presence},
 };
 
 /// Most nodes looked at in one group: bounds one transaction and one burst of news; the others come next.
@@ -112,24 +108,10 @@ fn unsettled_ms(command: &Command, state: State) -> i64 {
     command.not_after_ms.saturating_add(runs).saturating_add(millis(UNSETTLED))
 }
 
-/// The session through which a node can be told something now.
-fn session(presence: &Presence) -> Option<SessionId> {
-    match presence.state {
-        presence::State::Online | presence::State::Suspect { cause: presence::Cause::Late } => {
-            presence.session
-        }
-        // After a hub start nobody is connected before a birth says so.
-        presence::State::Suspect { cause: presence::Cause::Will | presence::Cause::HubRestart }
-        | presence::State::New
-        | presence::State::Offline
-        | presence::State::Sleeping { .. } => None,
-    }
-}
-
 /// Tells a node what it has to know, if there is news or it was silent for too long. Gives the size of the message.
 fn tell(dispatch: &mut Dispatch, effects: &mut Effects, node: &Node, now: Now) -> usize {
     let number = node.number;
-    let session = session(&node.record.presence);
+    let session = node.record.presence.reached_by();
     let Some(agenda) = dispatch.agendas.get_mut(&number) else { return 0 };
     let Some(session) = session.filter(|_| agenda.takes) else {
         (agenda.resend_ms, agenda.attempts) = (None, 0);

@@ -1,9 +1,11 @@
 //! Selectors over nodes in the Kubernetes grammar, with error positions.
 //!
-//! Owns parsing and matching. Knows no node type: a [`Subject`] says which values it has under a key. Beyond the
-//! grammar, values may stand in double quotes, because names and sites may contain spaces.
+//! Owns parsing and matching. A [`Subject`] says which values it has under a key. Beyond the grammar, values may stand
+//! in double quotes, because names and sites may contain spaces.
 
 use std::borrow::Cow;
+
+use super::fleet::Node;
 
 /// Longest selector, in bytes: it travels in a URL.
 pub const SELECTOR_BYTES: usize = 2_048;
@@ -90,6 +92,12 @@ impl Selector {
         self.requirements.is_empty()
     }
 
+    /// Whether it asks for a key.
+    #[must_use]
+    pub fn names(&self, key: &str) -> bool {
+        self.requirements.iter().any(|requirement| requirement.key == key)
+    }
+
     /// Whether all requirements hold.
     #[must_use]
     pub fn matches(&self, subject: &impl Subject) -> bool {
@@ -109,6 +117,25 @@ impl Requirement {
             Test::NoneOf(wanted) => !any(wanted),
             Test::Above(bound) => number(&|value| value > *bound),
             Test::Below(bound) => number(&|value| value < *bound),
+        }
+    }
+}
+
+impl Subject for Node {
+    fn values(&self, key: &str) -> Vec<Cow<'_, str>> {
+        let record = &self.record;
+        let one = |value: &str| vec![Cow::Owned(value.to_owned())];
+        let maybe =
+            |value: Option<&str>| value.map(|value| Cow::Owned(value.to_owned())).into_iter().collect();
+        match key {
+            "id" => one(record.id.as_str()),
+            "name" => one(record.display_name()),
+            "site" => maybe(record.site.as_deref()),
+            "kind" => one(&record.kind),
+            "state" => one(record.presence.state.as_str()),
+            "capability" => record.capabilities.iter().map(|what| Cow::Borrowed(what.as_str())).collect(),
+            "agent-version" => one(&record.versions.agent),
+            label => maybe(record.labels.get(label).map(String::as_str)),
         }
     }
 }
