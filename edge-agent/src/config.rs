@@ -15,8 +15,8 @@ use toml::{Table, Value};
 
 use crate::{
     api, clock,
-    collect::{driver, system},
-    commands, desired, log, mqtt, outbox,
+    collect::{driver, file, scrape, system},
+    commands, desired, log, mqtt, outbox, rules,
 };
 
 /// The file's name in the data folder.
@@ -50,9 +50,17 @@ pub struct Config {
     pub desired: desired::Config,
     /// How much is logged.
     pub log: log::Config,
+    /// Local rules and their outputs.
+    pub rules: rules::Config,
     /// Programs that print a JSON object per line.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub driver: Vec<driver::Config>,
+    /// Files that hold figures.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub file: Vec<file::Config>,
+    /// Local exporters.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub scrape: Vec<scrape::Config>,
 }
 
 /// Who the node is.
@@ -99,7 +107,10 @@ impl Default for Config {
             commands: commands::Config::default(),
             desired: desired::Config::default(),
             log: log::Config::default(),
+            rules: rules::Config::default(),
             driver: Vec::new(),
+            file: Vec::new(),
+            scrape: Vec::new(),
         }
     }
 }
@@ -143,6 +154,16 @@ pub enum ConfigError {
     /// A variable names no setting.
     #[error("the variable {0} names no setting; `fleet-agent run --print-config` lists them")]
     Variable(String),
+    /// A section that cannot be as it is.
+    #[error("[{section}] {name} is wrong: {why}")]
+    Section {
+        /// The section.
+        section: &'static str,
+        /// Which of them.
+        name: String,
+        /// What is wrong.
+        why: String,
+    },
     /// A value out of range.
     #[error("{key} is {found}; {allowed}")]
     Range {
@@ -270,6 +291,33 @@ impl Config {
                 );
             }
         }
+        self.check_collectors()
+    }
+
+    fn check_collectors(&self) -> Result<(), ConfigError> {
+        let wrong = |section, name: &str, why: String| {
+            Err(ConfigError::Section { section, name: name.to_owned(), why })
+        };
+        for (section, count) in [
+            ("file", self.file.len()),
+            ("scrape", self.scrape.len()),
+            ("rules", self.rules.files.len()),
+            ("rules.program", self.rules.program.len()),
+        ] {
+            if count > DRIVERS {
+                return wrong(section, "", format!("at most {DRIVERS} may be listed"));
+            }
+        }
+        for file in &self.file {
+            if let Err(why) = file.check() {
+                return wrong("file", &file.path, why);
+            }
+        }
+        for scrape in &self.scrape {
+            if let Err(why) = scrape.check() {
+                return wrong("scrape", &scrape.url.to_string(), why);
+            }
+        }
         Ok(())
     }
 
@@ -327,7 +375,8 @@ const OTHER_VARIABLES: [&str; 9] = [
     "FLEET_TOKEN",
 ];
 /// The sections whose settings have variables: `FLEET_OUTBOX_UPLOAD_S` is `upload_s` under `[outbox]`.
-const SECTIONS: [&str; 9] = ["node", "hub", "api", "outbox", "clock", "system", "commands", "desired", "log"];
+const SECTIONS: [&str; 10] =
+    ["node", "hub", "api", "outbox", "clock", "system", "commands", "desired", "log", "rules"];
 
 /// Puts `FLEET_{SECTION}_{KEY}` over the file. The value is TOML where it reads as such, else text.
 fn overlay(table: &mut Table, variables: &[(String, String)]) -> Result<(), ConfigError> {

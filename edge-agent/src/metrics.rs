@@ -77,6 +77,21 @@ const OUTBOX_FAILURES: Family = counter(
     "Times the outbox had to be opened again after an error.",
 );
 
+const RULES: Family = gauge("fleet_agent_rules", &[], "Local rules that are judged.");
+const ALERTS_FIRING: Family = gauge("fleet_agent_alerts_firing", &[], "Alerts of local rules that fire.");
+const ALERT_OUTPUTS: Family = counter(
+    "fleet_agent_alert_outputs_total",
+    &["output", "result"],
+    "Alerts told to a webhook or program, by result.",
+);
+const COLLECTED: Family =
+    counter("fleet_agent_collected_samples_total", &["kind"], "Samples read from files and exporters.");
+const COLLECT_FAILURES: Family = counter(
+    "fleet_agent_collect_failures_total",
+    &["kind", "reason"],
+    "Reads that failed, and lines, values and samples of files and exporters that were not taken, by reason.",
+);
+
 /// Every family there is, in the order of this page.
 pub const CATALOGUE: &[Family] = &[
     INFO,
@@ -98,6 +113,11 @@ pub const CATALOGUE: &[Family] = &[
     OUTBOX_BYTES,
     OUTBOX_QUOTA,
     OUTBOX_FAILURES,
+    RULES,
+    ALERTS_FIRING,
+    ALERT_OUTPUTS,
+    COLLECTED,
+    COLLECT_FAILURES,
 ];
 
 /// One agent's registry.
@@ -119,6 +139,8 @@ pub struct Metrics {
     pub(crate) outbox_bytes: Gauge,
     pub(crate) outbox_quota: Gauge,
     pub(crate) outbox_failures: Counter,
+    pub(crate) rules: Gauge,
+    pub(crate) alerts_firing: Gauge,
 }
 
 impl Metrics {
@@ -149,6 +171,8 @@ impl Metrics {
             outbox_bytes: register_gauge(&recorder, &OUTBOX_BYTES, &[]),
             outbox_quota: register_gauge(&recorder, &OUTBOX_QUOTA, &[]),
             outbox_failures: register_counter(&recorder, &OUTBOX_FAILURES, &[]),
+            rules: register_gauge(&recorder, &RULES, &[]),
+            alerts_firing: register_gauge(&recorder, &ALERTS_FIRING, &[]),
             recorder,
         }
     }
@@ -165,6 +189,18 @@ impl Metrics {
 
     pub(crate) fn answered(&self, code: u16) {
         register_counter(&self.recorder, &REQUESTS, &[&code.to_string()]).increment(1);
+    }
+
+    pub(crate) fn alert_output(&self, output: &str, result: &'static str) {
+        register_counter(&self.recorder, &ALERT_OUTPUTS, &[output, result]).increment(1);
+    }
+
+    pub(crate) fn collected(&self, kind: &'static str, count: u64) {
+        register_counter(&self.recorder, &COLLECTED, &[kind]).increment(count);
+    }
+
+    pub(crate) fn collect_failed(&self, kind: &'static str, reason: &'static str, count: u64) {
+        register_counter(&self.recorder, &COLLECT_FAILURES, &[kind, reason]).increment(count);
     }
 
     pub(crate) fn driver_lines(&self, driver: &str) -> Counter {

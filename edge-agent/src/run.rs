@@ -23,7 +23,7 @@ use tracing::{Instrument as _, error, info, info_span, warn};
 use crate::{
     api::{self, Facts, ListenError, StatusView},
     clock::{self, Clock},
-    collect::system,
+    collect::{self, file, scrape, system},
     commands,
     config::{Config, ConfigError},
     core::{
@@ -36,6 +36,7 @@ use crate::{
     mqtt::{self, HubUrl, Proof},
     outbox::{self, OpenError, Silent, SubmitError},
     role::{Role, role},
+    rules,
     stop::{self, Stop, Stopper},
     uplink::{Profile, Submission},
 };
@@ -313,7 +314,8 @@ impl Parts {
         let kinds = self.config.commands.kinds(&self.config.data);
         let acts = self.outbox.attach(Arc::new(kinds), commands::ACTS).await;
         let runs = self.outbox.attach_config(self.config.desired.probation, desired::RUNS).await;
-        let sources = self.sources(bound, facts, acts, runs, &stopping);
+        let listener = self.outbox.listen().await;
+        let sources = self.sources(bound, facts, acts, runs, listener, &stopping);
         let link = self.link(hanging_up);
         stopping.wanted().await;
         info!("stopping");
@@ -346,6 +348,7 @@ impl Parts {
         facts: Facts,
         acts: mpsc::Receiver<Act>,
         runs: mpsc::Receiver<Run>,
+        listener: outbox::Listener,
         stop: &Stop,
     ) -> Tasks {
         let mut tasks = Tasks(Vec::new());
@@ -367,6 +370,17 @@ impl Parts {
             stop: stop.clone(),
         });
         tasks.spawn("api".to_owned(), api::serve(bound, api, stop.clone()));
+        let surroundings = rules::Surroundings {
+            node: self.node.clone(),
+            folder: self.own_folder(),
+            clock: self.clock.clone(),
+            outbox: self.outbox.clone(),
+            metrics: self.metrics.clone(),
+        };
+        tasks.spawn(
+            "rules".to_owned(),
+            rules::run(self.config.rules.clone(), surroundings, listener, stop.clone()),
+        );
         let surroundings = desired::Surroundings {
             own: self.config.clone(),
             clock: self.clock.clone(),
@@ -374,7 +388,25 @@ impl Parts {
             metrics: self.metrics.clone(),
         };
         tasks.spawn("config".to_owned(), desired::run(surroundings, runs, stop.clone()));
+        self.collectors(&mut tasks, stop);
         tasks
+    }
+
+    /// What reads files and exporters.
+    fn collectors(&self, tasks: &mut Tasks, stop: &Stop) {
+        let surroundings = collect::Surroundings {
+            clock: self.clock.clone(),
+            outbox: self.outbox.clone(),
+            metrics: self.metrics.clone(),
+        };
+        for config in &self.config.file {
+            let name = format!("file {}", config.path);
+            tasks.spawn(name, file::run(config.clone(), surroundings.clone(), stop.clone()));
+        }
+        for config in &self.config.scrape {
+            let name = format!("scrape {}", config.url);
+            tasks.spawn(name, scrape::run(config.clone(), surroundings.clone(), stop.clone()));
+        }
     }
 
     /// What speaks to the hub.

@@ -6,6 +6,7 @@ pub mod lanes;
 pub mod now;
 pub mod queue;
 pub mod renewal;
+pub mod rules;
 pub mod share;
 
 pub use now::Now;

@@ -6,6 +6,7 @@
 mod commands;
 mod config;
 mod file;
+mod tap;
 mod thread;
 
 use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc, time::Duration};
@@ -17,6 +18,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 pub(crate) use commands::Found;
 pub use file::inspect;
+pub(crate) use tap::Listener;
 pub use thread::spawn;
 
 use crate::{
@@ -151,6 +153,7 @@ enum Request {
     Goodbye { reply: oneshot::Sender<Option<Outgoing>> },
     Commands(commands::Word),
     Config(config::Word),
+    Listen(tap::Tap),
     Stop,
 }
 
@@ -182,6 +185,13 @@ impl Handle {
     /// Sets the figures that the next heartbeats carry. The next call replaces them, so none is waited for.
     pub fn set_system(&self, figures: BTreeMap<String, f64>) {
         let _ = self.requests.try_send(Request::System(figures));
+    }
+
+    /// From now on the listener hears what is accepted, as far as it is interested.
+    pub(crate) async fn listen(&self) -> Listener {
+        let (tap, listener) = tap::channel();
+        let _ = self.requests.send(Request::Listen(tap)).await;
+        listener
     }
 
     /// Where everything stands.

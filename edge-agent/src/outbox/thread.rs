@@ -14,7 +14,9 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-use super::{Config, Handle, OpenError, REQUESTS, Request, SubmitError, commands::Desk, config::Clerk, file};
+use super::{
+    Config, Handle, OpenError, REQUESTS, Request, SubmitError, commands::Desk, config::Clerk, file, tap::Tap,
+};
 use crate::{
     clock::Clock,
     core::Now,
@@ -58,6 +60,7 @@ pub async fn spawn(
         link: None,
         desk: Desk::default(),
         clerk: Clerk::new(view),
+        tap: None,
     };
     let (opened, open) = oneshot::channel();
     let thread = thread::Builder::new()
@@ -85,6 +88,8 @@ pub(super) struct Keeper {
     // Those that have to do with commands.
     pub(super) desk: Desk,
     pub(super) clerk: Clerk,
+    // Where rules hear what is accepted.
+    tap: Option<Tap>,
 }
 
 /// The connection that is up.
@@ -169,6 +174,9 @@ impl Keeper {
             }
             Request::Lazily(samples) => {
                 if let Some(uplink) = &mut self.uplink {
+                    if let Some(tap) = &mut self.tap {
+                        tap.pass(tap.pick_samples(&samples));
+                    }
                     uplink.submit_lazily(samples);
                 }
             }
@@ -205,6 +213,7 @@ impl Keeper {
             }
             Request::Commands(word) => self.take_word(word, now),
             Request::Config(word) => self.take_config_word(word, now),
+            Request::Listen(tap) => self.tap = Some(tap),
             Request::Stop => round.stop = true,
         }
     }
@@ -235,17 +244,25 @@ impl Keeper {
     ) {
         let now = self.clock.now();
         let records: Vec<_> = submissions.iter().map(size).collect();
+        let seen: Vec<_> = (submissions.iter())
+            .map(|submission| self.tap.as_ref().map(|tap| tap.pick(submission)).unwrap_or_default())
+            .collect();
         let results = self.with(|uplink| uplink.submit(submissions, now));
         let broken = || Err(SubmitError::Disk(self.broken.clone()));
         let results = match results {
             Some(results) => results.into_iter().map(|result| result.map_err(SubmitError::from)).collect(),
             None => replies.iter().map(|_| broken()).collect::<Vec<_>>(),
         };
-        for ((result, (samples, events)), reply) in results.into_iter().zip(records).zip(replies) {
+        for (((result, (samples, events)), reply), seen) in
+            results.into_iter().zip(records).zip(replies).zip(seen)
+        {
             match &result {
                 Ok(()) => {
                     self.metrics.accepted_samples.increment(samples);
                     self.metrics.accepted_events.increment(events);
+                    if let Some(tap) = &mut self.tap {
+                        tap.pass(seen);
+                    }
                 }
                 Err(error) => self.metrics.refused(error.reason()),
             }

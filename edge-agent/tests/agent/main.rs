@@ -11,6 +11,7 @@ mod hub;
 mod identity;
 mod join;
 mod process;
+mod rules;
 mod site;
 
 use std::{fmt::Debug, os::unix::fs::PermissionsExt as _, path::Path, time::Duration};
