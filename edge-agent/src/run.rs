@@ -210,6 +210,7 @@ pub async fn start(config: Config) -> Result<Handle, StartError> {
     make_folder(&config.data)?;
     let Role { node, name, way } = role(&config)?;
     // Bound first: an address that is taken must not cost an opening of the outbox.
+    let auth = api::Auth::load(&config.api, &config.data)?;
     let bound = api::bind(&config.api).await?;
     let clock = Clock::new(config.clock);
     let metrics = Arc::new(Metrics::new(node.as_str(), VERSION));
@@ -249,7 +250,7 @@ pub async fn start(config: Config) -> Result<Handle, StartError> {
             "no hub: records are only collected until this machine joins one (`fleet-agent join HUB --token T`)"
         );
     }
-    let ended = tokio::spawn(parts.run(bound, facts.clone(), thread, stopping));
+    let ended = tokio::spawn(parts.run((bound, auth), facts.clone(), thread, stopping));
     Ok(Handle { node, address, outbox, clock, facts, metrics, stop, restart, ended })
 }
 
@@ -307,7 +308,13 @@ impl Tasks {
 }
 
 impl Parts {
-    async fn run(self, bound: api::Bound, facts: Facts, thread: thread::JoinHandle<()>, mut stopping: Stop) {
+    async fn run(
+        self,
+        doors: (api::Bound, api::Auth),
+        facts: Facts,
+        thread: thread::JoinHandle<()>,
+        mut stopping: Stop,
+    ) {
         let (hang_up, hanging_up) = stop::channel();
         // Before the hub can send any.
         commands::end_orphans(self.own_folder(), &self.outbox).await;
@@ -315,7 +322,7 @@ impl Parts {
         let acts = self.outbox.attach(Arc::new(kinds), commands::ACTS).await;
         let runs = self.outbox.attach_config(self.config.desired.probation, desired::RUNS).await;
         let listener = self.outbox.listen().await;
-        let sources = self.sources(bound, facts, acts, runs, listener, &stopping);
+        let sources = self.sources(doors, facts, acts, runs, listener, &stopping);
         let link = self.link(hanging_up);
         stopping.wanted().await;
         info!("stopping");
@@ -344,7 +351,7 @@ impl Parts {
     /// What hands records in.
     fn sources(
         &self,
-        bound: api::Bound,
+        (bound, auth): (api::Bound, api::Auth),
         facts: Facts,
         acts: mpsc::Receiver<Act>,
         runs: mpsc::Receiver<Run>,
@@ -362,6 +369,7 @@ impl Parts {
         };
         tasks.spawn("commands".to_owned(), commands::run(surroundings, acts, stop.clone()));
         let api = Arc::new(api::Api {
+            places: api::Places::new(self.config.api.connections),
             config: self.config.api.clone(),
             facts,
             clock: self.clock.clone(),
@@ -369,7 +377,7 @@ impl Parts {
             metrics: self.metrics.clone(),
             stop: stop.clone(),
         });
-        tasks.spawn("api".to_owned(), api::serve(bound, api, stop.clone()));
+        tasks.spawn("api".to_owned(), api::serve(bound, api, auth, stop.clone()));
         let surroundings = rules::Surroundings {
             node: self.node.clone(),
             folder: self.own_folder(),

@@ -9,6 +9,7 @@ mod accept;
 mod commands;
 mod config;
 mod evict;
+mod once;
 mod receive;
 mod send;
 
@@ -30,6 +31,7 @@ use redb::StorageBackend;
 pub use crate::store::outbox::Error;
 pub use accept::{Submission, SubmitError};
 pub use commands::Judge;
+pub use once::{Handed, Name, Names, Receipt};
 
 use self::{commands::Commands, config::Following};
 use crate::{
@@ -206,6 +208,7 @@ pub struct Uplink {
     damaged_rows: u64,
     commands: Commands,
     following: Following,
+    used: once::Used,
     // Stamps of the latest batch and of the latest birth or heartbeat. A batch that a heartbeat does not know is
     // stamped later than it, so that the hub can order them whatever the network does.
     sealed_up_ms: u64,
@@ -256,6 +259,7 @@ impl Uplink {
             damaged_rows: found.damaged_rows,
             commands: Commands::new(found.commands),
             following: Following::new(found.config),
+            used: once::Used::found(found.names),
             sealed_up_ms: 0,
             said_up_ms: 0,
         })

@@ -46,6 +46,15 @@ struct RawSample<'a> {
 #[serde(transparent)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
+/// A sample as it came, in whatever form.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Raw<'a> {
+    pub(super) metric: &'a str,
+    pub(super) value: Option<f64>,
+    pub(super) unit: Option<&'a str>,
+    pub(super) time_ms: Option<i64>,
+}
+
 /// Names that were checked once and are shared by all samples of a request.
 #[derive(Default)]
 struct Names<'a>(HashMap<&'a str, MetricName>);
@@ -65,43 +74,76 @@ impl<'a> Names<'a> {
 pub(crate) fn telemetry(body: &[u8], now_ms: i64) -> Result<Vec<Sample>, Problem> {
     let telemetry: Telemetry<'_> =
         serde_json::from_slice(body).map_err(|error| locate(body, &error, in_telemetry))?;
-    if telemetry.samples.len() > limits::BATCH_RECORDS {
+    let raw = telemetry.samples.iter().map(|raw| Raw {
+        metric: &raw.metric,
+        value: Some(raw.value),
+        unit: raw.unit.as_ref().map(|text| &*text.0),
+        time_ms: raw.time_ms,
+    });
+    samples(telemetry.device.as_ref().map(|text| &*text.0), raw, now_ms)
+}
+
+/// The samples of one device; those without a time get `now_ms`.
+pub(super) fn samples<'a>(
+    of: Option<&str>,
+    raw: impl ExactSizeIterator<Item = Raw<'a>>,
+    now_ms: i64,
+) -> Result<Vec<Sample>, Problem> {
+    if raw.len() > limits::BATCH_RECORDS {
         let detail = format!("more than {} samples; send them in parts", limits::BATCH_RECORDS);
         return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail));
     }
-    let device = device(telemetry.device.as_ref().map(|text| &*text.0))?.unwrap_or_else(DeviceId::node);
+    let device = device(of)?.unwrap_or_else(DeviceId::node);
     let mut names = Names::default();
-    let mut samples = Vec::with_capacity(telemetry.samples.len());
-    for (at, raw) in telemetry.samples.iter().enumerate() {
-        let wrong = |field: &str, detail: String| Problem::field(format!("/samples/{at}/{field}"), detail);
-        if !raw.value.is_finite() {
-            return Err(wrong("value", "the value is not a finite number".to_owned()));
-        }
-        let metric = names.get(&raw.metric).map_err(|detail| wrong("metric", detail))?;
-        let unit = match raw.unit.as_ref().map(|text| &*text.0) {
-            None | Some("") => None,
-            Some(unit) => Some(names.get(unit).map_err(|detail| wrong("unit", detail))?),
-        };
-        let time_ms = raw.time_ms.unwrap_or(now_ms);
-        samples.push(Sample { time_ms, device: device.clone(), metric, unit, value: raw.value });
+    let mut samples = Vec::with_capacity(raw.len());
+    for (at, raw) in raw.enumerate() {
+        let made = sample(&device, raw, &mut names, now_ms);
+        samples.push(made.map_err(|problem| problem.below(&format!("/samples/{at}")))?);
     }
     Ok(samples)
 }
 
+fn sample<'a>(
+    device: &DeviceId,
+    raw: Raw<'a>,
+    names: &mut Names<'a>,
+    now_ms: i64,
+) -> Result<Sample, Problem> {
+    let Some(value) = raw.value else {
+        return Err(Problem::field("/value", "`value` is missing; give a finite number"));
+    };
+    if !value.is_finite() {
+        return Err(Problem::field("/value", "the value is not a finite number"));
+    }
+    let metric = names.get(raw.metric).map_err(|detail| Problem::field("/metric", detail))?;
+    let unit = match raw.unit {
+        None | Some("") => None,
+        Some(unit) => Some(names.get(unit).map_err(|detail| Problem::field("/unit", detail))?),
+    };
+    let time_ms = raw.time_ms.unwrap_or(now_ms);
+    Ok(Sample { time_ms, device: device.clone(), metric, unit, value })
+}
+
+/// One sample of one device; without a time it gets `now_ms`.
+pub(super) fn one_sample(of: Option<&str>, raw: Raw<'_>, now_ms: i64) -> Result<Sample, Problem> {
+    let device = device(of)?.unwrap_or_else(DeviceId::node);
+    sample(&device, raw, &mut Names::default(), now_ms)
+}
+
 /// `{kind, severity, message, data?, device?, time_ms?, id?}`.
 #[derive(Debug, Deserialize)]
-struct RawEvent {
-    kind: String,
-    severity: Severity,
-    message: String,
+pub(super) struct RawEvent {
+    pub(super) kind: String,
+    pub(super) severity: Severity,
+    pub(super) message: String,
     #[serde(default)]
-    data: Option<Value>,
+    pub(super) data: Option<Value>,
     #[serde(default)]
-    device: Option<String>,
+    pub(super) device: Option<String>,
     #[serde(default)]
-    time_ms: Option<i64>,
+    pub(super) time_ms: Option<i64>,
     #[serde(default)]
-    id: Option<String>,
+    pub(super) id: Option<String>,
 }
 
 /// The events of a body: one, or a list of at most [`EVENTS`].
@@ -112,17 +154,20 @@ pub(crate) fn events(body: &[u8], now_ms: i64) -> Result<Vec<Event>, Problem> {
         return Ok(vec![event(raw, now_ms)?]);
     }
     let raw: Vec<RawEvent> = serde_json::from_slice(body).map_err(wrong)?;
-    if raw.len() > EVENTS {
-        return Err(Problem::new(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            format!("more than {EVENTS} events; send them in parts"),
-        ));
-    }
+    check_events(raw.len())?;
     let numbered = raw.into_iter().enumerate();
     numbered.map(|(at, raw)| event(raw, now_ms).map_err(|problem| problem.below(&format!("/{at}")))).collect()
 }
 
-fn event(raw: RawEvent, now_ms: i64) -> Result<Event, Problem> {
+pub(super) fn check_events(count: usize) -> Result<(), Problem> {
+    if count > EVENTS {
+        let detail = format!("more than {EVENTS} events; send them in parts");
+        return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail));
+    }
+    Ok(())
+}
+
+pub(super) fn event(raw: RawEvent, now_ms: i64) -> Result<Event, Problem> {
     let kind = MetricName::parse(&raw.kind).map_err(|error| Problem::field("/kind", error.to_string()))?;
     let data = match raw.data {
         None | Some(Value::Null) => None,

@@ -17,11 +17,12 @@ use fleet_schemas::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
+use sha2::{Digest as _, Sha256};
 use tokio::select;
 
 use super::{
     body::{DATA_DEPTH, depth},
-    http::{Answer, Api, json, read},
+    http::{Answer, Api, json, name_in, read},
     problem::Problem,
 };
 use crate::{
@@ -95,37 +96,37 @@ struct Enqueued {
 
 /// `GET /api/v1/queue`.
 #[derive(Debug, Serialize)]
-struct QueueView {
-    running: Vec<CommandView>,
-    waiting: Vec<CommandView>,
-    limit: usize,
+pub(super) struct QueueView {
+    pub(super) running: Vec<CommandView>,
+    pub(super) waiting: Vec<CommandView>,
+    pub(super) limit: usize,
 }
 
 /// One command, held or over.
 #[derive(Debug, Serialize)]
-struct CommandView {
-    id: CommandId,
+pub(super) struct CommandView {
+    pub(super) id: CommandId,
     #[serde(skip_serializing_if = "Option::is_none")]
-    kind: Option<MetricName>,
-    origin: Origin,
-    state: &'static str,
+    pub(super) kind: Option<MetricName>,
+    pub(super) origin: Origin,
+    pub(super) state: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
-    queue: Option<MetricName>,
+    pub(super) queue: Option<MetricName>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    priority: Option<i8>,
+    pub(super) priority: Option<i8>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    params: Option<Value>,
+    pub(super) params: Option<Value>,
     /// When it ended, by the agent's clock.
     #[serde(skip_serializing_if = "Option::is_none")]
-    at_ms: Option<i64>,
+    pub(super) at_ms: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<Reason>,
+    pub(super) reason: Option<Reason>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    exit_code: Option<i32>,
+    pub(super) exit_code: Option<i32>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    result: Option<Value>,
+    pub(super) result: Option<Value>,
     #[serde(skip_serializing_if = "String::is_empty")]
-    output: String,
+    pub(super) output: String,
 }
 
 /// `POST /api/v1/local/take`.
@@ -174,10 +175,46 @@ enum Outcome {
     Failed,
 }
 
+/// A command as it is asked for, in whatever form.
+#[derive(Debug)]
+pub(super) struct Asked {
+    pub(super) kind: MetricName,
+    pub(super) params: Value,
+    pub(super) queue: Option<MetricName>,
+    pub(super) priority: i8,
+    pub(super) ttl_s: Option<f64>,
+    pub(super) timeout_s: Option<f64>,
+    pub(super) idempotent: bool,
+    /// Makes a repeated request one command.
+    pub(super) name: Option<String>,
+}
+
 pub(super) async fn enqueue(State(api): Shared, request: Request) -> Answer {
+    let name = name_in(request.headers())?;
     let Wanted { kind, params, queue, priority, ttl_s, timeout_s, idempotent } =
         parse(&read(&api, request).await?)?;
-    let id = uuid7(api.clock.now().wall_ms, clock::random());
+    let priority = match priority {
+        Priority::Number(number) => number,
+        Priority::Word(PriorityWord::Low) => -1,
+        Priority::Word(PriorityWord::Normal) => 0,
+        Priority::Word(PriorityWord::High) => 1,
+        Priority::Word(PriorityWord::Urgent) => 2,
+    };
+    let command = kind.clone();
+    let asked = Asked { kind, params, queue, priority, ttl_s, timeout_s, idempotent, name };
+    let id = ask(&api, asked).await?;
+    let mut response = json(&Enqueued { id, status: "accepted", command })?;
+    *response.status_mut() = StatusCode::ACCEPTED;
+    Ok(response)
+}
+
+/// Asks for a command; it is on disk when its id comes back.
+pub(super) async fn ask(api: &Api, asked: Asked) -> Result<CommandId, Problem> {
+    let Asked { kind, params, queue, priority, ttl_s, timeout_s, idempotent, name } = asked;
+    let id = match name {
+        Some(name) => uuid8(&name),
+        None => uuid7(api.clock.now().wall_ms, clock::random()),
+    };
     let main = || MetricName::parse(DEFAULT_QUEUE).expect("our queue's name is valid");
     let params = cbor_of("/params", &params)?;
     if cbor::encode(&params).len() > limits::COMMAND_PARAMS_BYTES {
@@ -186,46 +223,47 @@ pub(super) async fn enqueue(State(api): Shared, request: Request) -> Answer {
     let ask = Ask {
         id,
         queue: queue.unwrap_or_else(main),
-        priority: match priority {
-            Priority::Number(number) => number,
-            Priority::Word(PriorityWord::Low) => -1,
-            Priority::Word(PriorityWord::Normal) => 0,
-            Priority::Word(PriorityWord::High) => 1,
-            Priority::Word(PriorityWord::Urgent) => 2,
-        },
-        kind: kind.clone(),
+        priority,
+        kind,
         params,
         ttl: span("/ttl_s", ttl_s, TTL, LIFE)?,
         timeout: span("/timeout_s", timeout_s, TIMEOUT, LIFE)?,
         idempotent,
     };
     api.outbox.enqueue(ask).await?.map_err(refused)?;
-    let mut response = json(&Enqueued { id, status: "accepted", command: kind })?;
-    *response.status_mut() = StatusCode::ACCEPTED;
-    Ok(response)
+    Ok(id)
 }
 
 pub(super) async fn queue(State(api): Shared) -> Answer {
+    json(&list(&api).await?)
+}
+
+pub(super) async fn one(State(api): Shared, Path(id): Path<String>) -> Answer {
+    json(&find(&api, parse_id(&id)?).await?)
+}
+
+/// How one command stands.
+pub(super) async fn find(api: &Api, id: CommandId) -> Result<CommandView, Problem> {
+    match api.outbox.command(id).await? {
+        Some(Found::Held(held)) => Ok(CommandView::from(*held)),
+        Some(Found::Over(over)) => Ok(CommandView::from(*over)),
+        None => Err(Problem::new(StatusCode::NOT_FOUND, format!("this node knows no command {id}"))),
+    }
+}
+
+/// What runs and what waits.
+pub(super) async fn list(api: &Api) -> Result<QueueView, Problem> {
     let held = api.outbox.commands().await?;
     let (running, waiting): (Vec<_>, Vec<_>) =
         held.into_iter().partition(|held| matches!(held.stage, Stage::Running(_)));
     let views = |held: Vec<Held>| held.into_iter().map(CommandView::from).collect();
-    json(&QueueView { running: views(running), waiting: views(waiting), limit: limits::QUEUE_LENGTH })
-}
-
-pub(super) async fn one(State(api): Shared, Path(id): Path<String>) -> Answer {
-    let id = parse_id(&id)?;
-    match api.outbox.command(id).await? {
-        Some(Found::Held(held)) => json(&CommandView::from(*held)),
-        Some(Found::Over(over)) => json(&CommandView::from(*over)),
-        None => Err(Problem::new(StatusCode::NOT_FOUND, format!("this node knows no command {id}"))),
-    }
+    Ok(QueueView { running: views(running), waiting: views(waiting), limit: limits::QUEUE_LENGTH })
 }
 
 pub(super) async fn take(State(api): Shared, request: Request) -> Answer {
     let TakeBody { kinds, wait_s, lease_s } = parse(&read(&api, request).await?)?;
     let wait = span_or_none("/wait_s", wait_s, WAIT)?;
-    let lease = span("/lease_s", lease_s, LEASE, LEASE_MOST)?;
+    let lease = lease(lease_s)?;
     let mut stop = api.stop.clone();
     let taken = select! {
         taken = api.outbox.take(Take { kinds, lease }, wait) => taken?,
@@ -241,25 +279,37 @@ pub(super) async fn take(State(api): Shared, request: Request) -> Answer {
 pub(super) async fn extend(State(api): Shared, Path(id): Path<String>, request: Request) -> Answer {
     let id = parse_id(&id)?;
     let ExtendBody { lease_s } = parse(&read(&api, request).await?)?;
-    let lease = span("/lease_s", lease_s, LEASE, LEASE_MOST)?;
-    done(id, api.outbox.extend(id, lease).await?)
+    done(id, api.outbox.extend(id, lease(lease_s)?).await?)?;
+    Ok(StatusCode::NO_CONTENT.into_response())
 }
 
 pub(super) async fn report(State(api): Shared, Path(id): Path<String>, request: Request) -> Answer {
     let id = parse_id(&id)?;
     let ReportBody { state, exit_code, message, result, output } = parse(&read(&api, request).await?)?;
+    let succeeded = state == Outcome::Succeeded;
+    let result = result_of(result)?;
+    let said = LocalReport { succeeded, exit_code, message, result, output: output.into_bytes() };
+    done(id, api.outbox.report(id, said).await?)?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// What an app says came out of a command.
+pub(super) fn result_of(result: Option<Value>) -> Result<Option<Cbor>, Problem> {
     let result = result.map(|result| cbor_of("/result", &result)).transpose()?;
     if result.as_ref().is_some_and(|result| cbor::encode(result).len() > limits::EVENT_DATA_BYTES) {
         return Err(Problem::field("/result", "the result is larger than 32768 bytes"));
     }
-    let succeeded = state == Outcome::Succeeded;
-    let said = LocalReport { succeeded, exit_code, message, result, output: output.into_bytes() };
-    done(id, api.outbox.report(id, said).await?)
+    Ok(result)
 }
 
-fn done(id: CommandId, held: bool) -> Answer {
+/// How long an app has a command.
+pub(super) fn lease(lease_s: Option<f64>) -> Result<Duration, Problem> {
+    span("/lease_s", lease_s, LEASE, LEASE_MOST)
+}
+
+pub(super) fn done(id: CommandId, held: bool) -> Result<(), Problem> {
     if held {
-        return Ok(StatusCode::NO_CONTENT.into_response());
+        return Ok(());
     }
     let detail =
         format!("command {id} is not yours (any more): it was canceled, took too long, or its lease ran out");
@@ -276,7 +326,7 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
     })
 }
 
-fn parse_id(text: &str) -> Result<CommandId, Problem> {
+pub(super) fn parse_id(text: &str) -> Result<CommandId, Problem> {
     text.parse().map_err(|error| Problem::new(StatusCode::NOT_FOUND, format!("{text:?}: {error}")))
 }
 
@@ -295,6 +345,7 @@ fn span_or_none(field: &str, seconds: f64, most: Duration) -> Result<Duration, P
 fn refused(reason: Reason) -> Problem {
     let status = match reason.code.as_str() {
         "queue_full" => StatusCode::TOO_MANY_REQUESTS,
+        "reused" => StatusCode::CONFLICT,
         "not_allowed" | "bad_allow_list" | "not_restartable" => StatusCode::FORBIDDEN,
         "no_commands" => StatusCode::SERVICE_UNAVAILABLE,
         _ => StatusCode::UNPROCESSABLE_ENTITY,
@@ -314,7 +365,7 @@ fn cbor_of(field: &str, value: &Value) -> Result<Cbor, Problem> {
     Cbor::serialized(value).map_err(|error| Problem::field(field, error.to_string()))
 }
 
-fn json_of(value: &Cbor) -> Value {
+pub(super) fn json_of(value: &Cbor) -> Value {
     value.deserialized().unwrap_or(Value::Null)
 }
 
@@ -357,6 +408,16 @@ impl From<Over> for CommandView {
             output: String::from_utf8_lossy(&output).into_owned(),
         }
     }
+}
+
+/// A UUIDv8 (RFC 9562 §5.8) made of the name that a client gave.
+fn uuid8(name: &str) -> CommandId {
+    let digest = Sha256::new().chain_update("command\0").chain_update(name).finalize();
+    let mut bytes = [0; 16];
+    bytes.copy_from_slice(&digest[..16]);
+    bytes[6] = bytes[6] & 0x0f | 0x80;
+    bytes[8] = bytes[8] & 0x3f | 0x80;
+    CommandId(bytes)
 }
 
 /// A UUIDv7 (RFC 9562 §5.7).

@@ -4,22 +4,36 @@ use std::sync::Arc;
 
 use axum::{
     Router,
-    body::{Body, Bytes},
+    body::Body,
     extract::{Request, State},
-    http::{HeaderMap, Response, StatusCode, header},
+    http::{HeaderMap, Method, Response, StatusCode, header},
     response::IntoResponse,
     routing::{get, post},
 };
+use bytes::Bytes;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use serde::Serialize;
 use tokio::time;
 
 use super::{
-    BODY_BYTES, Config, body, commands, config,
+    BODY_BYTES, Config, body, commands, config, field, grpc,
+    places::{Place, Places},
     problem::Problem,
-    view::{Facts, OutboxView, StatusView},
+    view::{Facts, LedgerView, OutboxView, StatusView},
+    write::{self, Accepted},
 };
-use crate::{clock::Clock, metrics::Metrics, outbox, stop::Stop, uplink::Submission};
+use crate::{
+    clock::Clock,
+    metrics::Metrics,
+    outbox,
+    stop::Stop,
+    uplink::{Handed, Receipt},
+};
+
+/// The header that makes a repeated write one record.
+const NAME: &str = "idempotency-key";
+/// What there is to ask, for programs; made from the code and checked against it.
+const OPENAPI: &str = include_str!("../../../schemas/openapi-edge.json");
 
 /// What the routes share.
 pub(crate) struct Api {
@@ -29,29 +43,36 @@ pub(crate) struct Api {
     pub(crate) outbox: outbox::Handle,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) stop: Stop,
+    pub(crate) places: Places,
 }
 
 pub(super) type Answer = Result<Response<Body>, Problem>;
 pub(super) type Shared = State<Arc<Api>>;
 
-pub(super) fn router(api: Arc<Api>) -> Router {
+pub(super) async fn router(api: Arc<Api>) -> Router {
     let counted = api.metrics.clone();
-    Router::new()
+    let router = Router::new()
         .route("/healthz", get(health))
         .route("/api/health", get(health))
         .route("/api/v1/status", get(status))
         .route("/api/v1/outbox", get(outbox))
         .route("/api/v1/config", get(config::config))
+        .route("/api/v1/ledger", get(ledger))
         .route("/metrics", get(metrics))
+        .route("/openapi.json", get(openapi))
         .route("/api/v1/telemetry", post(telemetry))
         .route("/api/v1/events", post(events))
+        .route("/report", post(field::report))
+        .route("/batch", post(field::batch))
         .route("/api/v1/command", post(commands::enqueue))
         .route("/api/command", post(commands::enqueue))
         .route("/api/v1/queue", get(commands::queue))
         .route("/api/v1/commands/{id}", get(commands::one))
         .route("/api/v1/local/take", post(commands::take))
         .route("/api/v1/local/{id}/extend", post(commands::extend))
-        .route("/api/v1/local/{id}/report", post(commands::report))
+        .route("/api/v1/local/{id}/report", post(commands::report));
+    router
+        .merge(grpc::routes(&api).await)
         .fallback(missing)
         .method_not_allowed_fallback(wrong_method)
         .layer(axum::middleware::map_response(move |response: Response<Body>| {
@@ -86,6 +107,14 @@ async fn outbox(State(api): Shared) -> Answer {
     json(&OutboxView::from(&api.outbox.status().await?))
 }
 
+async fn ledger(State(api): Shared) -> Answer {
+    json(&LedgerView::from(&api.outbox.status().await?))
+}
+
+async fn openapi() -> Answer {
+    Ok(([(header::CONTENT_TYPE, "application/json")], OPENAPI).into_response())
+}
+
 async fn metrics(State(api): Shared) -> Answer {
     // The page is useful with a broken disk too: then the last figures stand.
     if let Ok(status) = api.outbox.status().await {
@@ -102,31 +131,42 @@ async fn metrics(State(api): Shared) -> Answer {
 }
 
 async fn telemetry(State(api): Shared, request: Request) -> Answer {
-    let body = read(&api, request).await?;
-    let samples = body::telemetry(&body, api.clock.now().wall_ms)?;
-    drop(body);
-    accept(&api, samples.len(), Submission::Samples(samples)).await
+    let name = name_in(request.headers())?;
+    let Text { bytes, place } = read(&api, request).await?;
+    let now_ms = api.clock.now().wall_ms;
+    let handed = write::samples(name.as_deref(), now_ms, |now_ms| body::telemetry(&bytes, now_ms))?;
+    drop(bytes);
+    accept(&api, handed, place).await
 }
 
 async fn events(State(api): Shared, request: Request) -> Answer {
-    let body = read(&api, request).await?;
-    let events = body::events(&body, api.clock.now().wall_ms)?;
-    accept(&api, events.len(), Submission::Events(events)).await
+    let name = name_in(request.headers())?;
+    let Text { bytes, place } = read(&api, request).await?;
+    let alone = bytes.trim_ascii_start().first() != Some(&b'[');
+    let now_ms = api.clock.now().wall_ms;
+    let handed = write::events(name.as_deref(), now_ms, |now_ms| body::events(&bytes, now_ms))?;
+    drop(bytes);
+    let answer = accept(&api, handed, place).await;
+    // One event is not in a list.
+    answer.map_err(|problem| if alone { problem.renamed("/0/id", "/id") } else { problem })
 }
 
-/// `202` of both posts.
-#[derive(Debug, Serialize)]
-struct Accepted {
-    accepted: usize,
-}
-
-async fn accept(api: &Api, accepted: usize, submission: Submission) -> Answer {
-    if accepted > 0 {
-        api.outbox.submit(submission).await?;
-    }
-    let mut response = json(&Accepted { accepted })?;
+async fn accept(api: &Api, handed: Handed, _place: Place) -> Answer {
+    let receipt: Receipt = api.write(handed).await?;
+    let mut response = json(&Accepted::from(receipt))?;
     *response.status_mut() = StatusCode::ACCEPTED;
     Ok(response)
+}
+
+/// The name that the client gives the write.
+pub(super) fn name_in(headers: &HeaderMap) -> Result<Option<String>, Problem> {
+    let Some(value) = headers.get(NAME) else { return Ok(None) };
+    // The draft of the header quotes it; most programs do not.
+    let text = value.to_str().ok().map(|text| text.trim().trim_matches('"'));
+    let name = text.ok_or_else(|| "give visible ASCII".to_owned()).and_then(write::check_name);
+    let wrong =
+        |detail| Problem::new(StatusCode::BAD_REQUEST, format!("the header Idempotency-Key: {detail}"));
+    Ok(name.map_err(wrong)?.map(str::to_owned))
 }
 
 async fn missing(request: Request) -> Problem {
@@ -139,11 +179,31 @@ async fn missing(request: Request) -> Problem {
 
 async fn wrong_method(request: Request) -> Problem {
     let detail = format!("{} takes no {}", request.uri().path(), request.method());
-    Problem::new(StatusCode::METHOD_NOT_ALLOWED, detail)
+    let allow = if request.method() == Method::POST { "GET, HEAD" } else { "POST" };
+    Problem::new(StatusCode::METHOD_NOT_ALLOWED, detail).allow(allow)
+}
+
+/// A body, and its place for as long as somebody holds it.
+pub(super) struct Text {
+    pub(super) bytes: Bytes,
+    pub(super) place: Place,
+}
+
+impl std::ops::Deref for Text {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes
+    }
 }
 
 /// The body of a request: JSON, bounded, in time.
-pub(super) async fn read(api: &Api, request: Request) -> Result<Bytes, Problem> {
+pub(super) async fn read(api: &Api, request: Request) -> Result<Text, Problem> {
+    let crowded = || {
+        let detail = "too many requests at a time; try again";
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail).retry_after(1)
+    };
+    let place = api.places.body(api.config.read).await.ok_or_else(crowded)?;
     check_type(request.headers())?;
     let large = || {
         let detail = format!("the body is larger than {BODY_BYTES} bytes; send it in parts");
@@ -156,7 +216,7 @@ pub(super) async fn read(api: &Api, request: Request) -> Result<Bytes, Problem> 
     }
     let body = Limited::new(request.into_body(), BODY_BYTES);
     match time::timeout(api.config.read, body.collect()).await {
-        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Ok(body)) => Ok(Text { bytes: body.to_bytes(), place }),
         Ok(Err(error)) if error.is::<LengthLimitError>() => Err(large()),
         Ok(Err(error)) => Err(Problem::new(StatusCode::BAD_REQUEST, format!("the body broke off: {error}"))),
         Err(_) => {

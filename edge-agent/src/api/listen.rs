@@ -1,27 +1,29 @@
-//! The edge API's listeners: TCP and a Unix socket, with deadlines and a limit on connections.
+//! The edge API's listeners: TCP and a Unix socket, with deadlines and a limit on connections. HTTP/1.1 and HTTP/2
+//! (without TLS, by its preface) share them.
 
 use std::{
     fs, io, net::SocketAddr, os::unix::fs::FileTypeExt as _, path::PathBuf, sync::Arc, time::Duration,
 };
 
-use hyper::server::conn::http1;
+use hyper::server::conn::{http1, http2};
 use hyper_util::{
-    rt::{TokioIo, TokioTimer},
+    rt::{TokioExecutor, TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
     net::{TcpListener, UnixListener},
     select,
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::Semaphore,
     task::JoinSet,
     time,
 };
 use tracing::{debug, warn};
 
 use super::{
-    Config, ListenError,
+    Auth, Config, ListenError, auth,
     http::{Api, router},
+    preface::{self, Version},
 };
 use crate::stop::Stop;
 
@@ -31,6 +33,14 @@ const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 const DRAIN: Duration = Duration::from_secs(1);
 /// Largest head of a request, in bytes.
 const HEAD_BYTES: usize = 16 * 1024;
+/// Requests that a connection of HTTP/2 may have open at a time.
+const STREAMS: u32 = 16;
+/// Bytes that a request, and all requests of a connection, may send before somebody reads them.
+const WINDOW_BYTES: u32 = 256 * 1024;
+/// Bytes of an answer that wait for a client to read.
+const SEND_BYTES: usize = 64 * 1024;
+/// How often a quiet connection of HTTP/2 is asked whether it is still there, and how long it has to say so.
+const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(10));
 /// Time to tell a client that there are too many.
 const REFUSE: Duration = Duration::from_secs(1);
 /// What a client hears when there are too many.
@@ -79,25 +89,36 @@ pub(crate) async fn bind(config: &Config) -> Result<Bound, ListenError> {
 }
 
 /// Serves until told to stop; requests that are under way are then answered.
-pub(crate) async fn serve(bound: Bound, api: Arc<Api>, mut stop: Stop) {
+pub(crate) async fn serve(bound: Bound, api: Arc<Api>, auth: Auth, mut stop: Stop) {
     let Bound { tcp, unix, address: _ } = bound;
     let permits = Arc::new(Semaphore::new(api.config.connections));
-    let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new())
-        .header_read_timeout(api.config.read)
-        .max_buf_size(HEAD_BYTES)
-        .half_close(true);
-    let server = Server { http, router: router(api), stop: stop.clone() };
+    let read = api.config.read;
+    let mut http1 = http1::Builder::new();
+    http1.timer(TokioTimer::new()).header_read_timeout(read).max_buf_size(HEAD_BYTES).half_close(true);
+    let mut http2 = http2::Builder::new(TokioExecutor::new());
+    http2
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS)
+        .initial_stream_window_size(WINDOW_BYTES)
+        .initial_connection_window_size(WINDOW_BYTES)
+        .max_header_list_size(HEAD_BYTES as u32)
+        .max_send_buf_size(SEND_BYTES)
+        .keep_alive_interval(KEEP_ALIVE.0)
+        .keep_alive_timeout(KEEP_ALIVE.1);
+    let open = router(api).await;
+    let guarded = open.clone().layer(axum::middleware::from_fn_with_state(auth, auth::check));
+    let server = Server { http1, http2, read, open, guarded, stop: stop.clone() };
     let mut connections = JoinSet::new();
     loop {
         let accepted = select! {
             () = stop.wanted() => break,
-            accepted = tcp.accept() => accepted.map(|(stream, _)| {
+            accepted = tcp.accept() => accepted.map(|(stream, peer)| {
                 let _ = stream.set_nodelay(true);
-                server.take(stream, &permits, &mut connections);
+                let router = if Auth::is_needed(peer) { &server.guarded } else { &server.open };
+                server.take(stream, router, &permits, &mut connections);
             }),
             accepted = accept_unix(unix.as_ref()) => accepted.map(|stream| {
-                server.take(stream, &permits, &mut connections);
+                server.take(stream, &server.open, &permits, &mut connections);
             }),
             Some(_) = connections.join_next() => Ok(()),
         };
@@ -120,49 +141,77 @@ async fn accept_unix(socket: Option<&Socket>) -> io::Result<tokio::net::UnixStre
 }
 
 struct Server {
-    http: http1::Builder,
-    router: axum::Router,
+    http1: http1::Builder,
+    http2: http2::Builder<TokioExecutor>,
+    // Time to tell which of the two it is.
+    read: Duration,
+    // For this machine, and for others.
+    open: axum::Router,
+    guarded: axum::Router,
     stop: Stop,
 }
 
 impl Server {
-    fn take<S>(&self, stream: S, permits: &Arc<Semaphore>, connections: &mut JoinSet<()>)
-    where
+    fn take<S>(
+        &self,
+        stream: S,
+        router: &axum::Router,
+        permits: &Arc<Semaphore>,
+        connections: &mut JoinSet<()>,
+    ) where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        match permits.clone().try_acquire_owned() {
-            Ok(permit) => {
-                connections.spawn(connection(
-                    self.http.clone(),
-                    stream,
-                    self.router.clone(),
-                    self.stop.clone(),
-                    permit,
-                ));
+        let Ok(permit) = permits.clone().try_acquire_owned() else {
+            connections.spawn(refuse(stream));
+            return;
+        };
+        let (http1, http2, read) = (self.http1.clone(), self.http2.clone(), self.read);
+        let (router, stop) = (TowerToHyperService::new(router.clone()), self.stop.clone());
+        connections.spawn(async move {
+            let _permit = permit;
+            match time::timeout(read, preface::tell(stream)).await {
+                Ok(Ok((Version::Http1, stream))) => {
+                    one(http1.serve_connection(TokioIo::new(stream), router), stop).await;
+                }
+                Ok(Ok((Version::Http2, stream))) => {
+                    two(http2.serve_connection(TokioIo::new(stream), router), stop).await;
+                }
+                Ok(Err(error)) => debug!(%error, "a connection of the edge API ended"),
+                Err(_) => debug!("a connection of the edge API said nothing in time"),
             }
-            Err(_) => {
-                connections.spawn(refuse(stream));
-            }
-        }
+        });
     }
 }
 
-async fn connection<S>(
-    http: http1::Builder,
-    stream: S,
-    router: axum::Router,
-    mut stop: Stop,
-    _permit: OwnedSemaphorePermit,
-) where
+type Router = TowerToHyperService<axum::Router>;
+
+async fn one<S>(connection: http1::Connection<TokioIo<S>, Router>, mut stop: Stop)
+where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let serving = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
-    let mut serving = std::pin::pin!(serving);
+    let mut connection = std::pin::pin!(connection);
     let ended = select! {
-        ended = serving.as_mut() => ended,
+        ended = connection.as_mut() => ended,
         () = stop.wanted() => {
-            serving.as_mut().graceful_shutdown();
-            serving.await
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        debug!(%error, "a connection of the edge API ended");
+    }
+}
+
+async fn two<S>(connection: http2::Connection<TokioIo<S>, Router, TokioExecutor>, mut stop: Stop)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let mut connection = std::pin::pin!(connection);
+    let ended = select! {
+        ended = connection.as_mut() => ended,
+        () = stop.wanted() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
         }
     };
     if let Err(error) = ended {

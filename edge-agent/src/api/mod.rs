@@ -2,13 +2,19 @@
 //!
 //! Owns the listeners and their limits. Accepts a record only after the outbox said that it is on disk.
 
+mod auth;
 mod body;
 mod commands;
 mod config;
+mod field;
+pub mod grpc;
 mod http;
 mod listen;
+mod places;
+mod preface;
 mod problem;
 mod view;
+mod write;
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -19,10 +25,13 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 pub use config::{ConfigView, HeldView};
+pub(crate) use auth::Auth;
+pub use auth::token;
 pub(crate) use http::Api;
 pub(crate) use listen::{Bound, bind, serve};
+pub(crate) use places::Places;
 pub use view::Facts;
-pub use view::{LaneView, OutboxView, StatusView, StreamView};
+pub use view::{AccountView, LaneView, LedgerView, OutboxView, StatusView, StreamView};
 
 use crate::config::seconds;
 
@@ -38,6 +47,10 @@ pub struct Config {
     /// A Unix socket beside it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub socket: Option<PathBuf>,
+    /// File with the token that clients from other machines have to bring; absent: `api-token` in the data folder,
+    /// made when the address is not this machine's alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_file: Option<PathBuf>,
     /// Most connections at a time: each may hold a body in memory.
     pub connections: usize,
     /// Time a client has to send a request's head, and then its body, in seconds.
@@ -50,6 +63,7 @@ impl Default for Config {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 9099)),
             socket: None,
+            token_file: None,
             connections: 32,
             read: Duration::from_secs(10),
         }
@@ -68,6 +82,19 @@ pub enum ListenError {
         address: SocketAddr,
         /// What the system said.
         source: std::io::Error,
+    },
+    /// The token that an address of other machines needs.
+    #[error(
+        "the edge API does not listen on {address} without a token, and the token file {path} cannot be used: \
+         {problem}; mend that, or listen on 127.0.0.1"
+    )]
+    Token {
+        /// Where it would listen.
+        address: SocketAddr,
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
     },
     /// The socket cannot be made.
     #[error("the edge API cannot make the socket {path}: {source}; choose another `socket` under [api]")]

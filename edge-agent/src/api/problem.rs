@@ -6,6 +6,7 @@ use axum::{
     response::IntoResponse,
 };
 use serde::Serialize;
+use tonic::Code;
 
 use crate::{
     outbox::{Silent, SubmitError},
@@ -28,6 +29,8 @@ pub(crate) struct Problem {
     pointer: Option<String>,
     #[serde(skip)]
     retry_after: Option<u16>,
+    #[serde(skip)]
+    allow: Option<&'static str>,
 }
 
 impl Problem {
@@ -39,6 +42,7 @@ impl Problem {
             detail: detail.into(),
             pointer: None,
             retry_after: None,
+            allow: None,
         }
     }
 
@@ -47,8 +51,26 @@ impl Problem {
         Self { pointer: Some(pointer.into()), ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, detail) }
     }
 
+    /// Like [`Problem::below`], but for the one field that is not of the item.
+    pub(crate) fn below_unless(self, field: &str, prefix: &str) -> Self {
+        if self.pointer.as_deref() == Some(field) { self } else { self.below(prefix) }
+    }
+
+    /// Renames the field that the pointer ends with.
+    pub(crate) fn renamed(mut self, from: &str, to: &str) -> Self {
+        if let Some(rest) = self.pointer.as_ref().and_then(|pointer| pointer.strip_suffix(from)) {
+            self.pointer = Some(format!("{rest}{to}"));
+        }
+        self
+    }
+
     pub(crate) fn retry_after(self, seconds: u16) -> Self {
         Self { retry_after: Some(seconds), ..self }
+    }
+
+    /// The methods that would do (RFC 9110 §15.5.6).
+    pub(crate) fn allow(self, methods: &'static str) -> Self {
+        Self { allow: Some(methods), ..self }
     }
 
     /// Puts `prefix` before the pointer: the field of an item in a list.
@@ -68,6 +90,10 @@ impl From<SubmitError> for Problem {
             SubmitError::Refused(uplink::SubmitError::Large) => {
                 Self::new(StatusCode::PAYLOAD_TOO_LARGE, detail)
             }
+            SubmitError::Refused(uplink::SubmitError::Reused { at }) => {
+                let pointer = at.map(|at| format!("/{at}/id"));
+                Self { pointer, ..Self::new(StatusCode::CONFLICT, detail) }
+            }
             SubmitError::Disk(_) | SubmitError::Stopped => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, detail).retry_after(RETRY_SECONDS)
             }
@@ -81,6 +107,32 @@ impl From<Silent> for Problem {
     }
 }
 
+/// The same in the codes of gRPC; the message begins with the pointer.
+impl From<Problem> for tonic::Status {
+    fn from(problem: Problem) -> Self {
+        let code = match problem.status {
+            400 | 405 | 413 | 415 | 422 => Code::InvalidArgument,
+            401 => Code::Unauthenticated,
+            403 => Code::PermissionDenied,
+            404 => Code::NotFound,
+            408 => Code::DeadlineExceeded,
+            409 => Code::FailedPrecondition,
+            429 | 507 => Code::ResourceExhausted,
+            503 => Code::Unavailable,
+            _ => Code::Internal,
+        };
+        let message = match &problem.pointer {
+            Some(pointer) if !pointer.is_empty() => format!("{pointer}: {}", problem.detail),
+            Some(_) | None => problem.detail,
+        };
+        let mut status = Self::new(code, message);
+        if let Some(seconds) = problem.retry_after {
+            status.metadata_mut().insert("retry-after", seconds.into());
+        }
+        status
+    }
+}
+
 impl IntoResponse for Problem {
     fn into_response(self) -> Response<Body> {
         let status = StatusCode::from_u16(self.status).expect("made from a status code");
@@ -88,6 +140,9 @@ impl IntoResponse for Problem {
         *response.status_mut() = status;
         let json = HeaderValue::from_static("application/problem+json");
         response.headers_mut().insert(header::CONTENT_TYPE, json);
+        if let Some(methods) = self.allow {
+            response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(methods));
+        }
         if let Some(seconds) = self.retry_after {
             response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
         }

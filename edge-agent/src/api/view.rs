@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use fleet_schemas::{Lane, NodeId, SessionId, StoreId, StreamId};
+use fleet_schemas::{Lane, NodeId, SessionId, StoreId, StreamId, session::StreamState};
 use serde::{Deserialize, Serialize};
 
 use super::config::ConfigView;
@@ -114,6 +114,55 @@ pub struct StreamView {
     pub records: u64,
     /// Records that tombstones stand for.
     pub lost_records: u64,
+}
+
+/// `GET /api/v1/ledger`: the account of what was accepted, as far as the node knows it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LedgerView {
+    /// Whether every account is.
+    pub balanced: bool,
+    /// Samples that are on disk and not yet on a lane.
+    pub pending_samples: u64,
+    /// One for each lane.
+    pub accounts: Vec<AccountView>,
+}
+
+/// One lane's account, in records: `produced = evicted + held + lost`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AccountView {
+    /// The lane.
+    pub lane: Lane,
+    /// `balanced` or `broken`.
+    pub state: String,
+    /// Records numbered in the streams that the node still knows.
+    pub produced: u64,
+    /// Acknowledged by the hub and no longer kept here.
+    pub evicted: u64,
+    /// Held here, acknowledged or not.
+    pub held: u64,
+    /// Declared lost, and still to be told to the hub.
+    pub lost: u64,
+}
+
+impl From<&Status> for LedgerView {
+    fn from(status: &Status) -> Self {
+        let account = |(lane, lane_status): (&Lane, &LaneStatus)| {
+            let sum =
+                |of: fn(&StreamState) -> u64| lane_status.streams.iter().map(|(state, _)| of(state)).sum();
+            // Records are numbered from 1.
+            let produced = sum(|state| state.next_record.saturating_sub(1));
+            let evicted = sum(|state| state.floor_record.saturating_sub(1));
+            let (held, lost) = (sum(|state| state.counted), sum(|state| state.tombstoned));
+            let state = if produced == evicted + held + lost { "balanced" } else { "broken" };
+            AccountView { lane: *lane, state: state.to_owned(), produced, evicted, held, lost }
+        };
+        let accounts: Vec<_> = status.lanes.iter().map(account).collect();
+        Self {
+            balanced: accounts.iter().all(|account| account.state == "balanced"),
+            pending_samples: status.pending.samples,
+            accounts,
+        }
+    }
 }
 
 /// What the status adds to the outbox's own word.

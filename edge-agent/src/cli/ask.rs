@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Context as _, anyhow};
+use fleet_edge_agent::{api::token, config::Config};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::{Request, StatusCode, body::Bytes, client::conn::http1, header};
 use hyper_util::rt::TokioIo;
@@ -17,8 +18,10 @@ const ANSWER: Duration = Duration::from_secs(5);
 const ANSWER_BYTES: usize = 4 * 1024 * 1024;
 
 /// `GET path`. Unreachable when nobody answers there, failed when the agent answers with a problem.
-pub(super) fn get<T: DeserializeOwned>(api: SocketAddr, path: &str) -> Result<T, Failure> {
-    let answer = runtime()?.block_on(async { time::timeout(ANSWER, fetch(api, path)).await });
+pub(super) fn get<T: DeserializeOwned>(config: &Config, path: &str) -> Result<T, Failure> {
+    let api = config.api.listen;
+    let token = token(&config.api, &config.data);
+    let answer = runtime()?.block_on(async { time::timeout(ANSWER, fetch(api, path, token)).await });
     let (status, body) = answer
         .map_err(|_| anyhow!("no answer within {ANSWER:?}"))
         .and_then(|answer| answer)
@@ -35,11 +38,15 @@ pub(super) fn get<T: DeserializeOwned>(api: SocketAddr, path: &str) -> Result<T,
         .map_err(Failure::Failed)
 }
 
-async fn fetch(api: SocketAddr, path: &str) -> anyhow::Result<(StatusCode, Bytes)> {
+async fn fetch(api: SocketAddr, path: &str, token: Option<String>) -> anyhow::Result<(StatusCode, Bytes)> {
     let stream = TcpStream::connect(api).await?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     let exchange = async {
-        let request = Request::get(path).header(header::HOST, api.to_string()).body(Empty::<Bytes>::new())?;
+        let mut request = Request::get(path).header(header::HOST, api.to_string());
+        if let Some(token) = token {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+        }
+        let request = request.body(Empty::<Bytes>::new())?;
         let answer = sender.send_request(request).await?;
         let status = answer.status();
         let body = Limited::new(answer.into_body(), ANSWER_BYTES).collect().await;

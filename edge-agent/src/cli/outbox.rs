@@ -25,7 +25,7 @@ pub(super) struct Outbox {
 impl Outbox {
     pub(super) fn main(self) -> Result<(), Failure> {
         let config = self.place.load()?;
-        let view = match ask::get(config.api.listen, "/api/v1/outbox") {
+        let view = match ask::get(&config, "/api/v1/outbox") {
             Ok(view) => view,
             Err(Failure::Unreachable(unreachable)) => match inspect(&config) {
                 Ok(view) => view,

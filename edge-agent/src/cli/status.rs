@@ -22,7 +22,7 @@ pub(super) struct Status {
 impl Status {
     pub(super) fn main(self) -> Result<(), Failure> {
         let config = self.place.load()?;
-        let status: StatusView = ask::get(config.api.listen, "/api/v1/status")?;
+        let status: StatusView = ask::get(&config, "/api/v1/status")?;
         print(&match self.output {
             Format::Json => json(&status),
             Format::Table => table(&status),

@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use fleet_schemas::{CommandId, command::Reason};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tracing::error;
 
 use super::{Handle, Request, Silent, thread::Keeper};
@@ -53,6 +53,9 @@ pub(super) struct Desk {
     // Given to the runner and not yet ended by its word.
     alive: BTreeSet<CommandId>,
     takers: Vec<Taker>,
+    // Tells those who watch commands that some changed, and how far it told.
+    changes: watch::Sender<u64>,
+    told: u64,
 }
 
 /// An app that waits for a command.
@@ -68,6 +71,11 @@ impl Desk {
         if let Some((_, judge)) = &self.runner {
             uplink.take_commands(judge.clone(), &self.alive);
         }
+    }
+
+    /// Sees a change whenever commands changed on disk.
+    pub(super) fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
     }
 
     /// When the first app gives up waiting.
@@ -126,6 +134,16 @@ impl Keeper {
                 Some(command) => drop(taker.reply.send(command)),
                 None => {}
             }
+        }
+    }
+
+    /// Wakes those who watch commands, if any changed on disk.
+    pub(super) fn tell_changes(&mut self) {
+        let Some(uplink) = &self.uplink else { return };
+        let count = uplink.command_changes();
+        if count != self.desk.told {
+            self.desk.told = count;
+            self.desk.changes.send_modify(|count| *count = count.wrapping_add(1));
         }
     }
 
@@ -217,6 +235,11 @@ impl Handle {
     /// [`Silent`].
     pub(crate) async fn commands(&self) -> Result<Vec<Held>, Silent> {
         self.ask_for(|reply| Word::List { reply }).await
+    }
+
+    /// Sees a change whenever commands changed on disk.
+    pub(crate) fn command_changes(&self) -> watch::Receiver<u64> {
+        self.commands.clone()
     }
 
     /// One command.

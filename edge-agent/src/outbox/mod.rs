@@ -24,7 +24,7 @@ pub use thread::spawn;
 use crate::{
     config::seconds,
     core::config::View,
-    uplink::{self, Outgoing, Status, Submission},
+    uplink::{self, Handed, Outgoing, Receipt, Status, Submission},
 };
 
 /// Requests that may wait for the thread: a commit takes milliseconds, and callers wait at the channel.
@@ -129,6 +129,7 @@ impl SubmitError {
         match self {
             Self::Refused(uplink::SubmitError::Full) => "full",
             Self::Refused(uplink::SubmitError::Large) => "large",
+            Self::Refused(uplink::SubmitError::Reused { .. }) => "reused",
             Self::Disk(_) => "disk",
             Self::Stopped => "stopped",
         }
@@ -142,7 +143,7 @@ pub struct Silent;
 
 #[derive(Debug)]
 enum Request {
-    Submit { submission: Submission, reply: oneshot::Sender<Result<(), SubmitError>> },
+    Submit { handed: Handed, reply: oneshot::Sender<Result<Receipt, SubmitError>> },
     Lazily(Vec<Sample>),
     System(BTreeMap<String, f64>),
     Will { session: SessionId, reply: oneshot::Sender<(Topic, Vec<u8>)> },
@@ -162,6 +163,21 @@ enum Request {
 pub struct Handle {
     requests: mpsc::Sender<Request>,
     config: watch::Receiver<Arc<View>>,
+    commands: watch::Receiver<u64>,
+}
+
+/// The answer to records that were handed in, yet to come.
+#[derive(Debug)]
+pub(crate) struct Pending(oneshot::Receiver<Result<Receipt, SubmitError>>);
+
+impl Pending {
+    /// Returns once the records are on disk. Safe to cancel; it must not be asked again after it answered.
+    ///
+    /// # Errors
+    /// [`SubmitError`]: none of them is accepted.
+    pub(crate) async fn done(&mut self) -> Result<Receipt, SubmitError> {
+        (&mut self.0).await.unwrap_or(Err(SubmitError::Stopped))
+    }
 }
 
 impl Handle {
@@ -170,10 +186,17 @@ impl Handle {
     /// # Errors
     /// [`SubmitError`]: none of them is accepted.
     pub async fn submit(&self, submission: Submission) -> Result<(), SubmitError> {
+        self.hand_in(submission.into()).await?.done().await.map(|_| ())
+    }
+
+    /// Hands records in and does not wait for the disk: those handed in one after the other are written in this order.
+    ///
+    /// # Errors
+    /// [`SubmitError::Stopped`].
+    pub(crate) async fn hand_in(&self, handed: Handed) -> Result<Pending, SubmitError> {
         let (reply, answer) = oneshot::channel();
-        let request = Request::Submit { submission, reply };
-        self.requests.send(request).await.map_err(|_| SubmitError::Stopped)?;
-        answer.await.unwrap_or(Err(SubmitError::Stopped))
+        self.requests.send(Request::Submit { handed, reply }).await.map_err(|_| SubmitError::Stopped)?;
+        Ok(Pending(answer))
     }
 
     /// Hands in samples that are worth no write of their own. Lost when the power goes before the next write, or

@@ -4,6 +4,7 @@
 use std::{io, path::PathBuf, sync::Arc, thread, time::Duration};
 
 use fleet_schemas::{MetricName, SessionId, event::Event, event::Severity, limits};
+use metrics::Counter;
 use tokio::{
     runtime, select,
     sync::{
@@ -21,7 +22,7 @@ use crate::{
     clock::Clock,
     core::Now,
     metrics::Metrics,
-    uplink::{self, Outgoing, Profile, Submission, Uplink},
+    uplink::{self, Handed, Outgoing, Profile, Receipt, Submission, Uplink},
 };
 
 /// Records that one transaction takes together: bounds how long the first of them waits.
@@ -46,7 +47,6 @@ pub async fn spawn(
 ) -> Result<(Handle, thread::JoinHandle<()>), OpenError> {
     let (sender, requests) = mpsc::channel(REQUESTS);
     let (view, config_view) = watch::channel(Arc::default());
-    let handle = Handle { requests: sender, config: config_view };
     let keeper = Keeper {
         config,
         folder,
@@ -62,6 +62,7 @@ pub async fn spawn(
         clerk: Clerk::new(view),
         tap: None,
     };
+    let handle = Handle { requests: sender, config: config_view, commands: keeper.desk.changes() };
     let (opened, open) = oneshot::channel();
     let thread = thread::Builder::new()
         .name("outbox".to_owned())
@@ -101,8 +102,8 @@ struct Link {
 /// What came in together and is answered together.
 #[derive(Default)]
 struct Round {
-    submissions: Vec<Submission>,
-    replies: Vec<oneshot::Sender<Result<(), SubmitError>>>,
+    handed: Vec<Handed>,
+    replies: Vec<oneshot::Sender<Result<Receipt, SubmitError>>>,
     records: usize,
     questions: Vec<oneshot::Sender<uplink::Status>>,
     stop: bool,
@@ -164,12 +165,9 @@ impl Keeper {
     fn take(&mut self, request: Request, round: &mut Round) {
         let now = self.clock.now();
         match request {
-            Request::Submit { submission, reply } => {
-                round.records += match &submission {
-                    Submission::Samples(samples) => samples.len(),
-                    Submission::Events(events) => events.len(),
-                };
-                round.submissions.push(submission);
+            Request::Submit { handed, reply } => {
+                round.records += handed.submission.len();
+                round.handed.push(handed);
                 round.replies.push(reply);
             }
             Request::Lazily(samples) => {
@@ -220,9 +218,9 @@ impl Keeper {
 
     /// Commits, answers, then speaks to the hub.
     fn finish(&mut self, round: Round) {
-        let Round { submissions, replies, questions, stop, records: _ } = round;
-        if !submissions.is_empty() {
-            self.submit(submissions, replies);
+        let Round { handed, replies, questions, stop, records: _ } = round;
+        if !handed.is_empty() {
+            self.submit(handed, replies);
         }
         if stop {
             self.with(Uplink::goodbye);
@@ -237,36 +235,37 @@ impl Keeper {
         }
     }
 
-    fn submit(
-        &mut self,
-        submissions: Vec<Submission>,
-        replies: Vec<oneshot::Sender<Result<(), SubmitError>>>,
-    ) {
+    fn submit(&mut self, handed: Vec<Handed>, replies: Vec<oneshot::Sender<Result<Receipt, SubmitError>>>) {
         let now = self.clock.now();
-        let records: Vec<_> = submissions.iter().map(size).collect();
-        let seen: Vec<_> = (submissions.iter())
-            .map(|submission| self.tap.as_ref().map(|tap| tap.pick(submission)).unwrap_or_default())
+        let kinds: Vec<_> = handed.iter().map(|handed| self.accepted(&handed.submission)).collect();
+        let seen: Vec<_> = (handed.iter())
+            .map(|handed| self.tap.as_ref().map(|tap| tap.pick(&handed.submission)).unwrap_or_default())
             .collect();
-        let results = self.with(|uplink| uplink.submit(submissions, now));
+        let results = self.with(|uplink| uplink.submit_once(handed, now));
         let broken = || Err(SubmitError::Disk(self.broken.clone()));
         let results = match results {
             Some(results) => results.into_iter().map(|result| result.map_err(SubmitError::from)).collect(),
             None => replies.iter().map(|_| broken()).collect::<Vec<_>>(),
         };
-        for (((result, (samples, events)), reply), seen) in
-            results.into_iter().zip(records).zip(replies).zip(seen)
-        {
+        for (((result, accepted), reply), seen) in results.into_iter().zip(kinds).zip(replies).zip(seen) {
             match &result {
-                Ok(()) => {
-                    self.metrics.accepted_samples.increment(samples);
-                    self.metrics.accepted_events.increment(events);
-                    if let Some(tap) = &mut self.tap {
+                Ok(receipt) => {
+                    accepted.increment(receipt.records - receipt.repeated);
+                    // What was on disk before was seen before.
+                    if let (0, Some(tap)) = (receipt.repeated, &mut self.tap) {
                         tap.pass(seen);
                     }
                 }
                 Err(error) => self.metrics.refused(error.reason()),
             }
             let _ = reply.send(result);
+        }
+    }
+
+    fn accepted(&self, submission: &Submission) -> Counter {
+        match submission {
+            Submission::Samples(_) => self.metrics.accepted_samples.clone(),
+            Submission::Events(_) => self.metrics.accepted_events.clone(),
         }
     }
 
@@ -279,6 +278,7 @@ impl Keeper {
         let Some(outgoing) = self.with(|uplink| uplink.poll(now)) else { return };
         self.pass_on_acts();
         self.pass_on_config();
+        self.tell_changes();
         let Some(link) = &self.link else { return };
         for message in outgoing {
             let bytes = message.payload.len() as u64;
@@ -351,13 +351,5 @@ impl Keeper {
             self.with(|uplink| uplink.submit(vec![Submission::Events(vec![event])], now));
         }
         Ok(())
-    }
-}
-
-/// Samples and events in a submission.
-fn size(submission: &Submission) -> (u64, u64) {
-    match submission {
-        Submission::Samples(samples) => (samples.len() as u64, 0),
-        Submission::Events(events) => (0, events.len() as u64),
     }
 }

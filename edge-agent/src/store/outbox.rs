@@ -14,10 +14,13 @@ use super::{
     fresh::Fresh,
     rows::{self, Held},
 };
-use crate::core::{
-    config::Kept,
-    lanes::{Lanes, Stream, StreamNo},
-    queue::{self, Over},
+use crate::{
+    core::{
+        config::Kept,
+        lanes::{Lanes, Stream, StreamNo},
+        queue::{self, Over},
+    },
+    uplink::Name,
 };
 
 /// Format of the file; a newer one is refused by name.
@@ -35,6 +38,10 @@ const MARKS: TableDefinition<'_, (u8, u32), (u64, u64, u64, u64)> = TableDefinit
 const BATCHES: TableDefinition<'_, (u8, u32, u64), &[u8]> = TableDefinition::new("batches");
 // Row number → samples accepted together and not yet sealed. Appended, deleted as a whole at sealing.
 const ROWS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("rows");
+
+// Number → id (16 bytes) and digest of the content (8 bytes) of a write that named itself. Appended with its records,
+// deleted from the front.
+const NAMES: TableDefinition<'_, u64, &[u8; 24]> = TableDefinition::new("names");
 
 /// The outbox's file cannot be used. The text fits after "failed to open the outbox: ".
 #[derive(Debug, thiserror::Error)]
@@ -120,6 +127,18 @@ pub enum Write {
     },
     /// The count of sessions.
     Epoch(u64),
+    /// A write that named itself.
+    Name {
+        /// Counts them.
+        number: u64,
+        /// The name.
+        name: Name,
+    },
+    /// Names up to and including this number are forgotten.
+    DropNames {
+        /// The last one.
+        to: u64,
+    },
     /// A command changed, or is over.
     Command(queue::Change),
     /// The oldest results of those that may be forgotten early, or of the others, are forgotten.
@@ -157,6 +176,8 @@ pub struct Found {
     pub epoch: u64,
     /// Rows that were damaged: their samples are gone, how many nobody knows.
     pub damaged_rows: u64,
+    /// Names of writes, by number.
+    pub names: BTreeMap<u64, Name>,
     /// The commands.
     pub commands: FoundCommands,
     /// The configuration.
@@ -230,6 +251,10 @@ impl Outbox {
                         }
                     }
                     Write::Epoch(epoch) => drop(write.open_table(META)?.insert("epoch", epoch)?),
+                    Write::Name { number, name } => {
+                        drop(write.open_table(NAMES)?.insert(number, &name_row(*name))?);
+                    }
+                    Write::DropNames { to } => write.open_table(NAMES)?.retain_in(..=*to, |_, _| false)?,
                     Write::Command(change) => commands::apply(&write, change)?,
                     Write::ForgetResults { harmless, count } => {
                         commands::forget(&write, *harmless, *count)?;
@@ -352,7 +377,25 @@ fn find(write: &redb::WriteTransaction) -> Result<Found, Error> {
             Err(rows::Damaged) => found.damaged_rows += 1,
         }
     }
+    for row in write.open_table(NAMES)?.iter()? {
+        let (number, row) = row?;
+        found.names.insert(number.value(), name_of(row.value()));
+    }
     found.commands = commands::find(write)?;
     found.config = config::find(write)?;
     Ok(found)
+}
+
+fn name_row(name: Name) -> [u8; 24] {
+    let mut row = [0; 24];
+    row[..16].copy_from_slice(&name.id);
+    row[16..].copy_from_slice(&name.content);
+    row
+}
+
+fn name_of(row: &[u8; 24]) -> Name {
+    let mut name = Name { id: [0; 16], content: [0; 8] };
+    name.id.copy_from_slice(&row[..16]);
+    name.content.copy_from_slice(&row[16..]);
+    name
 }

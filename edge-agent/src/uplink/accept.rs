@@ -10,7 +10,10 @@ use fleet_schemas::{
 };
 use serde::Serialize;
 
-use super::{Error, Uplink};
+use super::{
+    Error, Uplink,
+    once::{Handed, Receipt},
+};
 use crate::{
     core::Now,
     store::{
@@ -37,6 +40,23 @@ pub enum Submission {
     Events(Vec<Event>),
 }
 
+impl Submission {
+    /// How many records.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Samples(samples) => samples.len(),
+            Self::Events(events) => events.len(),
+        }
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
 /// Why records were not accepted. The caller keeps them.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SubmitError {
@@ -46,6 +66,12 @@ pub enum SubmitError {
     /// More records than one batch may hold.
     #[error("more than {} records at once; send them in parts", limits::BATCH_RECORDS)]
     Large,
+    /// The name of a write, or of the record at this place, was used for something else (HTTP 409).
+    #[error("this id was used for something else; give each record an id of its own, or none")]
+    Reused {
+        /// Which record; absent: all of them together.
+        at: Option<usize>,
+    },
 }
 
 impl Uplink {
@@ -58,26 +84,42 @@ impl Uplink {
         submissions: Vec<Submission>,
         now: Now,
     ) -> Result<Vec<Result<(), SubmitError>>, Error> {
-        let mut results = Vec::with_capacity(submissions.len());
+        let handed = submissions.into_iter().map(Handed::from).collect();
+        let results = self.submit_once(handed, now)?;
+        Ok(results.into_iter().map(|result| result.map(|_| ())).collect())
+    }
+
+    /// Like [`Uplink::submit`]; what has a name is stored once however often it is handed in.
+    ///
+    /// # Errors
+    /// [`Error`] when the disk failed: none of them is accepted, and the value is dead.
+    pub fn submit_once(
+        &mut self,
+        handed: Vec<Handed>,
+        now: Now,
+    ) -> Result<Vec<Result<Receipt, SubmitError>>, Error> {
+        let mut results = Vec::with_capacity(handed.len());
         let mut samples = Vec::new();
         let mut events = Vec::new();
         self.make_room(now)?;
         let full = self.used_bytes() >= self.config.quota_bytes;
-        for submission in submissions {
-            let len = match &submission {
-                Submission::Samples(samples) => samples.len(),
-                Submission::Events(events) => events.len(),
-            };
-            results.push(if len > limits::BATCH_RECORDS {
-                Err(SubmitError::Large)
-            } else if full {
-                Err(SubmitError::Full)
-            } else {
-                match submission {
-                    Submission::Samples(more) => samples.extend(more),
-                    Submission::Events(more) => events.extend(more),
+        for handed in handed {
+            if handed.submission.len() > limits::BATCH_RECORDS {
+                results.push(Err(SubmitError::Large));
+                continue;
+            }
+            results.push(match self.without_repeated(handed) {
+                Err(error) => Err(error),
+                Ok((receipt, None)) => Ok(receipt),
+                Ok((_, Some(_))) if full => Err(SubmitError::Full),
+                Ok((receipt, Some((submission, names)))) => {
+                    match submission {
+                        Submission::Samples(more) => samples.extend(more),
+                        Submission::Events(more) => events.extend(more),
+                    }
+                    self.stage_names(names);
+                    Ok(receipt)
                 }
-                Ok(())
             });
         }
         if !samples.is_empty() {

@@ -51,6 +51,9 @@ pub(super) struct Commands {
     // Acts that wait for their transaction, and those that may be done.
     staged: Vec<Act>,
     acts: Vec<Act>,
+    // Changes in the next transaction, and those that are on disk.
+    staged_changes: u64,
+    changes: u64,
     // Rows that were damaged, until they are reported.
     damaged: Vec<CommandId>,
     // Results remembered: those that may be forgotten early, and the others.
@@ -68,6 +71,8 @@ impl Commands {
             judge: None,
             staged: Vec::new(),
             acts: Vec::new(),
+            staged_changes: 0,
+            changes: 0,
             damaged,
             harmless,
             others,
@@ -78,6 +83,7 @@ impl Commands {
     /// The transaction is on disk.
     pub(super) fn committed(&mut self) {
         self.acts.append(&mut self.staged);
+        self.changes += std::mem::take(&mut self.staged_changes);
     }
 
     pub(super) fn due(&self) -> Option<Duration> {
@@ -126,6 +132,10 @@ impl Uplink {
         let Some(judge) = self.commands.judge.clone() else {
             return Ok(Err(reason("no_commands", "this agent takes no commands", false)));
         };
+        if let Some(same) = self.knows_ask(&ask)? {
+            let reused = || reason("reused", "this id was used for another command; choose another", false);
+            return Ok(same.then_some(()).ok_or_else(reused));
+        }
         if let Err(reason) = judge.judge(&ask.kind, &ask.params) {
             return Ok(Err(reason));
         }
@@ -137,6 +147,16 @@ impl Uplink {
             }
             Err(reason) => Ok(Err(reason)),
         }
+    }
+
+    /// Whether it is the same, if a command was asked for by this id before; of one that is over, its kind is known.
+    fn knows_ask(&self, ask: &Ask) -> Result<Option<bool>, Error> {
+        if let Some(held) = self.commands.queues.get(ask.id) {
+            let same = held.command.kind == ask.kind && held.command.params == ask.params;
+            return Ok(Some(same));
+        }
+        let over = self.outbox.result(ask.id)?;
+        Ok(over.map(|over| over.kind.is_none_or(|kind| kind == ask.kind)))
     }
 
     /// A run said more. Written with whatever is written next.
@@ -188,6 +208,12 @@ impl Uplink {
         let room = self.used_bytes() < self.config.quota_bytes;
         let effects = self.commands.queues.report_local(id, said, room, &self.time(now));
         self.carry_out_some(effects, now)
+    }
+
+    /// Counts what changed of commands and is on disk.
+    #[must_use]
+    pub fn command_changes(&self) -> u64 {
+        self.commands.changes
     }
 
     /// What is held, in the order in which it came.
@@ -284,6 +310,7 @@ impl Uplink {
     fn carry_out(&mut self, effects: Effects, now: Now) {
         let Effects { writes, reports, notes, acts } = effects;
         for change in writes {
+            self.commands.staged_changes += 1;
             match &change {
                 Change::Over(over) if over.harmless => self.commands.harmless += 1,
                 Change::Over(_) => self.commands.others += 1,

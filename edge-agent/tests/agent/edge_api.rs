@@ -63,13 +63,144 @@ async fn what_it_accepts_is_on_disk() {
     let event =
         json!({"kind": "door", "severity": "warn", "message": "open", "data": {"n": [1, null]}, "id": "7"});
     assert_eq!(post(&url(&agent, EVENTS), &event).await, (202, json!({"accepted": 1})));
-    assert_eq!(post(&url(&agent, EVENTS), json!([event, event])).await, (202, json!({"accepted": 2})));
+    let other = json!({"kind": "door", "severity": "warn", "message": "open"});
+    assert_eq!(post(&url(&agent, EVENTS), json!([other, other])).await, (202, json!({"accepted": 2})));
     assert_eq!(post(&url(&agent, TELEMETRY), json!({"samples": []})).await, (202, json!({"accepted": 0})));
     assert_eq!(held(&agent).await, 5);
     agent.stop().await;
     let agent = start(config).await;
     assert_eq!(held(&agent).await, 5);
     agent.stop().await;
+}
+
+/// Posts with a name for the write.
+async fn post_named(url: &str, name: &str, body: &Value) -> (u16, Value) {
+    let request = reqwest::Client::new().post(url).header("content-type", "application/json");
+    let answer = request.header("idempotency-key", name).body(body.to_string()).send().await.unwrap();
+    (answer.status().as_u16(), answer.json().await.unwrap())
+}
+
+#[tokio::test]
+async fn a_write_that_is_repeated_is_one_record_also_after_a_restart() {
+    let (_folder, config) = quiet("api-10");
+    let mut agent = start(config.clone()).await;
+    let sample =
+        |value: f64| json!({"samples": [{"metric": "t", "value": value}, {"metric": "u", "value": 1}]});
+    let event =
+        |id: &str, message: &str| json!({"kind": "door", "severity": "info", "message": message, "id": id});
+    for round in 0..3_u64 {
+        let repeated =
+            if round == 0 { json!({"accepted": 2}) } else { json!({"accepted": 2, "repeated": 2}) };
+        let told = post_named(&url(&agent, TELEMETRY), "n 1", &sample(1.0)).await;
+        assert_eq!(told, (202, repeated.clone()), "in round {round}");
+        let told = post_named(&url(&agent, TELEMETRY), "\"n 1\"", &sample(1.0)).await;
+        assert_eq!(told, (202, json!({"accepted": 2, "repeated": 2})), "quoted, in round {round}");
+        // Each event's own id, with one that has none.
+        let events = json!([event("a", "open"), event("b", "open"), event("a", "open")]);
+        let (status, told) = post(&url(&agent, EVENTS), &events).await;
+        assert_eq!((status, &told["repeated"]), (202, &json!(if round == 0 { 1 } else { 3 })), "{told}");
+        // Another name is another record, and the same name for something else a mistake.
+        let told = post_named(&url(&agent, TELEMETRY), &format!("other {round}"), &sample(1.0)).await;
+        assert_eq!(told, (202, json!({"accepted": 2})));
+        let (status, problem) = post_named(&url(&agent, TELEMETRY), "n 1", &sample(2.0)).await;
+        assert_eq!(status, 409, "{problem}");
+        let (status, problem) = post(&url(&agent, EVENTS), event("b", "shut")).await;
+        assert_eq!((status, &problem["pointer"]), (409, &json!("/id")), "{problem}");
+        let (status, problem) =
+            post(&url(&agent, EVENTS), json!([event("c", "new"), event("a", "shut")])).await;
+        assert_eq!((status, &problem["pointer"]), (409, &json!("/1/id")), "all or none: {problem}");
+        assert_eq!(held(&agent).await, 2 + 2 + 2 * (round + 1));
+        agent.stop().await;
+        agent = start(config.clone()).await;
+    }
+    let long = "x".repeat(256);
+    assert_eq!(post_named(&url(&agent, TELEMETRY), &long, &sample(1.0)).await.0, 400);
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn gateways_in_the_field_are_answered_in_their_words() {
+    let (_folder, config) = quiet("api-11");
+    let agent = start(config).await;
+    let reading = json!({"node_id": "esp-7", "sensor_type": "temperature", "value": 23.5, "unit": "C", "timestamp": 1_785_542_400});
+    let told = post(&url(&agent, "/report"), &reading).await;
+    assert_eq!(told, (201, json!({"status": "accepted", "node_id": "esp-7", "buffer_size": 1})));
+    let batch = json!({"gateway_id": "gw", "readings": [reading, {"node_id": "esp-8", "sensor_type": "humidity", "value": 4}],
+        "batch_timestamp": "2026-08-01T00:00:00Z"});
+    let told = post(&url(&agent, "/batch"), &batch).await;
+    assert_eq!(told, (201, json!({"status": "accepted", "node_id": "gw", "buffer_size": 3})));
+    let change = |field: &str, value: Value| {
+        let mut reading = reading.clone();
+        reading[field] = value;
+        reading
+    };
+    for (path, body, pointer) in [
+        ("/report", json!([]), ""),
+        ("/report", change("node_id", Value::Null), "/node_id"),
+        ("/report", change("node_id", json!("x".repeat(64))), "/node_id"),
+        ("/report", change("sensor_type", json!("a\u{7}")), "/sensor_type"),
+        ("/report", change("value", json!("warm")), "/value"),
+        ("/report", change("unit", json!(1)), "/unit"),
+        ("/report", change("timestamp", json!("yesterday")), "/timestamp"),
+        ("/batch", json!({"gateway_id": "gw"}), "/readings"),
+        ("/batch", json!({"readings": []}), "/gateway_id"),
+        ("/batch", json!({"gateway_id": "gw", "readings": [], "batch_timestamp": []}), "/batch_timestamp"),
+        ("/batch", json!({"gateway_id": "gw", "readings": [reading, 1]}), "/readings/1"),
+        (
+            "/batch",
+            json!({"gateway_id": "gw", "readings": [change("value", json!(null))]}),
+            "/readings/0/value",
+        ),
+    ] {
+        let (status, problem) = post(&url(&agent, path), &body).await;
+        assert_eq!((status, &problem["pointer"]), (422, &json!(pointer)), "{body}: {problem}");
+    }
+    let ledger = get_json(&url(&agent, "/api/v1/ledger")).await;
+    assert_eq!((&ledger["balanced"], &ledger["pending_samples"]), (&json!(true), &json!(3)));
+    agent.stop().await;
+}
+
+/// An address of this machine that is not loopback, if it has one.
+fn outside() -> Option<std::net::IpAddr> {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").ok()?;
+    socket.connect("192.0.2.1:9").ok()?;
+    socket
+        .local_addr()
+        .ok()
+        .map(|address| address.ip())
+        .filter(|ip| !ip.is_loopback() && !ip.is_unspecified())
+}
+
+#[tokio::test]
+async fn other_machines_need_the_token() {
+    let Some(ip) = outside() else { return };
+    let (_folder, mut config) = quiet("api-12");
+    config.api.listen = "0.0.0.0:0".parse().unwrap();
+    let agent = start(config.clone()).await;
+    let token = std::fs::read_to_string(config.data.join("api-token")).unwrap();
+    let (inside, outside) =
+        (url(&agent, "/api/v1/status"), format!("http://{ip}:{}/api/v1/status", agent.api().port()));
+    let ask = async |url: &str, token: Option<&str>| {
+        let mut request = reqwest::Client::new().get(url);
+        if let Some(token) = token {
+            request = request.bearer_auth(token);
+        }
+        request.send().await.unwrap()
+    };
+    let inside = inside.replace("0.0.0.0", "127.0.0.1");
+    assert_eq!(ask(&inside, None).await.status(), 200, "this machine needs none");
+    let refused = ask(&outside, None).await;
+    assert_eq!(
+        (refused.status().as_u16(), &refused.headers()["www-authenticate"]),
+        (401, &"Bearer".parse().unwrap())
+    );
+    assert_eq!(ask(&outside, Some("wrong")).await.status(), 401);
+    assert_eq!(ask(&outside, Some(token.trim())).await.status(), 200);
+    agent.stop().await;
+    // No token, no listening.
+    config.api.token_file = Some("/nowhere/token".into());
+    let refused = fleet_edge_agent::run::start(config).await.expect_err("no token").to_string();
+    assert!(refused.contains("/nowhere/token") && refused.contains("127.0.0.1"), "{refused}");
 }
 
 #[tokio::test]

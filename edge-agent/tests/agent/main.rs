@@ -7,9 +7,12 @@
 mod config;
 mod drivers;
 mod edge_api;
+mod grpc;
+mod grpc_kill;
 mod hub;
 mod identity;
 mod join;
+mod openapi;
 mod process;
 mod rules;
 mod site;

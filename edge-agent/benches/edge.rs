@@ -1,0 +1,151 @@
+//! The edge API under load, against a real `fleet-agent` process on this machine's disk.
+//!
+//! `cargo bench -p fleet-edge-agent` prints: samples a second and CPU a sample of one gRPC stream of batches, each
+//! answered when it is on disk; and how long single writes take at 500 a second.
+
+#![expect(clippy::unwrap_used, reason = "a bench that cannot go on has failed")]
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    net::SocketAddr,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use fleet_edge_agent::api::grpc::pb::{self, telemetry_client::TelemetryClient};
+use tokio::{
+    task::JoinSet,
+    time::{self, Instant},
+};
+use tonic::transport::Endpoint;
+
+/// How long each part takes.
+const SPAN: Duration = Duration::from_secs(8);
+/// Samples in a batch: ten metrics at 200 instants.
+const SAMPLES: usize = 2_000;
+/// Single writes a second.
+const WRITES: u32 = 500;
+
+struct Agent {
+    child: Child,
+    api: SocketAddr,
+    _folder: tempfile::TempDir,
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Agent {
+    fn start() -> Self {
+        let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_fleet-agent"))
+            .args(["run", "--api", "127.0.0.1:0", "--node", "bench", "--data"])
+            .arg(folder.path())
+            .env_clear()
+            .env("FLEET_OUTBOX_QUOTA_BYTES", "4000000000")
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut log = BufReader::new(child.stderr.take().unwrap());
+        let mut line = String::new();
+        let api = loop {
+            line.clear();
+            assert!(log.read_line(&mut line).unwrap() > 0, "the agent ended before it ran");
+            if let Some((_, rest)) = line.split_once("api=") {
+                break rest.split_whitespace().next().unwrap().parse().unwrap();
+            }
+        };
+        std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
+        Self { child, api, _folder: folder }
+    }
+
+    /// CPU time so far, in seconds: ticks of 10 ms.
+    fn cpu(&self) -> f64 {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+        fields[11..13].iter().map(|ticks| ticks.parse::<f64>().unwrap()).sum::<f64>() / 100.0
+    }
+
+    /// Resident memory now and at its highest, in MB.
+    fn memory(&self) -> (u64, u64) {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let of = |name: &str| {
+            let line = status.lines().find(|line| line.starts_with(name)).unwrap();
+            line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
+        };
+        (of("VmRSS:"), of("VmHWM:"))
+    }
+}
+
+fn batch(number: usize) -> pb::TelemetryBatch {
+    let samples = (0..SAMPLES).map(|at| pb::Sample {
+        metric: format!("metric_{}", at % 10),
+        value: Some((at % 10) as f64 + ((number + at) % 97) as f64 / 10.0),
+        unit: "Cel".to_owned(),
+        time_ms: Some(1_790_000_000_000 + ((number * SAMPLES + at) / 10 * 100) as i64),
+    });
+    pb::TelemetryBatch { device: "bench".to_owned(), samples: samples.collect(), id: String::new() }
+}
+
+async fn stream(agent: &Agent) {
+    let channel = Endpoint::from_shared(format!("http://{}", agent.api)).unwrap().connect().await.unwrap();
+    let mut client = TelemetryClient::new(channel);
+    let (before, begun) = (agent.cpu(), Instant::now());
+    let batches = futures_util::stream::unfold(0, async move |number| {
+        (begun.elapsed() < SPAN).then(|| (batch(number), number + 1))
+    });
+    let mut answers = client.submit_stream(batches).await.unwrap().into_inner();
+    let mut records = 0;
+    while let Some(told) = answers.message().await.unwrap() {
+        records = told.records;
+    }
+    let (cpu, took) = (agent.cpu() - before, begun.elapsed());
+    println!(
+        "one stream of batches of {SAMPLES}: {:.0} samples/s on disk, {:.2} us of agent CPU a sample, at most {} MB",
+        records as f64 / took.as_secs_f64(),
+        cpu * 1e6 / records as f64,
+        agent.memory().1
+    );
+}
+
+async fn writes(agent: &Agent) {
+    let channel = Endpoint::from_shared(format!("http://{}", agent.api)).unwrap().connect().await.unwrap();
+    let mut tick = time::interval(Duration::from_secs(1) / WRITES);
+    let mut writing = JoinSet::new();
+    for at in 0..WRITES * u32::try_from(SPAN.as_secs()).unwrap() {
+        let due = tick.tick().await;
+        let mut client = TelemetryClient::new(channel.clone());
+        writing.spawn(async move {
+            let sample =
+                pb::Sample { metric: "m".to_owned(), value: Some(f64::from(at)), ..Default::default() };
+            client.submit(pb::SubmitRequest { sample: Some(sample), ..Default::default() }).await.unwrap();
+            // From when it was due: a write that had to wait for its turn counts in full.
+            due.elapsed()
+        });
+    }
+    let mut took = writing.join_all().await;
+    took.sort_unstable();
+    let at = |share: f64| took[((took.len() - 1) as f64 * share) as usize];
+    println!("{WRITES} writes/s: p50 {:?}, p99 {:?}, longest {:?}", at(0.5), at(0.99), at(1.0));
+}
+
+fn main() {
+    // `cargo test --benches` only asks whether it builds.
+    if !std::env::args().any(|word| word == "--bench") {
+        return;
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let agent = Agent::start();
+        println!("idle: {} MB", agent.memory().0);
+        stream(&agent).await;
+        drop(agent);
+        let agent = Agent::start();
+        writes(&agent).await;
+    });
+}

@@ -1,0 +1,21 @@
+//! Compiles `schemas/edge.proto` into the types of the gRPC API, without protoc.
+
+use std::{env, error::Error, fs, path::PathBuf};
+
+use prost::Message as _;
+
+const SCHEMAS: &str = "../schemas";
+const PROTO: &str = "edge.proto";
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo::rerun-if-changed={SCHEMAS}/{PROTO}");
+    let descriptors = protox::compile([PROTO], [SCHEMAS])?;
+    let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("cargo sets OUT_DIR")?);
+    // What the reflection service serves.
+    fs::write(out.join("edge.bin"), descriptors.encode_to_vec())?;
+    tonic_prost_build::configure()
+        .build_transport(false)
+        .codec_path("crate::api::grpc::codec::Bounded")
+        .compile_fds(descriptors)?;
+    Ok(())
+}

@@ -1,0 +1,546 @@
+//! `schemas/openapi-edge.json`, which the agent serves: written down here, and compared with what the agent does.
+//!
+//! `FLEET_BLESS=1 cargo test -p fleet-edge-agent openapi` writes the file anew.
+
+#![expect(dead_code, reason = "these shapes are described, not built")]
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+use serde_json::{Value, json};
+use utoipa::{OpenApi, ToSchema};
+
+use crate::{get_json, quiet, start, url};
+
+const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../schemas/openapi-edge.json");
+
+/// What went wrong, where in the request, and what to do (RFC 9457).
+#[derive(ToSchema)]
+struct Problem {
+    #[serde(rename = "type")]
+    #[schema(example = "about:blank")]
+    kind: String,
+    title: String,
+    status: u16,
+    detail: String,
+    /// JSON pointer (RFC 6901) to the field that is wrong.
+    #[schema(nullable = false, example = "/samples/3/metric")]
+    pointer: Option<String>,
+}
+
+#[derive(ToSchema)]
+struct Health {
+    #[schema(example = "ok")]
+    status: String,
+    agent: String,
+    node_id: String,
+    /// Seconds since the agent started.
+    uptime: u64,
+}
+
+/// How the agent is.
+#[derive(ToSchema)]
+struct Status {
+    node_id: String,
+    node_name: String,
+    kind: String,
+    version: String,
+    /// `online` while the hub answers, else `offline`.
+    status: String,
+    /// Seconds since the agent started.
+    uptime: u64,
+    #[schema(nullable = false)]
+    hub: Option<String>,
+    /// Whether a hub is reached.
+    cloud: bool,
+    #[schema(nullable = false)]
+    session: Option<String>,
+    session_epoch: u64,
+    #[schema(nullable = false)]
+    store_id: Option<String>,
+    credit: u32,
+    #[schema(nullable = false)]
+    last_ack_s: Option<u64>,
+    #[schema(nullable = false)]
+    hub_offset_ms: Option<i64>,
+    time_ms: i64,
+    /// `synced` or `unsynced`.
+    clock: String,
+    #[schema(nullable = false, value_type = Option<Object>)]
+    identity: Option<Value>,
+    outbox: Outbox,
+}
+
+/// What the outbox holds.
+#[derive(ToSchema)]
+struct Outbox {
+    bytes: u64,
+    quota_bytes: u64,
+    held_records: u64,
+    unacked_batches: u64,
+    pending_samples: u64,
+    lost_records: u64,
+    damaged_rows: u64,
+    /// By `event`, `command`, `telemetry` and `backfill`.
+    lanes: BTreeMap<String, OutboxLane>,
+}
+
+#[derive(ToSchema)]
+struct OutboxLane {
+    in_flight: u32,
+    unacked_batches: u64,
+    held_records: u64,
+    streams: Vec<OutboxStream>,
+}
+
+#[derive(ToSchema)]
+struct OutboxStream {
+    stream: String,
+    mark: u64,
+    floor_seq: u64,
+    next_seq: u64,
+    floor_record: u64,
+    next_record: u64,
+    records: u64,
+    lost_records: u64,
+}
+
+/// The configuration as programs on the node see it.
+#[derive(ToSchema)]
+struct Config {
+    /// How far the newest document got: `none`, `received`, `trying`, `probation`, `applied` or `failed`.
+    state: String,
+    #[schema(nullable = false)]
+    received: Option<HeldConfig>,
+    #[schema(nullable = false)]
+    applied: Option<HeldConfig>,
+    /// Why the newest is not the one that runs.
+    #[schema(nullable = false, value_type = Option<Object>)]
+    failed: Option<Value>,
+    /// The document that runs; `apps` in it is for programs on the node.
+    doc: Value,
+    /// Names this answer.
+    tag: String,
+}
+
+#[derive(ToSchema)]
+struct HeldConfig {
+    #[schema(value_type = Object)]
+    version: Value,
+    hash: String,
+    retry: u64,
+}
+
+/// The account of what was accepted, as far as the node knows it.
+#[derive(ToSchema)]
+struct Ledger {
+    balanced: bool,
+    pending_samples: u64,
+    accounts: Vec<Account>,
+}
+
+/// One lane's account, in records: `produced = evicted + held + lost`.
+#[derive(ToSchema)]
+struct Account {
+    lane: String,
+    /// `balanced` or `broken`.
+    state: String,
+    produced: u64,
+    evicted: u64,
+    held: u64,
+    lost: u64,
+}
+
+#[derive(ToSchema)]
+struct Telemetry {
+    /// Absent for the node itself.
+    #[schema(max_length = 63)]
+    device: Option<String>,
+    #[schema(max_items = 10000)]
+    samples: Vec<Sample>,
+}
+
+#[derive(ToSchema)]
+struct Sample {
+    #[schema(min_length = 1, max_length = 63, example = "temperature")]
+    metric: String,
+    value: f64,
+    /// UCUM.
+    #[schema(max_length = 63, example = "Cel")]
+    unit: Option<String>,
+    /// Unix milliseconds; absent: when it arrived.
+    time_ms: Option<i64>,
+}
+
+#[derive(ToSchema)]
+struct Event {
+    #[schema(min_length = 1, max_length = 63, example = "door_opened")]
+    kind: String,
+    severity: Severity,
+    /// At most 4096 bytes.
+    #[schema(max_length = 4096)]
+    message: String,
+    /// Anything more, at most 32 KiB and ten levels.
+    data: Option<Value>,
+    #[schema(max_length = 63)]
+    device: Option<String>,
+    time_ms: Option<i64>,
+    /// Makes a repeated event one record.
+    #[schema(min_length = 1, max_length = 63)]
+    id: Option<String>,
+}
+
+#[derive(ToSchema)]
+#[serde(rename_all = "lowercase")]
+enum Severity {
+    Info,
+    Warning,
+    Warn,
+    Error,
+    Critical,
+    Emergency,
+}
+
+/// One event, or up to 100.
+#[derive(ToSchema)]
+#[serde(untagged)]
+enum Events {
+    One(Event),
+    Many(Vec<Event>),
+}
+
+#[derive(ToSchema)]
+struct Accepted {
+    /// Records of this write that are on disk.
+    accepted: u64,
+    /// How many of them were on disk before, because the write or the event was repeated.
+    #[schema(nullable = false)]
+    repeated: Option<u64>,
+}
+
+/// A gateway's reading.
+#[derive(ToSchema)]
+struct Report {
+    /// The board that measured it.
+    #[schema(min_length = 1, max_length = 63)]
+    node_id: String,
+    #[schema(min_length = 1, max_length = 63)]
+    sensor_type: String,
+    value: f64,
+    unit: Option<String>,
+    timestamp: Option<FieldTime>,
+}
+
+/// RFC 3339, or Unix time in seconds or milliseconds.
+#[derive(ToSchema)]
+#[serde(untagged)]
+enum FieldTime {
+    Text(String),
+    Number(f64),
+}
+
+/// A gateway's readings.
+#[derive(ToSchema)]
+struct Batch {
+    #[schema(min_length = 1)]
+    gateway_id: String,
+    #[schema(max_items = 10000)]
+    readings: Vec<Report>,
+    /// The time of readings that have none.
+    batch_timestamp: Option<FieldTime>,
+}
+
+#[derive(ToSchema)]
+struct Taken {
+    #[schema(example = "accepted")]
+    status: String,
+    node_id: String,
+    /// Records that the outbox holds.
+    buffer_size: u64,
+}
+
+/// A command; also `type` for `kind`, `payload` for `params` and `timeout_seconds` for `timeout_s`.
+#[derive(ToSchema)]
+struct Wanted {
+    #[schema(min_length = 1, max_length = 63, example = "exec")]
+    kind: String,
+    params: Option<Value>,
+    /// Absent: `main`.
+    queue: Option<String>,
+    priority: Option<Priority>,
+    /// How long it may wait to begin; absent: an hour.
+    ttl_s: Option<f64>,
+    /// How long it may run; absent: a minute.
+    timeout_s: Option<f64>,
+    #[schema(nullable = false)]
+    idempotent: Option<bool>,
+}
+
+/// Larger is earlier; or `low`, `normal`, `high`, `urgent`.
+#[derive(ToSchema)]
+#[serde(untagged)]
+enum Priority {
+    Number(i8),
+    Word(String),
+}
+
+#[derive(ToSchema)]
+struct Enqueued {
+    id: String,
+    #[schema(example = "accepted")]
+    status: String,
+    command: String,
+}
+
+#[derive(ToSchema)]
+struct Queue {
+    running: Vec<Command>,
+    waiting: Vec<Command>,
+    limit: u64,
+}
+
+/// A command, waiting, running or over.
+#[derive(ToSchema)]
+struct Command {
+    id: String,
+    #[schema(nullable = false)]
+    kind: Option<String>,
+    /// `hub` or `node`: who asked for it.
+    origin: String,
+    state: String,
+    #[schema(nullable = false)]
+    queue: Option<String>,
+    #[schema(nullable = false)]
+    priority: Option<i8>,
+    params: Option<Value>,
+    /// When it ended, by the agent's clock.
+    #[schema(nullable = false)]
+    at_ms: Option<i64>,
+    #[schema(nullable = false, value_type = Option<Object>)]
+    reason: Option<Value>,
+    #[schema(nullable = false)]
+    exit_code: Option<i32>,
+    result: Option<Value>,
+    #[schema(nullable = false)]
+    output: Option<String>,
+}
+
+#[derive(ToSchema)]
+struct Take {
+    /// Which commands, by the `kind` in their parameters; none for all.
+    #[schema(nullable = false)]
+    kinds: Option<Vec<String>>,
+    /// How long to wait for one, at most 60.
+    #[schema(nullable = false, minimum = 0, maximum = 60)]
+    wait_s: Option<f64>,
+    /// How long the program has it, at most 3600.
+    #[schema(maximum = 3600)]
+    lease_s: Option<f64>,
+}
+
+#[derive(ToSchema)]
+struct LocalCommand {
+    id: String,
+    kind: String,
+    queue: String,
+    params: Value,
+    idempotent: bool,
+    timeout_s: f64,
+    lease_s: f64,
+}
+
+#[derive(ToSchema)]
+struct Extend {
+    #[schema(maximum = 3600)]
+    lease_s: Option<f64>,
+}
+
+#[derive(ToSchema)]
+struct LocalReport {
+    state: Outcome,
+    exit_code: Option<i32>,
+    message: Option<String>,
+    result: Option<Value>,
+    #[schema(nullable = false)]
+    output: Option<String>,
+}
+
+#[derive(ToSchema)]
+#[serde(rename_all = "lowercase")]
+enum Outcome {
+    Succeeded,
+    Failed,
+}
+
+macro_rules! reads {
+    ($($name:ident $path:literal $what:literal $body:ty;)*) => {$(
+        #[utoipa::path(get, path = $path, description = $what, responses(
+            (status = 200, description = "As asked.", body = $body, content_type = "application/json"),
+            (status = 503, description = "The disk is out of order, or the agent is stopping.", body = Problem, content_type = "application/problem+json"),
+        ))]
+        fn $name() {}
+    )*};
+}
+
+macro_rules! writes {
+    ($($name:ident $path:literal $what:literal $body:ty => $status:literal $answer:ty;)*) => {$(
+        #[utoipa::path(post, path = $path, description = $what, request_body = $body,
+            params(("idempotency-key" = Option<String>, Header, description = "Makes a repeated write one record; 1 to 255 bytes.")),
+            responses(
+            (status = $status, description = "It is on the node's disk.", body = $answer, content_type = "application/json"),
+            (status = 400, description = "It is not JSON, or the header is wrong.", body = Problem, content_type = "application/problem+json"),
+            (status = 403, description = "The node's allow-list does not have it.", body = Problem, content_type = "application/problem+json"),
+            (status = 408, description = "It did not arrive in time.", body = Problem, content_type = "application/problem+json"),
+            (status = 409, description = "The id or the key was used for something else.", body = Problem, content_type = "application/problem+json"),
+            (status = 413, description = "Over 256 KiB, or too many records.", body = Problem, content_type = "application/problem+json"),
+            (status = 415, description = "Send `application/json`.", body = Problem, content_type = "application/problem+json"),
+            (status = 422, description = "A field is wrong: see `pointer`.", body = Problem, content_type = "application/problem+json"),
+            (status = 429, description = "The queue is full.", body = Problem, content_type = "application/problem+json"),
+            (status = 503, description = "The disk is out of order, or there is no room: try again.", body = Problem, content_type = "application/problem+json"),
+            (status = 507, description = "The outbox is full.", body = Problem, content_type = "application/problem+json"),
+        ))]
+        fn $name() {}
+    )*};
+}
+
+reads! {
+    healthz "/healthz" "Alive is enough." Health;
+    health "/api/health" "The same." Health;
+    status "/api/v1/status" "How the agent is." Status;
+    outbox "/api/v1/outbox" "What the outbox holds." Outbox;
+    ledger "/api/v1/ledger" "The node's own account." Ledger;
+    queue "/api/v1/queue" "Commands that wait and run." Queue;
+}
+
+writes! {
+    telemetry "/api/v1/telemetry" "Samples of one device: all of them are taken, or none." Telemetry => 202 Accepted;
+    events "/api/v1/events" "Events: all of them are taken, or none." Events => 202 Accepted;
+    command "/api/v1/command" "Asks for a command." Wanted => 202 Enqueued;
+    command_older "/api/command" "The same." Wanted => 202 Enqueued;
+    report "/report" "A reading as gateways in the field send it." Report => 201 Taken;
+    batch "/batch" "Readings as gateways in the field send them." Batch => 201 Taken;
+}
+
+/// What the hub desires: at once, or as soon as it is another than the one named.
+#[utoipa::path(get, path = "/api/v1/config", params(
+    ("wait_s" = Option<f64>, Query, description = "How long to wait for another, at most 300."),
+    ("after" = Option<String>, Query, description = "The `tag` of the one that is known."),
+), responses(
+    (status = 200, description = "As asked.", body = Config, content_type = "application/json"),
+    (status = 400, description = "There is no such parameter, or it is wrong.", body = Problem, content_type = "application/problem+json"),
+))]
+fn config() {}
+
+/// The page that Prometheus reads.
+#[utoipa::path(get, path = "/metrics", responses((status = 200, body = String, content_type = "text/plain")))]
+fn metrics() {}
+
+/// This document.
+#[utoipa::path(get, path = "/openapi.json", responses((status = 200, body = Object, content_type = "application/json")))]
+fn openapi() {}
+
+macro_rules! at_commands {
+    ($($name:ident $method:ident $path:literal $what:literal ($($request:tt)*) ($($answer:tt)*);)*) => {$(
+        #[utoipa::path($method, path = $path, description = $what, $($request)*
+            params(("id" = String, Path, description = "The command's id, a UUID.")),
+            responses(
+            ($($answer)*),
+            (status = 400, description = "It is not JSON.", body = Problem, content_type = "application/problem+json"),
+            (status = 404, description = "The node knows no such command.", body = Problem, content_type = "application/problem+json"),
+            (status = 409, description = "It is not the program's (any more).", body = Problem, content_type = "application/problem+json"),
+            (status = 413, description = "Over 256 KiB.", body = Problem, content_type = "application/problem+json"),
+            (status = 415, description = "Send `application/json`.", body = Problem, content_type = "application/problem+json"),
+            (status = 422, description = "A field is wrong: see `pointer`.", body = Problem, content_type = "application/problem+json"),
+            (status = 503, description = "The disk is out of order, or the agent is stopping.", body = Problem, content_type = "application/problem+json"),
+        ))]
+        fn $name() {}
+    )*};
+}
+
+at_commands! {
+    one get "/api/v1/commands/{id}" "One command." () (status = 200, description = "As asked.", body = Command, content_type = "application/json");
+    extend post "/api/v1/local/{id}/extend" "More time for a command that a program took." (request_body = Extend,) (status = 204, description = "It has more time.");
+    local_report post "/api/v1/local/{id}/report" "What became of a command that a program took." (request_body = LocalReport,) (status = 204, description = "It is over.");
+}
+
+/// Takes a command of kind `local`, for a program that does it.
+#[utoipa::path(post, path = "/api/v1/local/take", request_body = Take, responses(
+    (status = 200, description = "A command.", body = LocalCommand, content_type = "application/json"),
+    (status = 204, description = "There is none."),
+    (status = 400, description = "It is not JSON.", body = Problem, content_type = "application/problem+json"),
+    (status = 413, description = "Over 256 KiB.", body = Problem, content_type = "application/problem+json"),
+    (status = 415, description = "Send `application/json`.", body = Problem, content_type = "application/problem+json"),
+    (status = 422, description = "A field is wrong: see `pointer`.", body = Problem, content_type = "application/problem+json"),
+    (status = 503, description = "The disk is out of order, or too many wait.", body = Problem, content_type = "application/problem+json"),
+))]
+fn take() {}
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Clawland Fleet: the edge API of a node's agent",
+        description = "What programs on a node may ask and hand in. gRPC (`schemas/edge.proto`) is on the same port.",
+        version = "1",
+        license(name = "BUSL-1.1"),
+    ),
+    servers((url = "http://127.0.0.1:9099")),
+    paths(
+        healthz, health, status, outbox, ledger, queue, telemetry, events, command, command_older, report, batch, metrics,
+        openapi, config, one, extend, local_report, take
+    )
+)]
+struct Edge;
+
+fn document() -> String {
+    Edge::openapi().to_pretty_json().unwrap() + "\n"
+}
+
+#[test]
+fn openapi_is_the_document_in_schemas() {
+    let made = document();
+    if std::env::var_os("FLEET_BLESS").is_some() {
+        fs::write(Path::new(FILE), &made).unwrap();
+    }
+    let found = fs::read_to_string(FILE).unwrap();
+    assert!(found == made, "schemas/openapi-edge.json is not what is described; bless it with FLEET_BLESS=1");
+}
+
+#[tokio::test]
+async fn openapi_describes_every_route_and_only_those() {
+    let (_folder, config) = quiet("openapi");
+    let agent = start(config).await;
+    let served = get_json(&url(&agent, "/openapi.json")).await;
+    assert_eq!(served, serde_json::from_str::<Value>(&document()).unwrap());
+    let client = reqwest::Client::new();
+    let mut described = Vec::new();
+    for (path, item) in served["paths"].as_object().unwrap() {
+        let url = url(&agent, &path.replace("{id}", "none"));
+        for (method, other) in [("get", "post"), ("post", "get")] {
+            let request = client.request(method.to_uppercase().parse().unwrap(), &url);
+            let answer = request.header("content-type", "application/json").send().await.unwrap();
+            let status = answer.status().as_u16();
+            if item.get(method).is_some() {
+                let known = item[method]["responses"].get(status.to_string());
+                assert!(known.is_some(), "{method} {path} answers {status}");
+                described.push(path.clone());
+            } else {
+                assert_eq!(status, 405, "{method} {path}");
+                let allow = answer.headers()["allow"].to_str().unwrap().to_lowercase();
+                assert!(allow.contains(other), "{allow}");
+            }
+        }
+    }
+    // What `fleet-agent run --help` lists is described.
+    let (_, help, _) =
+        crate::process::ask(std::process::Command::new(crate::process::BINARY).args(["run", "--help"]));
+    for word in help.split_whitespace().filter(|word| word.starts_with('/')) {
+        assert!(
+            described.iter().any(|path| path.as_str() == word.trim_end_matches(','))
+                || !word.starts_with("/api"),
+            "{word}"
+        );
+    }
+    let problem = json!({"status": 404});
+    let missing = get_json(&url(&agent, "/nowhere")).await;
+    assert_eq!(missing["status"], problem["status"]);
+    agent.stop().await;
+}
