@@ -1,7 +1,8 @@
 //! The edge API under load, against a real `fleet-agent` process on this machine's disk.
 //!
 //! `cargo bench -p fleet-edge-agent` prints: samples a second and CPU a sample of one gRPC stream of batches, each
-//! answered when it is on disk; and how long single writes take at 500 a second.
+//! answered when it is on disk; and how long single writes take at 500 a second. `FLEET_AGENT_BIN` names another
+//! program than the one just built.
 
 #![expect(clippy::unwrap_used, reason = "a bench that cannot go on has failed")]
 
@@ -43,7 +44,8 @@ impl Drop for Agent {
 impl Agent {
     fn start() -> Self {
         let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_fleet-agent"))
+        let own = env!("CARGO_BIN_EXE_fleet-agent").into();
+        let mut child = Command::new(std::env::var_os("FLEET_AGENT_BIN").unwrap_or(own))
             .args(["run", "--api", "127.0.0.1:0", "--node", "bench", "--data"])
             .arg(folder.path())
             .env_clear()
@@ -96,10 +98,8 @@ async fn stream(agent: &Agent) {
     let channel = Endpoint::from_shared(format!("http://{}", agent.api)).unwrap().connect().await.unwrap();
     let mut client = TelemetryClient::new(channel);
     let (before, begun) = (agent.cpu(), Instant::now());
-    let batches = futures_util::stream::unfold(0, async move |number| {
-        (begun.elapsed() < SPAN).then(|| (batch(number), number + 1))
-    });
-    let mut answers = client.submit_stream(batches).await.unwrap().into_inner();
+    let batches = (0..).map_while(move |number| (begun.elapsed() < SPAN).then(|| batch(number)));
+    let mut answers = client.submit_stream(futures_util::stream::iter(batches)).await.unwrap().into_inner();
     let mut records = 0;
     while let Some(told) = answers.message().await.unwrap() {
         records = told.records;

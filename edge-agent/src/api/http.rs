@@ -6,7 +6,7 @@ use axum::{
     Router,
     body::Body,
     extract::{Request, State},
-    http::{HeaderMap, Method, Response, StatusCode, header},
+    http::{HeaderMap, Response, StatusCode, header},
     response::IntoResponse,
     routing::{get, post},
 };
@@ -179,8 +179,7 @@ async fn missing(request: Request) -> Problem {
 
 async fn wrong_method(request: Request) -> Problem {
     let detail = format!("{} takes no {}", request.uri().path(), request.method());
-    let allow = if request.method() == Method::POST { "GET, HEAD" } else { "POST" };
-    Problem::new(StatusCode::METHOD_NOT_ALLOWED, detail).allow(allow)
+    Problem::new(StatusCode::METHOD_NOT_ALLOWED, detail)
 }
 
 /// A body, and its place for as long as somebody holds it.

@@ -24,9 +24,9 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-pub use config::{ConfigView, HeldView};
 pub(crate) use auth::Auth;
 pub use auth::token;
+pub use config::{ConfigView, HeldView};
 pub(crate) use http::Api;
 pub(crate) use listen::{Bound, bind, serve};
 pub(crate) use places::Places;

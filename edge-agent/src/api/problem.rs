@@ -29,8 +29,6 @@ pub(crate) struct Problem {
     pointer: Option<String>,
     #[serde(skip)]
     retry_after: Option<u16>,
-    #[serde(skip)]
-    allow: Option<&'static str>,
 }
 
 impl Problem {
@@ -42,7 +40,6 @@ impl Problem {
             detail: detail.into(),
             pointer: None,
             retry_after: None,
-            allow: None,
         }
     }
 
@@ -66,11 +63,6 @@ impl Problem {
 
     pub(crate) fn retry_after(self, seconds: u16) -> Self {
         Self { retry_after: Some(seconds), ..self }
-    }
-
-    /// The methods that would do (RFC 9110 §15.5.6).
-    pub(crate) fn allow(self, methods: &'static str) -> Self {
-        Self { allow: Some(methods), ..self }
     }
 
     /// Puts `prefix` before the pointer: the field of an item in a list.
@@ -140,9 +132,6 @@ impl IntoResponse for Problem {
         *response.status_mut() = status;
         let json = HeaderValue::from_static("application/problem+json");
         response.headers_mut().insert(header::CONTENT_TYPE, json);
-        if let Some(methods) = self.allow {
-            response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(methods));
-        }
         if let Some(seconds) = self.retry_after {
             response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
         }

@@ -164,3 +164,105 @@ impl Uplink {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, time::Duration};
+
+    use fleet_schemas::{
+        DeviceId, MetricName, NodeId, StreamId, batch::Clock, session::Versions, telemetry::Sample,
+    };
+
+    use super::*;
+    use crate::{
+        core::Now,
+        store::sim_disk::SimFile,
+        uplink::{Config, Error, Profile},
+    };
+
+    const NOW: Now = Now { wall_ms: 1_790_000_000_000, up: Duration::from_secs(100), clock: Clock::Synced };
+
+    fn open(card: &SimFile, stream: u8) -> Result<Uplink, Error> {
+        let profile = Profile {
+            node: NodeId::parse("edge-1").unwrap(),
+            boot: [1; 8],
+            instance: None,
+            kind: "picclaw".to_owned(),
+            name: None,
+            capabilities: Vec::new(),
+            versions: Versions::default(),
+            machine: BTreeMap::new(),
+            heartbeat: Duration::from_secs(30),
+        };
+        Uplink::open(card.backend(), profile, Config::default(), StreamId([stream; 16]), NOW)
+    }
+
+    fn named(number: u64) -> Handed {
+        let sample = Sample {
+            time_ms: 5,
+            device: DeviceId::node(),
+            metric: MetricName::parse("m").unwrap(),
+            unit: None,
+            value: 1.0,
+        };
+        let name = Name::new("samples", &number.to_string(), b"m");
+        Handed { submission: Submission::Samples(vec![sample]), names: Names::Whole(name) }
+    }
+
+    fn repeated(uplink: &mut Uplink, number: u64) -> bool {
+        let receipts = uplink.submit_once(vec![named(number)], NOW).unwrap();
+        receipts[0].as_ref().unwrap().repeated == 1
+    }
+
+    #[test]
+    fn the_oldest_names_are_forgotten_first_in_memory_and_on_disk() {
+        let card = SimFile::new();
+        let mut uplink = open(&card, 1).unwrap();
+        let last = NAMES as u64 + 10;
+        for chunk in (1..=last).collect::<Vec<_>>().chunks(4_000) {
+            let receipts = uplink.submit_once(chunk.iter().copied().map(named).collect(), NOW).unwrap();
+            assert!(
+                receipts.iter().all(|receipt| receipt.as_ref().is_ok_and(|receipt| receipt.repeated == 0))
+            );
+        }
+        assert!(repeated(&mut uplink, last) && repeated(&mut uplink, 11) && !repeated(&mut uplink, 10));
+        drop(uplink);
+        let mut uplink = open(&card, 2).unwrap();
+        assert_eq!((uplink.used.known.len(), uplink.used.order.len()), (NAMES, NAMES));
+        // The one that was stored again took the place of the oldest.
+        assert!(repeated(&mut uplink, last) && repeated(&mut uplink, 12) && repeated(&mut uplink, 10));
+        assert!(!repeated(&mut uplink, 11));
+    }
+
+    #[test]
+    fn a_record_and_its_name_survive_a_power_cut_together_at_every_sync() {
+        let counted = SimFile::new();
+        let mut uplink = open(&counted, 1).unwrap();
+        let made = counted.syncs();
+        assert!(!repeated(&mut uplink, 1) && !repeated(&mut uplink, 2));
+        let syncs = counted.syncs();
+        drop(uplink);
+        assert!(syncs > made);
+        for k in made..=syncs {
+            for freeze in [SimFile::freeze_at, SimFile::freeze_after] {
+                let card = SimFile::new();
+                let mut uplink = open(&card, 1).unwrap();
+                freeze(&card, k);
+                let mut answered = 0;
+                while answered < 2 && uplink.submit_once(vec![named(answered + 1)], NOW).is_ok() {
+                    answered += 1;
+                }
+                card.crash();
+                drop(uplink);
+                let mut uplink = open(&card, 2).unwrap();
+                let found = uplink.pending().samples;
+                assert!(found >= answered, "sync {k}: {answered} were answered, {found} are there");
+                // Everything is sent again: the client cannot know.
+                for number in 1..=2 {
+                    assert_eq!(repeated(&mut uplink, number), number <= found, "sync {k}, write {number}");
+                }
+                assert_eq!(uplink.pending().samples, 2, "sync {k}");
+            }
+        }
+    }
+}

@@ -23,9 +23,9 @@ use tonic::{Status, codegen::Service, server::NamedService};
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 use self::pb::{
-    commands_server::CommandsServer, config_server::ConfigServer, events_server::EventsServer, ledger_server::LedgerServer,
-    local_server::LocalServer, outbox_server::OutboxServer, status_server::StatusServer,
-    telemetry_server::TelemetryServer,
+    commands_server::CommandsServer, config_server::ConfigServer, events_server::EventsServer,
+    ledger_server::LedgerServer, local_server::LocalServer, outbox_server::OutboxServer,
+    status_server::StatusServer, telemetry_server::TelemetryServer,
 };
 use super::{BODY_BYTES, http::Api, problem::Problem};
 
