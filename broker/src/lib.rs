@@ -41,7 +41,7 @@ mod tests;
 pub use branch::HubKind;
 pub use identity::{Credentials, Directory, Grants, Identity, Refusal, Retained, Verdict};
 pub use keys::{Keys, Mqtts};
-pub use link::{Link, LinkClosed, Message, PublishError, Publisher};
+pub use link::{Link, LinkClosed, Message, PublishError, Publisher, Voice};
 pub use stats::{Counter, Gauge, Reason, Stats};
 
 use gate::{

@@ -5,7 +5,10 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use fleet_schemas::{Topic, limits, topic::check_form};
+use fleet_schemas::{
+    NodeId, Topic, limits,
+    topic::{Up, check_form},
+};
 
 use crate::{
     branch::HubKind,
@@ -48,12 +51,18 @@ pub struct Publisher {
     talk: Arc<Talk>,
 }
 
+/// Says on the bus what nodes say that speak no MQTT: the hub received it otherwise, and judged who they are.
+#[derive(Clone)]
+pub struct Voice {
+    plane: Arc<Plane>,
+}
+
 /// The broker was shut down and every message was received.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the broker was shut down")]
 pub struct LinkClosed;
 
-/// Why a message was not published. All are counted but `NotDown`.
+/// Why a message was not published. All are counted but `NotDown` and what is said for a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PublishError {
     /// The plane holds as much as it may, or is shut down. The message is dropped: nothing may depend on one
@@ -66,6 +75,9 @@ pub enum PublishError {
     /// The hub does not speak for nodes.
     #[error("the topic is one that nodes publish")]
     NotDown,
+    /// The node has a session of its own here.
+    #[error("the node speaks for itself")]
+    Speaks,
     /// Below `fleet/` or with a wildcard, empty, too long or not ASCII.
     #[error("the topic is none outside fleet/ that tools could hear")]
     NotForTools,
@@ -126,6 +138,12 @@ impl Link {
     #[must_use]
     pub fn publisher(&self) -> Publisher {
         Publisher { plane: self.plane.clone(), talk: self.talk.clone() }
+    }
+
+    /// Speaks for nodes that speak no MQTT.
+    #[must_use]
+    pub fn voice(&self) -> Voice {
+        Voice { plane: self.plane.clone() }
     }
 
     fn hear(&mut self, max: usize, deadline: std::time::Instant) -> Result<(), LinkClosed> {
@@ -232,6 +250,29 @@ impl Publisher {
     /// Publishes each, and says how many were queued.
     pub fn publish_many(&self, messages: impl IntoIterator<Item = (Topic, Bytes)>) -> usize {
         messages.into_iter().map(|(topic, payload)| usize::from(self.publish(&topic, payload).is_ok())).sum()
+    }
+}
+
+impl Voice {
+    /// Says something for a node, as if it came in a session of its own: tools hear it, and the consumer takes it.
+    /// Never waits. One node's messages keep the order of the calls.
+    ///
+    /// # Errors
+    /// [`PublishError`] when it was not said: too large, too much waits for the consumer already, or the node has a
+    /// session here and speaks for itself.
+    pub fn say(&self, node: &NodeId, up: Up, payload: &[u8]) -> Result<(), PublishError> {
+        if self.plane.has_session(node) {
+            return Err(PublishError::Speaks);
+        }
+        let topic = Topic::Up(node.clone(), up);
+        let text = topic.to_string();
+        if text.len() + payload.len() + HEAD > limits::PACKET_BYTES {
+            return Err(PublishError::TooLarge);
+        }
+        self.plane.up.try_push(Parcel::new(topic, &text, payload, 1)).map_err(|_| PublishError::Full)?;
+        self.plane.stats.up_messages.add(1);
+        self.plane.stats.up_payload_bytes.add(payload.len());
+        Ok(())
     }
 }
 

@@ -216,6 +216,11 @@ impl Admission {
         if credentials.client_id != user || password.is_empty() {
             return Err(Refusal::ClientId);
         }
+        if self.shared.identities().is_served(&node) {
+            let why = "a field token serves it, over HTTP; it cannot come by MQTT as well";
+            self.complain(user, &why, credentials.peer);
+            return Err(Refusal::NotAuthorized);
+        }
         if let Some(refused) = held(&self.shared.identities(), &node) {
             match refused {
                 Some(refused) => return Err(self.turn_away(&node, &refused, credentials.peer)),

@@ -56,8 +56,11 @@ pub struct Listen {
     pub plain_mqtt_without_encryption_on_every_network: bool,
     /// MQTT over TLS.
     pub mqtts: SocketAddr,
-    /// HTTPS for nodes: enrolment and renewal.
+    /// HTTPS for nodes: enrolment, renewal, and field dialects.
     pub node_https: SocketAddr,
+    /// Field dialects without TLS, for boards that cannot; absent: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub legacy_http: Option<SocketAddr>,
     /// Names and addresses by which tools know this hub; they go into its certificate. Nodes need none.
     pub names: Vec<String>,
     /// Most MQTT sessions of nodes.
@@ -137,6 +140,7 @@ impl Default for Listen {
             plain_mqtt_without_encryption_on_every_network: false,
             mqtts: SocketAddr::from((Ipv4Addr::UNSPECIFIED, enrol::MQTTS_PORT)),
             node_https: SocketAddr::from((Ipv4Addr::UNSPECIFIED, enrol::NODE_HTTPS_PORT)),
+            legacy_http: None,
             names: Vec::new(),
             sessions: fleet_broker::Config::default().max_connections,
         }
@@ -190,6 +194,8 @@ pub struct Overrides {
     pub mqtts: Option<SocketAddr>,
     /// `--node-https`.
     pub node_https: Option<SocketAddr>,
+    /// `--legacy-http`.
+    pub legacy_http: Option<SocketAddr>,
 }
 
 /// The configuration cannot be used. The text fits after "failed to start: ".
@@ -244,6 +250,7 @@ impl Config {
         listen.plain_mqtt_without_encryption_on_every_network |= overrides.plain_anywhere;
         listen.mqtts = overrides.mqtts.unwrap_or(listen.mqtts);
         listen.node_https = overrides.node_https.unwrap_or(listen.node_https);
+        listen.legacy_http = overrides.legacy_http.or(listen.legacy_http);
         if config.keep.days == 0 {
             let why = "at least one day is kept".to_owned();
             return Err(ConfigError::Value { key: "keep.days", why });

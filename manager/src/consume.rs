@@ -483,6 +483,7 @@ fn changes(identities: &Identities, rows: &std::collections::BTreeSet<Row>) -> C
                 changes.enrolments.push((node.clone(), identities.enrolments.get(node).cloned()));
             }
             Row::Access(name) => changes.access.push((name.clone(), identities.access.get(name).cloned())),
+            Row::Field(id) => changes.field.push((id.clone(), identities.field.get(id).cloned())),
             Row::Operator(name) => {
                 changes.operators.push((name.clone(), identities.operators.get(name).cloned()));
             }

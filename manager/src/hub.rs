@@ -84,9 +84,14 @@ pub type Observer = Arc<dyn Fn(&Round) + Send + Sync>;
 /// Called for every session that a committed change ends; must be quick.
 pub type Door = Arc<dyn Fn(&Cut) + Send + Sync>;
 
+/// Called with every ack (CBOR) that the hub has committed, before it is published; says whether it was for a node that
+/// the hub itself speaks for. Must be quick.
+pub type Ear = Arc<dyn Fn(&NodeId, &[u8]) -> bool + Send + Sync>;
+
 struct Inner {
     shared: Shared,
     door: Arc<OnceLock<Door>>,
+    ear: Arc<OnceLock<Ear>>,
     clock: Arc<HubClock>,
     intents: mpsc::SyncSender<Pending>,
     feed: broadcast::Sender<Arc<FeedItem>>,
@@ -144,10 +149,11 @@ pub fn start(
     let stop = Arc::new(AtomicBool::new(false));
     let refusals = Arc::new(Mutex::new(consume::Refusals::default()));
     let shared = consumer.shared().clone();
-    let door = Arc::default();
+    let (door, ear) = (Arc::default(), Arc::default());
     let inner = Inner {
         shared: shared.clone(),
         door: Arc::clone(&door),
+        ear: Arc::clone(&ear),
         clock: clock.clone(),
         intents,
         feed: feed.clone(),
@@ -169,6 +175,7 @@ pub fn start(
         stop: stop.clone(),
         observer,
         door,
+        ear,
         told: Vec::new(),
         logged: std::collections::BTreeMap::new(),
     };
@@ -314,6 +321,11 @@ impl Hub {
     /// Says who ends sessions; once, before anything is changed.
     pub fn set_door(&self, door: Door) {
         let _ = self.0.door.set(door);
+    }
+
+    /// Says who hears acks for nodes that the hub speaks for; once, before it speaks.
+    pub fn set_ear(&self, ear: Ear) {
+        let _ = self.0.ear.set(ear);
     }
 
     /// The trail of changes, newest first, with their numbers.

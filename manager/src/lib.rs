@@ -12,6 +12,7 @@ pub mod clock;
 pub mod config;
 pub mod consume;
 pub mod core;
+pub mod dialect;
 pub mod feed;
 pub mod hub;
 pub mod metrics;

@@ -69,8 +69,9 @@ struct Port {
     attempts: Mutex<Attempts>,
 }
 
-/// The routes, to be served with [`serve::serve`]. `mqtts_port` is where nodes find MQTT over TLS.
-pub fn router(hub: Hub, pki: Arc<Pki>, mqtts_port: u16) -> Router {
+/// The routes, to be served with [`serve::serve`]. `mqtts_port` is where nodes find MQTT over TLS; `field` has the paths of
+/// agents in the field.
+pub fn router(hub: Hub, pki: Arc<Pki>, mqtts_port: u16, field: Router) -> Router {
     let port = Arc::new(Port { hub, pki, mqtts_port, attempts: Mutex::default() });
     Router::new()
         .route(ENROL_PATH, post(enrol))
@@ -82,8 +83,20 @@ pub fn router(hub: Hub, pki: Arc<Pki>, mqtts_port: u16) -> Router {
             no_such(StatusCode::METHOD_NOT_ALLOWED, "this path does not take this method")
         })
         .layer(DefaultBodyLimit::max(BODY_BYTES))
-        .layer(middleware::from_fn(deadline))
         .with_state(port)
+        .merge(field)
+        .layer(middleware::from_fn(deadline))
+}
+
+/// The paths of agents in the field alone, to be served with [`serve::serve_plain`]. Nothing else is said without TLS.
+pub fn legacy(field: Router) -> Router {
+    field
+        .route("/livez", get(async || "ok\n"))
+        .fallback(async || no_such(StatusCode::NOT_FOUND, "there is no such path without TLS"))
+        .method_not_allowed_fallback(async || {
+            no_such(StatusCode::METHOD_NOT_ALLOWED, "this path does not take this method")
+        })
+        .layer(middleware::from_fn(deadline))
 }
 
 fn no_such(status: StatusCode, detail: &str) -> Refusal {

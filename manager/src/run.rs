@@ -23,6 +23,7 @@ use crate::{
     clock::{self, HubClock},
     config::{Config, ConfigError},
     consume::{self, Consumer},
+    dialect,
     hub::{self, Hub, Running},
     metrics,
     mirror::{self, Mirror},
@@ -48,6 +49,9 @@ pub struct Addresses {
     pub mqtts: Option<SocketAddr>,
     /// HTTPS for nodes.
     pub node_https: Option<SocketAddr>,
+    /// Field dialects without TLS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub legacy_http: Option<SocketAddr>,
 }
 
 impl Addresses {
@@ -103,6 +107,16 @@ pub enum StartError {
         /// What the system said.
         source: io::Error,
     },
+    /// Field dialects without TLS.
+    #[error(
+        "{address} cannot be listened on: {source}; choose another with --legacy-http, port 0 picks a free one"
+    )]
+    LegacyHttp {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
     /// The first operator.
     #[error(transparent)]
     Admin(#[from] admin::Error),
@@ -149,6 +163,7 @@ pub struct RunningHub {
     stop_http: watch::Sender<bool>,
     http: JoinHandle<io::Result<()>>,
     node_https: JoinHandle<()>,
+    legacy_http: Option<JoinHandle<()>>,
 }
 
 /// Starts a hub on the calling runtime; the broker, the consumer and the tidier have threads of their own.
@@ -168,6 +183,7 @@ pub async fn start(config: &Config) -> Result<RunningHub, StartError> {
         TcpListener::bind(http).await.map_err(|source| StartError::Http { address: http, source })?;
     let http = listener.local_addr().map_err(|source| StartError::Http { address: http, source })?;
     let (node_listener, node_https) = bind_node_https(config.listen.node_https).await?;
+    let legacy = bind_legacy(config.listen.legacy_http).await?;
     let reads = clock.clone();
     let pki = Arc::new(Pki::open(&config.data, &config.listen.names, Arc::new(move || reads.read()))?);
     let admission = Arc::new(Admission::open(consumer.shared().clone(), clock.clone(), &config.data)?);
@@ -175,7 +191,7 @@ pub async fn start(config: &Config) -> Result<RunningHub, StartError> {
     admission.set_mirror(Box::new(mirror.clone()));
     let (broker, link) = Broker::start(config.broker(pki.keys()), admission.clone())?;
     let broker = Arc::new(broker);
-    let publisher = link.publisher();
+    let (publisher, voice) = (link.publisher(), link.voice());
     let exporter = Arc::new(metrics::Exporter::default());
     let observer = metrics::observer(&exporter);
     let (hub, threads) =
@@ -192,7 +208,11 @@ pub async fn start(config: &Config) -> Result<RunningHub, StartError> {
     let mirror = mirror.start(hub.clone(), publisher).map_err(StartError::Thread)?;
     let (mqtt, mqtts) = (broker.mqtt_addr(), broker.mqtts_addr());
     let http_tls = config.listen.http_tls;
-    let addresses = Addresses { http, http_tls, mqtt, mqtts, node_https: Some(node_https) };
+    let legacy_http = legacy.as_ref().map(|(_, bound)| *bound);
+    let addresses = Addresses { http, http_tls, mqtt, mqtts, node_https: Some(node_https), legacy_http };
+    if let Some(legacy_http) = legacy_http.filter(|at| !at.ip().is_loopback()) {
+        tracing::warn!(%legacy_http, "field agents' tokens and all they say cross the network in the clear");
+    }
     if !http_tls && !http.ip().is_loopback() {
         tracing::warn!(
             %http,
@@ -213,6 +233,7 @@ pub async fn start(config: &Config) -> Result<RunningHub, StartError> {
         ("mqtt", Some(mqtt)),
         ("mqtts", mqtts),
         ("node_https", Some(node_https)),
+        ("legacy_http", legacy_http),
     ];
     let listeners = listeners.into_iter().filter_map(|(name, at)| Some((name.to_owned(), at?.to_string())));
     let serves = api::Config {
@@ -222,7 +243,14 @@ pub async fn start(config: &Config) -> Result<RunningHub, StartError> {
         anonymous_viewer: config.anonymous_viewer,
     };
     let http = tokio::spawn(api::serve(listener, hub.clone(), exporter, serves, stop()));
-    let routes = node_port::router(hub.clone(), pki.clone(), mqtts.map_or(enrol::MQTTS_PORT, |at| at.port()));
+    let room = dialect::Room::new(hub.clone(), voice, mqtts.map(|at| at.port()));
+    let field = dialect::router(&room);
+    let legacy_http = legacy.map(|(listener, _)| {
+        let routes = node_port::legacy(field.clone());
+        tokio::spawn(node_port::serve::serve_plain(listener, routes, node_port::LIMITS, stop()))
+    });
+    let mqtts_port = mqtts.map_or(enrol::MQTTS_PORT, |at| at.port());
+    let routes = node_port::router(hub.clone(), pki.clone(), mqtts_port, field);
     let node_https = node_port::serve::serve(node_listener, pki.keys(), routes, node_port::LIMITS, stop());
     let node_https = tokio::spawn(node_https);
     let upkeep = vec![second_looks, upkeep::keys(pki.clone(), hub.clone())];
@@ -242,7 +270,16 @@ pub async fn start(config: &Config) -> Result<RunningHub, StartError> {
         stop_http,
         http,
         node_https,
+        legacy_http,
     })
+}
+
+async fn bind_legacy(address: Option<SocketAddr>) -> Result<Option<(TcpListener, SocketAddr)>, StartError> {
+    let Some(address) = address else { return Ok(None) };
+    let failed = |source| StartError::LegacyHttp { address, source };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let bound = listener.local_addr().map_err(failed)?;
+    Ok(Some((listener, bound)))
 }
 
 async fn bind_node_https(address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
@@ -271,7 +308,18 @@ impl RunningHub {
     /// Stops: no new sessions, what was received is committed, open requests are answered.
     pub async fn stop(self) {
         let Self {
-            hub, data, broker, admission, threads, mirror, upkeep, stop_http, http, node_https, ..
+            hub,
+            data,
+            broker,
+            admission,
+            threads,
+            mirror,
+            upkeep,
+            stop_http,
+            http,
+            node_https,
+            legacy_http,
+            ..
         } = self;
         drop(hub);
         stop_http.send_replace(true);
@@ -286,6 +334,11 @@ impl RunningHub {
         stop_threads(broker, &admission, threads).await;
         if let Err(error) = node_https.await {
             tracing::error!(%error, "the task of the port for nodes ended badly");
+        }
+        if let Some(legacy_http) = legacy_http
+            && let Err(error) = legacy_http.await
+        {
+            tracing::error!(%error, "the task of the field dialects without TLS ended badly");
         }
         match http.await {
             Ok(Ok(())) => {}
@@ -318,6 +371,9 @@ pub async fn hub(config: &Config, shutdown: impl Future<Output = ()>) -> Result<
         println!(
             "nodes   https://{node_https} to join, mqtts://{mqtts} (`fleet join-token create` lets one in)"
         );
+    }
+    if let Some(legacy_http) = addresses.legacy_http {
+        println!("field   http://{legacy_http} without TLS (`fleet field-token create` lets one in)");
     }
     println!("mqtt    {mqtt} (loopback; nodes bring a secret, tools use {})", admit::TOOL_FILE);
     if let Some(admin) = &running.admin {

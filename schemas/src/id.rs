@@ -278,9 +278,31 @@ impl FromStr for CommandId {
 byte_id_traits!(CommandId, 16);
 
 byte_id!(
-    /// One opening of one outbox: 16 random bytes. Numbers of batches and records count within it.
+    /// One opening of one outbox: 16 random bytes. Numbers of batches and records count within it. One that begins with
+    /// `unseq-1:` holds records that came [without a sequence](StreamId::unsequenced).
     StreamId, 16, "stream id"
 );
+/// Begins the ids of streams without a sequence of their own.
+const UNSEQUENCED: [u8; 8] = *b"unseq-1:";
+
+impl StreamId {
+    /// A stream of records that came without a sequence (by HTTP, from a board that numbers nothing): whoever received
+    /// them numbered and sealed them. What such a sender repeats is another record, and what it lost nobody knows.
+    #[must_use]
+    pub fn unsequenced(seed: [u8; 8]) -> Self {
+        let mut id = [0; 16];
+        id[..8].copy_from_slice(&UNSEQUENCED);
+        id[8..].copy_from_slice(&seed);
+        Self(id)
+    }
+
+    /// Whether its records came without a sequence.
+    #[must_use]
+    pub fn is_unsequenced(self) -> bool {
+        self.0.starts_with(&UNSEQUENCED)
+    }
+}
+
 byte_id!(
     /// One MQTT session of a node: 8 random bytes, in birth, death and heartbeat.
     SessionId, 8, "session id"
@@ -293,6 +315,13 @@ byte_id!(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn streams_without_a_sequence_are_told_by_how_they_begin() {
+        let stream = StreamId::unsequenced([7; 8]);
+        assert_eq!(stream.to_string(), "756e7365712d313a0707070707070707");
+        assert!(stream.is_unsequenced() && !StreamId([7; 16]).is_unsequenced());
+    }
 
     #[test]
     fn node_ids_keep_to_the_grammar() {

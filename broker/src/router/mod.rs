@@ -14,6 +14,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use fleet_schemas::NodeId;
+
 use crate::{
     clock,
     gate::{retained::Shelf, sessions::Sessions, tools::Tools},
@@ -148,6 +150,11 @@ impl Plane {
             hub = self.hub_changed.wait_timeout(hub, left).unwrap_or_else(PoisonError::into_inner).0;
         }
         hub.tap.take()
+    }
+
+    /// Whether a node has a session here.
+    pub(crate) fn has_session(&self, node: &NodeId) -> bool {
+        self.sessions.has(node)
     }
 
     /// Whether the plane was shut down.

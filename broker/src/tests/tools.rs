@@ -3,11 +3,11 @@
 use bytes::Bytes;
 use fleet_schemas::{
     Topic, limits,
-    topic::{Down, Hub},
+    topic::{Down, Hub, Up},
 };
 
 use super::*;
-use crate::Reason;
+use crate::{PublishError, Reason};
 
 const ALL_UP: &str = "fleet/v1/+/up/#";
 
@@ -158,6 +158,28 @@ fn a_tool_has_so_many_filters_and_no_more() {
         assert_eq!(tool.read(), Some((0x90, vec![0, 9, 0, code])), "{node}");
     }
     assert_eq!(broker.stats().reason(Reason::FilterLimit), 1);
+}
+
+#[test]
+fn what_is_said_for_a_node_is_heard_as_if_the_node_had_said_it() {
+    let (broker, mut link) = plane();
+    let voice = link.voice();
+    let mut tool = listening(&broker, V5, "grafana", "tool-1", ALL_UP);
+    voice.say(&node("field-1"), Up::Birth, b"born").unwrap();
+    voice.say(&node("field-1"), Up::Heartbeat, b"lives").unwrap();
+    let told: Vec<_> =
+        receive(&mut link, 2).into_iter().map(|m| (m.topic.to_string(), m.payload.to_vec())).collect();
+    let expected = [("birth", "born"), ("heartbeat", "lives")]
+        .map(|(up, payload)| (format!("fleet/v1/field-1/up/{up}"), payload.as_bytes().to_vec()));
+    assert_eq!(told, expected);
+    expected.into_iter().for_each(|message| assert_eq!(heard(&mut tool, V5), message));
+    assert_eq!(broker.stats().up_messages.get(), 2);
+
+    // A node with a session speaks for itself.
+    let _edge = Client::open(broker.mqtt_addr(), &Hello::new(V5, "edge-1"));
+    assert_eq!(voice.say(&node("edge-1"), Up::Birth, b""), Err(PublishError::Speaks));
+    let large = vec![0; limits::PACKET_BYTES];
+    assert_eq!(voice.say(&node("field-1"), Up::Birth, &large), Err(PublishError::TooLarge));
 }
 
 #[test]

@@ -121,7 +121,7 @@ fn known(api: &Api, text: &str) -> Result<NodeId, Refusal> {
 }
 
 /// A token's id, of letters and digits that are not mistaken for each other.
-fn id(random: &[u8; ID_CHARS]) -> String {
+pub(super) fn id(random: &[u8; ID_CHARS]) -> String {
     const LETTERS: &[u8; 32] = b"abcdefghijkmnpqrstuvwxyz23456789";
     random.iter().map(|byte| char::from(LETTERS[usize::from(byte % 32)])).collect()
 }

@@ -11,6 +11,8 @@ mod devices;
 mod enrolment;
 mod events;
 mod feed;
+pub(crate) mod field_tokens;
+mod genes;
 mod groups;
 mod guard;
 mod idempotency;
@@ -245,6 +247,11 @@ fn routes() -> Routes {
         .on(admin, Method::GET, "/api/v1/join-tokens", join_tokens::list)
         .on(admin, Method::POST, "/api/v1/join-tokens", join_tokens::create)
         .on(admin, Method::DELETE, "/api/v1/join-tokens/{id}", join_tokens::remove)
+        .on(admin, Method::GET, "/api/v1/field-tokens", field_tokens::list)
+        .on(admin, Method::POST, "/api/v1/field-tokens", field_tokens::create)
+        .on(admin, Method::DELETE, "/api/v1/field-tokens/{id}", field_tokens::remove)
+        .on(viewer, Method::GET, "/api/v1/genes", genes::list)
+        .on(viewer, Method::GET, "/api/v1/genes/{digest}", genes::get)
         .on(admin, Method::GET, "/api/v1/operators", operators::list)
         .on(admin, Method::POST, "/api/v1/operators", operators::create)
         .on(admin, Method::DELETE, "/api/v1/operators/{name}", operators::remove)

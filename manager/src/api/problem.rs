@@ -236,7 +236,9 @@ impl From<RegistryError> for Refusal {
     fn from(error: RegistryError) -> Self {
         match error {
             RegistryError::Unknown { .. } => Self::NotFound(error.to_string()),
-            RegistryError::Exists { .. } | RegistryError::Refused(_) => Self::Conflict(error.to_string()),
+            RegistryError::Exists { .. } | RegistryError::Refused(_) | RegistryError::NotServed(_) => {
+                Self::Conflict(error.to_string())
+            }
             RegistryError::Field { pointer, why } => Self::at(pointer, why),
             RegistryError::Config(error) => error.into(),
         }

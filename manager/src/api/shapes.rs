@@ -343,6 +343,67 @@ pub struct JoinToken {
     pub replace: Option<String>,
 }
 
+/// The answer that makes a field token; the only one that has it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewFieldToken {
+    /// Names it.
+    pub id: String,
+    /// The token.
+    pub token: String,
+    /// The node that it serves; the first that comes, when absent.
+    pub node: Option<String>,
+    /// When it ends; never, when absent.
+    pub expires_ms: Option<i64>,
+    /// Labels that its node gets.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// A field token in the list.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FieldToken {
+    /// Names it.
+    pub id: String,
+    /// `unused|bound|expired`.
+    pub state: String,
+    /// The node that it serves.
+    pub node: Option<String>,
+    /// When that came first.
+    pub bound_ms: Option<i64>,
+    /// When it was made.
+    pub created_ms: i64,
+    /// Who made it.
+    pub created_by: String,
+    /// When it ends; never, when absent.
+    pub expires_ms: Option<i64>,
+    /// Labels that its node gets.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// A gene in the list.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Gene {
+    /// SHA-256 of its canonical JSON without `asset_id`, hexadecimal: names it.
+    pub digest: String,
+    /// The `asset_id` that its publisher gave it.
+    pub asset_id: Option<String>,
+    /// Whether that is the digest.
+    pub verified: bool,
+    /// Its own id, where it has one.
+    pub id: Option<String>,
+    /// What kind of gene.
+    #[serde(rename = "type")]
+    pub kind: Option<String>,
+    /// The node that published it first.
+    pub node: String,
+    /// When it came first.
+    pub first_ms: i64,
+    /// Its JSON, in `GET genes/{digest}`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gene: Option<serde_json::Value>,
+}
+
 /// The holder of a token.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Whoami {

@@ -11,7 +11,9 @@ mod command;
 mod contexts;
 mod decode;
 mod exit;
+mod field_token;
 mod figure;
+mod gene;
 mod group;
 mod join_token;
 mod ledger;
@@ -123,6 +125,12 @@ enum Verb {
     /// Tokens that machines join with
     #[command(subcommand)]
     JoinToken(join_token::JoinTokenVerb),
+    /// Tokens of agents that speak a field dialect over HTTP
+    #[command(subcommand)]
+    FieldToken(field_token::FieldTokenVerb),
+    /// Genes that field agents published
+    #[command(subcommand)]
+    Gene(gene::GeneVerb),
     /// Who may use the hub's API
     #[command(subcommand)]
     Operator(operator::OperatorVerb),
@@ -195,6 +203,8 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Command(verb) => command::run(verb, &context()?).await,
         Verb::Group(verb) => group::run(verb, &context()?).await,
         Verb::JoinToken(verb) => join_token::run(verb, &context()?).await,
+        Verb::FieldToken(verb) => field_token::run(verb, &context()?).await,
+        Verb::Gene(verb) => gene::run(verb, &context()?).await,
         Verb::Operator(verb) => operator::run(verb, &context()?).await,
         Verb::Access(verb) => access::run(verb, &context()?).await,
         Verb::Pki(verb) => pki::run(verb, &context()?).await,

@@ -30,15 +30,23 @@ pub struct ListenArgs {
     /// MQTT over TLS, for nodes and tools, 0.0.0.0:8883 unless configured
     #[arg(long, env = "FLEET_MQTTS", value_name = "ADDR")]
     pub mqtts: Option<SocketAddr>,
-    /// HTTPS for nodes (joining, renewal), 0.0.0.0:8443 unless configured
+    /// HTTPS for nodes (joining, renewal, and agents in the field: /fleet/…, /api/v1/fleet/…, /report, /batch),
+    /// 0.0.0.0:8443 unless configured
     #[arg(long, env = "FLEET_NODE_HTTPS", value_name = "ADDR")]
     pub node_https: Option<SocketAddr>,
+    /// The paths of agents in the field without TLS, for boards that cannot: tokens and all that is said cross the
+    /// network for everybody to read. Not served unless given
+    #[arg(long, env = "FLEET_LEGACY_HTTP", value_name = "ADDR")]
+    pub legacy_http: Option<SocketAddr>,
 }
 
 /// Flags of `fleet hub`; unset ones leave `fleet.toml` and the defaults alone.
 #[derive(Debug, Clone, Default, Args)]
 #[command(
-    after_help = "Examples:\n  fleet hub\n  fleet hub --data /var/lib/fleet --http 127.0.0.1:0\n  fleet hub --print-config\n\n\
+    after_help = "Examples:\n  fleet hub\n  fleet hub --data /var/lib/fleet --http 127.0.0.1:0\n  fleet hub --print-config\n  \
+    fleet hub --legacy-http 192.168.1.10:8880\n\n\
+    Agents in the field (PicClaw and forks, MoltClaw, NanoClaw) come by `Authorization: Bearer TOKEN`, a token of\n\
+    `fleet field-token create`.\n\
     The bound addresses are printed and written to addresses.json in the data folder."
 )]
 pub struct HubArgs {
@@ -98,6 +106,7 @@ fn load(listen: &ListenArgs, common: &Common) -> Result<Config, Failure> {
         plain_anywhere: listen.plain_mqtt_without_encryption_on_every_network,
         mqtts: listen.mqtts,
         node_https: listen.node_https,
+        legacy_http: listen.legacy_http,
     };
     Config::load(common.data(), &overrides).map_err(|error| failed(&StartError::Config(error)))
 }

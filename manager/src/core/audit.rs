@@ -102,6 +102,13 @@ fn identity(change: &Change) -> (&'static str, String, Value) {
             ("operator.create", operator.name.clone(), detail)
         }
         Change::RemoveOperator(name) => ("operator.remove", name.clone(), Value::Null),
+        Change::PutField(token) => {
+            let node = token.node.as_ref().map(NodeId::as_str);
+            let detail = json!({ "node": node, "expires_ms": token.expires_ms, "labels": token.labels });
+            ("field_token.create", token.id.clone(), detail)
+        }
+        Change::RemoveField(id) => ("field_token.remove", id.clone(), Value::Null),
+        Change::Serve(brought, node) => ("node.serve", node.to_string(), json!({ "token": brought.id })),
     }
 }
 

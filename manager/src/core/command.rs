@@ -30,7 +30,7 @@ use serde::{Deserialize, Serialize};
 pub use advance::advance;
 pub use make::{KINDS, LIFE, OPEN, Rate, TIMEOUT, TTL, Wanted, cancel, make};
 pub use settle::{Born, abandon, born, late, report};
-pub use view::{Change, OpenAt, Waiting};
+pub use view::{Change, Due, OpenAt, Waiting};
 
 use super::fleet::NodeNo;
 

@@ -1,9 +1,11 @@
-//! Who may speak to the hub, decided: join tokens, the nodes' certificates, access of third-party tools, operators.
+//! Who may speak to the hub, decided: join tokens, the nodes' certificates, access of third-party tools, operators, field
+//! agents.
 //!
 //! Owns the rules of enrolment, renewal, approval and revocation. Sees hashes of secrets and of public keys only; makes
 //! no key and signs nothing. All of it fits into memory and is looked at by the gate for every CONNECT.
 
 mod enrol;
+mod field;
 mod rights;
 #[cfg(test)]
 mod tests;
@@ -14,6 +16,7 @@ use fleet_schemas::{NodeId, enrol::RefusalCode};
 use serde::{Deserialize, Serialize};
 
 pub use enrol::{Enrolled, Standing};
+pub use field::{Brought, FIELD_TOKENS, FieldToken, NotServed, Served};
 pub use rights::filter_error;
 
 use super::{
@@ -50,6 +53,8 @@ pub struct Identities {
     pub access: BTreeMap<String, Access>,
     /// Operators by name.
     pub operators: BTreeMap<String, Operator>,
+    /// Tokens of agents that speak a field dialect, by id.
+    pub field: BTreeMap<String, FieldToken>,
 }
 
 /// What an operator may do; each role may do what the one before may.
@@ -196,6 +201,8 @@ pub enum Row {
     Access(String),
     /// An operator.
     Operator(String),
+    /// A field token.
+    Field(String),
 }
 
 /// A change of who may speak to the hub.
@@ -235,6 +242,12 @@ pub enum Change {
     PutOperator(Operator),
     /// Shut an operator out.
     RemoveOperator(String),
+    /// Make a field token.
+    PutField(FieldToken),
+    /// Take a field token back: whoever comes with it is refused from then on.
+    RemoveField(String),
+    /// A token serves this node from now on.
+    Serve(Brought, NodeId),
 }
 
 /// A machine asks to become a node.
@@ -348,6 +361,11 @@ pub fn take(
         }
         Change::PutOperator(operator) => identities.put_operator(operator)?,
         Change::RemoveOperator(name) => identities.remove_operator(name)?,
+        Change::PutField(token) => identities.put_field(token, now)?,
+        Change::RemoveField(id) => identities.remove_field(id)?,
+        Change::Serve(brought, node) => {
+            return field::take(identities, fleet, effects, (&brought, &node), highest, now);
+        }
     };
     if matches!(row, Row::Token(_)) {
         identities.forget_tokens(effects, now);

@@ -354,7 +354,9 @@ fn settle(node: &mut Node, effects: &mut Effects, birth: &Birth, said: Said, is_
                 gone.push((*lane, *stream, missing));
                 // An agent forgets a stream only when it has many newer ones to remember.
                 let listed = birth.lanes.get(lane).map_or(0, Vec::len);
-                rolled_back |= mark.is_over() && listed < limits::STREAMS_REMEMBERED;
+                // What was sealed on its behalf it never had.
+                let own = !stream.is_unsequenced();
+                rolled_back |= own && mark.is_over() && listed < limits::STREAMS_REMEMBERED;
             }
         }
         for (lane, stream, missing) in gone {

@@ -9,7 +9,7 @@ use super::{
     Now, command,
     config::{self, ConfigError},
     fleet::{Fleet, Location, Node, NodeNo, Record},
-    identity::{self, Change, Identities, Refused},
+    identity::{self, Change, Identities, NotServed, Refused},
     intake::Effects,
 };
 
@@ -123,6 +123,9 @@ pub enum RegistryError {
     /// Configuration stays as it is.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// A field agent is not served.
+    #[error(transparent)]
+    NotServed(#[from] NotServed),
     /// A field breaks a rule.
     #[error("{pointer}: {why}")]
     Field {

@@ -12,10 +12,10 @@ use std::{
 
 use bytes::Bytes;
 use fleet_broker::{Link, Message, Publisher, Stats as BrokerStats};
-use fleet_schemas::command::State;
+use fleet_schemas::{Topic, command::State, topic::Down};
 use tokio::sync::{broadcast, watch};
 
-use super::{Door, IntentError, Observer, Pending, readiness::Health};
+use super::{Door, Ear, IntentError, Observer, Pending, readiness::Health};
 use crate::{
     clock::{self, HubClock},
     consume::{CREDIT, Consumer, FeedItem, Refusals, Spoken},
@@ -67,6 +67,7 @@ pub(super) struct Rounds {
     pub stop: Arc<AtomicBool>,
     pub observer: Observer,
     pub door: Arc<OnceLock<Door>>,
+    pub ear: Arc<OnceLock<Ear>>,
     /// What the round before told followers. Kept until they have let go of it, so that this thread frees what it
     /// allocated: a follower that does makes both wait for the allocator's lock.
     pub told: Vec<Arc<FeedItem>>,
@@ -156,7 +157,13 @@ impl Rounds {
         if let Some(door) = self.door.get() {
             spoken.cuts.iter().for_each(|cut| door(cut));
         }
+        let ear = self.ear.get();
         for (topic, payload) in spoken.downs {
+            if let (Topic::Down(node, Down::Ack), Some(ear)) = (&topic, ear)
+                && ear(node, &payload)
+            {
+                continue;
+            }
             // A full down path drops the ack; the node sends again and is answered again.
             if publisher.publish(&topic, Bytes::from(payload)).is_err() {
                 tracing::debug!(%topic, "an ack was dropped");

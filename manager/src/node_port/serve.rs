@@ -1,4 +1,4 @@
-//! HTTP/1.1 over TLS: accepts, shakes hands, and hands requests to a router with what is known of the peer.
+//! HTTP/1.1, over TLS or plain: accepts, shakes hands, and hands requests to a router with what is known of the peer.
 //!
 //! Owns the limits on connections; knows no route. Keys are asked for at every connection, so that they can change.
 
@@ -19,6 +19,7 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::watch,
     task::JoinSet,
@@ -53,12 +54,34 @@ pub struct Peer {
     pub address: SocketAddr,
     /// Its certificate (DER), signed by one of the CAs that the keys trust. Nothing else of it was judged.
     pub certificate: Option<Arc<[u8]>>,
+    /// Whether what is said to it is encrypted.
+    pub encrypted: bool,
 }
 
-/// Serves until `stop`; then open requests have five seconds.
+/// Serves HTTPS until `stop`; then open requests have five seconds.
 pub async fn serve(
     listener: TcpListener,
     keys: Arc<dyn Keys>,
+    router: Router,
+    limits: Limits,
+    stop: impl Future<Output = ()>,
+) {
+    accept(listener, Some(keys), router, limits, stop).await;
+}
+
+/// Serves plain HTTP likewise.
+pub async fn serve_plain(
+    listener: TcpListener,
+    router: Router,
+    limits: Limits,
+    stop: impl Future<Output = ()>,
+) {
+    accept(listener, None, router, limits, stop).await;
+}
+
+async fn accept(
+    listener: TcpListener,
+    keys: Option<Arc<dyn Keys>>,
     router: Router,
     limits: Limits,
     stop: impl Future<Output = ()>,
@@ -87,7 +110,7 @@ pub async fn serve(
         let Some(place) = crowd.enter(peer.ip()) else { continue };
         let connection = Connection {
             peer,
-            acceptor: TlsAcceptor::from(keys.server_config()),
+            acceptor: keys.as_ref().map(|keys| TlsAcceptor::from(keys.server_config())),
             router: router.clone(),
             limits,
             stopping: stopping.clone(),
@@ -107,23 +130,32 @@ pub async fn serve(
 
 struct Connection {
     peer: SocketAddr,
-    acceptor: TlsAcceptor,
+    acceptor: Option<TlsAcceptor>,
     router: Router,
     limits: Limits,
     stopping: watch::Receiver<bool>,
 }
 
 impl Connection {
-    async fn drive(mut self, stream: TcpStream) {
+    async fn drive(self, stream: TcpStream) {
         // Small answers must not wait for each other; a socket that refuses works without.
         let _ = stream.set_nodelay(true);
-        let stream = match time::timeout(limits::HANDSHAKE, self.acceptor.accept(stream)).await {
+        let Some(acceptor) = &self.acceptor else {
+            let peer = Peer { address: self.peer, certificate: None, encrypted: false };
+            return self.talk(stream, peer).await;
+        };
+        let stream = match time::timeout(limits::HANDSHAKE, acceptor.accept(stream)).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return tracing::debug!(peer = %self.peer, %error, "a TLS handshake failed"),
             Err(_) => return tracing::debug!(peer = %self.peer, "a TLS handshake took too long"),
         };
         let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-        let peer = Peer { address: self.peer, certificate: shown.map(|der| Arc::from(&der[..])) };
+        let certificate = shown.map(|der| Arc::from(&der[..]));
+        let peer = Peer { address: self.peer, certificate, encrypted: true };
+        self.talk(stream, peer).await;
+    }
+
+    async fn talk(mut self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, peer: Peer) {
         let router = TowerToHyperService::new(self.router);
         let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
             request.extensions_mut().insert(ConnectInfo(peer.address));

@@ -5,6 +5,7 @@
 mod commands;
 mod config;
 mod feed;
+mod genes;
 mod identities;
 
 use std::{collections::BTreeMap, sync::Arc};
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 pub use commands::{CommandFilter, CommandPage, Counts, ExecutionFilter, OpenCommand, ReportRow};
 pub use feed::EventPage;
+pub use genes::{GENES, GeneRow, Kept};
 pub use identities::{AuditFilter, Changed, Changes, RetainedRow};
 
 use super::disk::{self, Disk, DiskError, Open};
@@ -216,6 +218,7 @@ impl StateStore {
         identities::open(&write)?;
         commands::open(&write)?;
         config::open(&write)?;
+        genes::open(&write)?;
         write.commit().map_err(store)?;
         Ok(Self { db: Arc::new(db), store_id })
     }

@@ -40,6 +40,21 @@ pub struct OpenAt {
     pub execution: Execution,
 }
 
+/// An execution that is not over, for whoever gives commands to a node in another way than by [`super::Orders`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct Due {
+    /// Its command.
+    pub command: Arc<Command>,
+    /// Where it stands.
+    pub state: State,
+    /// Since when, Unix milliseconds.
+    pub since_ms: i64,
+    /// Whether its turn has come.
+    pub is_due: bool,
+    /// Whether a cancel waits for its answer.
+    pub cancel: bool,
+}
+
 /// How much waits.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Waiting {
@@ -104,6 +119,22 @@ impl Dispatch {
     #[must_use]
     pub fn takes(&self, node: NodeNo) -> bool {
         self.agendas.get(&node).is_some_and(|agenda| agenda.takes)
+    }
+
+    /// What is not over at a node, for whoever gives it commands in another way, in the same order.
+    #[must_use]
+    pub fn due_at(&self, node: NodeNo, now_ms: i64) -> Vec<Due> {
+        let due = |OpenAt { command, execution }: OpenAt| {
+            let begins_ms = command.not_before_ms.unwrap_or(0).max(execution.slot_ms);
+            Due {
+                is_due: begins_ms <= now_ms && now_ms < command.not_after_ms,
+                cancel: execution.cancel_ms.is_some() && !execution.too_late,
+                since_ms: execution.history.last().map_or(command.created_ms, |step| step.at_ms),
+                state: execution.state(),
+                command,
+            }
+        };
+        self.open_at(node).into_iter().map(due).collect()
     }
 
     /// How much waits.

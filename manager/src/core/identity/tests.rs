@@ -279,3 +279,138 @@ fn access_and_operators_are_put_once_and_the_last_admin_stays() {
     );
     assert_eq!(who(2, NOW + 1), None, "it has ended");
 }
+
+fn field_token(id: &str, named: Option<&str>) -> FieldToken {
+    FieldToken {
+        id: id.to_owned(),
+        text: [5; 32],
+        created_ms: NOW,
+        created_by: "operator test".to_owned(),
+        expires_ms: None,
+        labels: [("site".to_owned(), "hall".to_owned())].into(),
+        named: named.is_some(),
+        node: named.map(node),
+        bound_ms: None,
+    }
+}
+
+fn brought(id: &str) -> Brought {
+    Brought { id: id.to_owned(), text: [5; 32], join: None }
+}
+
+fn not_served(refused: NotServed) -> Result<Effects, RegistryError> {
+    Err(RegistryError::NotServed(refused))
+}
+
+impl Given {
+    fn serve(&mut self, token: &str, id: &str) -> Result<Effects, RegistryError> {
+        self.take(Change::Serve(brought(token), node(id)))
+    }
+
+    fn served(&self, brought: &Brought, asked: Option<&str>) -> Result<Served, NotServed> {
+        let asked = asked.map(node);
+        self.known.serve(&self.fleet, brought, asked.as_ref(), self.now_ms)
+    }
+
+    fn heard(&mut self, id: &str) {
+        let mut record = Record::new(node(id), NOW);
+        record.session = Some(fleet_schemas::SessionId([1; 8]));
+        self.fleet.insert(Node::new(self.fleet.number_after(0), record));
+    }
+}
+
+#[test]
+fn a_field_token_serves_the_first_node_that_comes_and_no_other() {
+    let mut given = Given::new();
+    given.take(Change::PutField(field_token("f", None))).unwrap();
+    assert_eq!(given.served(&brought("f"), None), Err(NotServed::NoNode("f".into())));
+    assert_eq!(given.served(&brought("f"), Some("a")), Ok(Served::First(node("a"))));
+    let effects = given.serve("f", "a").unwrap();
+    assert_eq!(effects.identities, [Row::Field("f".into())].into());
+    assert_eq!(given.fleet.nodes["a"].record.labels["site"], "hall", "a stub");
+    // Again and again, and also without a name.
+    assert!(given.serve("f", "a").unwrap().nothing_to_write());
+    assert_eq!(given.served(&brought("f"), None), Ok(Served::Same(node("a"))));
+    let other = NotServed::Other { token: "f".into(), serves: node("a"), asked: node("b") };
+    assert_eq!(given.serve("f", "b"), not_served(other));
+    let guess = Brought { text: [6; 32], ..brought("f") };
+    assert_eq!(given.served(&guess, Some("a")), Err(NotServed::Unknown));
+    // Taken back: at once.
+    given.take(Change::RemoveField("f".into())).unwrap();
+    assert_eq!(given.serve("f", "a"), not_served(NotServed::Unknown));
+    assert!(given.take(Change::RemoveField("f".into())).is_err());
+}
+
+#[test]
+fn a_field_token_takes_nobody_s_place_unless_an_admin_named_it() {
+    let mut given = Given::joined("certified", 1);
+    given.heard("by-secret");
+    given.take(Change::PutField(field_token("f", None))).unwrap();
+    given.take(Change::PutField(field_token("g", None))).unwrap();
+    given.serve("g", "taken").unwrap();
+    assert_eq!(given.serve("f", "certified"), not_served(NotServed::Certified(node("certified"))));
+    assert_eq!(given.serve("f", "by-secret"), not_served(NotServed::Known(node("by-secret"))));
+    assert_eq!(given.serve("f", "taken"), not_served(NotServed::Known(node("taken"))));
+    // Named: of one that is known, and beside another token, so that tokens can be changed.
+    given.take(Change::PutField(field_token("h", Some("by-secret")))).unwrap();
+    let effects = given.serve("h", "by-secret").unwrap();
+    assert_eq!(effects.cuts.len(), 1, "whoever was there by a secret is cut");
+    given.take(Change::PutField(field_token("i", Some("taken")))).unwrap();
+    given.serve("i", "taken").unwrap();
+    assert_eq!(given.served(&brought("g"), None), Ok(Served::Same(node("taken"))));
+    let other = NotServed::Other { token: "h".into(), serves: node("by-secret"), asked: node("a") };
+    assert_eq!(given.serve("h", "a"), not_served(other));
+    assert!(given.take(Change::PutField(field_token("j", Some("certified")))).is_err());
+    // Revoked: whatever token it has.
+    given.take(Change::Revoke { node: node("taken"), reason: "stolen".into() }).unwrap();
+    assert_eq!(given.served(&brought("g"), None), Err(NotServed::Revoked(node("taken"))));
+    // And a machine with a certificate does not take a field node's place without a word from an admin.
+    given.heard("by-http");
+    given.take(Change::PutToken(token("t2"))).unwrap();
+    assert_eq!(given.enrol("t2", "by-http", 3), refused(Refused::NodeExists(node("by-http"))));
+}
+
+#[test]
+fn a_field_token_ends_and_its_terms_make_sense() {
+    let mut given = Given::new();
+    let brief = FieldToken { expires_ms: Some(NOW + 1_000), ..field_token("f", None) };
+    given.take(Change::PutField(brief)).unwrap();
+    given.serve("f", "a").unwrap();
+    given.now_ms += 1_000;
+    assert_eq!(given.serve("f", "a"), not_served(NotServed::Expired("f".into())));
+    for bad in [
+        FieldToken { expires_ms: Some(NOW), ..field_token("x", None) },
+        FieldToken { labels: [("k".to_owned(), "v".repeat(64))].into(), ..field_token("x", None) },
+    ] {
+        assert!(matches!(given.take(Change::PutField(bad)), Err(RegistryError::Field { .. })));
+    }
+    assert!(matches!(
+        given.take(Change::PutField(field_token("f", None))),
+        Err(RegistryError::Exists { .. })
+    ));
+}
+
+#[test]
+fn the_text_of_a_join_token_serves_one_field_node_and_is_used_by_it() {
+    let mut given = Given::new();
+    given.take(Change::PutToken(token("t"))).unwrap();
+    let join = Brought { id: "t".into(), text: [5; 32], join: Some([7; 32]) };
+    let wrong = Brought { join: Some([8; 32]), ..join.clone() };
+    assert_eq!(given.served(&wrong, Some("a")), Err(NotServed::Unknown));
+    let effects = given.take(Change::Serve(join.clone(), node("a"))).unwrap();
+    assert_eq!(effects.identities, [Row::Token("t".into()), Row::Field("t".into())].into());
+    assert_eq!(given.fleet.nodes["a"].record.labels["site"], "plant");
+    assert_eq!(given.enrol("t", "b", 1), refused(Refused::TokenUsed("t".into(), "a".into())));
+    // Long after its own end, and after it was taken back as a join token.
+    given.now_ms += 100 * DAY;
+    given.take(Change::RemoveToken("t".into())).unwrap();
+    assert_eq!(given.served(&join, Some("a")), Ok(Served::Same(node("a"))));
+    // One that asks for more than a field agent can do is none for it.
+    for more in [Token { approve: true, ..token("u") }, Token { replace: Some(node("a")), ..token("v") }] {
+        let id = more.id.clone();
+        let more = Token { expires_ms: given.now_ms + 1_000, ..more };
+        given.take(Change::PutToken(more)).unwrap();
+        let join = Brought { id: id.clone(), ..join.clone() };
+        assert_eq!(given.served(&join, Some("c")), Err(NotServed::Join(id)));
+    }
+}

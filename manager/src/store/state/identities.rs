@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{Error, StateStore, decode, store};
 use crate::core::{
     audit::Entry,
-    identity::{Access, Enrolment, Identities, Operator, Token},
+    identity::{Access, Enrolment, FieldToken, Identities, Operator, Token},
 };
 
 // Token id → CBOR `Token`. A few rows; ended ones go after a week.
@@ -18,6 +18,8 @@ const ENROLMENTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("enrol
 const ACCESS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("access");
 // Name → CBOR `Operator`. A few rows.
 const OPERATORS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("operators");
+// Token id → CBOR `FieldToken`. One row a field agent, kept until it is removed.
+const FIELD: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("field_tokens");
 // Number → CBOR `Entry`. Appended; the front is removed above the limit.
 const AUDIT: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("audit");
 // Topic → CBOR `RetainedRow`, what tools want retained. Bounded by the gate.
@@ -40,6 +42,8 @@ pub struct Changes {
     pub access: Changed<String, Access>,
     /// Operators.
     pub operators: Changed<String, Operator>,
+    /// Tokens of field agents.
+    pub field: Changed<String, FieldToken>,
     /// What was changed, by whom.
     pub audit: Vec<Entry>,
 }
@@ -74,12 +78,13 @@ impl Changes {
             && self.enrolments.is_empty()
             && self.access.is_empty()
             && self.operators.is_empty()
+            && self.field.is_empty()
             && self.audit.is_empty()
     }
 }
 
 pub(super) fn open(write: &redb::WriteTransaction) -> Result<(), Error> {
-    for table in [TOKENS, ENROLMENTS, ACCESS, OPERATORS, RETAINED] {
+    for table in [TOKENS, ENROLMENTS, ACCESS, OPERATORS, FIELD, RETAINED] {
         write.open_table(table).map_err(store)?;
     }
     write.open_table(AUDIT).map_err(store)?;
@@ -91,6 +96,7 @@ pub(super) fn apply(write: &redb::WriteTransaction, changes: &Changes) -> Result
     put(write, ENROLMENTS, changes.enrolments.iter().map(|(key, row)| (key.as_str(), row.as_ref())))?;
     put(write, ACCESS, changes.access.iter().map(|(key, row)| (key.as_str(), row.as_ref())))?;
     put(write, OPERATORS, changes.operators.iter().map(|(key, row)| (key.as_str(), row.as_ref())))?;
+    put(write, FIELD, changes.field.iter().map(|(key, row)| (key.as_str(), row.as_ref())))?;
     let mut audit = write.open_table(AUDIT).map_err(store)?;
     for entry in &changes.audit {
         let next = audit.last().map_err(store)?.map_or(1, |(number, _)| number.value() + 1);
@@ -140,6 +146,10 @@ impl StateStore {
         })?;
         each(&read, OPERATORS, |name, row| {
             found.operators.insert(name.to_owned(), decode(row, "an operator")?);
+            Ok(())
+        })?;
+        each(&read, FIELD, |id, row| {
+            found.field.insert(id.to_owned(), decode(row, "a field token")?);
             Ok(())
         })?;
         Ok(found)
