@@ -243,7 +243,7 @@ pub async fn start(config: &Config) -> Result<RunningHub, StartError> {
         anonymous_viewer: config.anonymous_viewer,
     };
     let http = tokio::spawn(api::serve(listener, hub.clone(), exporter, serves, stop()));
-    let room = dialect::Room::new(hub.clone(), voice, mqtts.map(|at| at.port()));
+    let room = dialect::Room::new(&hub, voice, mqtts.map(|at| at.port()));
     let field = dialect::router(&room);
     let legacy_http = legacy.map(|(listener, _)| {
         let routes = node_port::legacy(field.clone());

@@ -64,7 +64,7 @@ mod tests {
         let named = gene(&json!({ "gene": plain })).unwrap();
         assert_eq!(named.json, r#"{"category":"repair","id":"g1","strategy":["a"],"type":"Gene"}"#);
         assert!(!named.verified);
-        let mut signed = plain.clone();
+        let mut signed = plain;
         signed["asset_id"] = json!(format!("sha256:{}", named.digest));
         let verified = gene(&json!({ "gene": signed })).unwrap();
         assert_eq!((verified.digest, verified.verified), (named.digest, true));

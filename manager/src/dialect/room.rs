@@ -67,7 +67,7 @@ pub(super) struct Known {
 impl Room {
     /// To be made before the hub hears anybody: acks come back to it.
     #[must_use]
-    pub fn new(hub: Hub, voice: Voice, mqtts_port: Option<u16>) -> Arc<Self> {
+    pub fn new(hub: &Hub, voice: Voice, mqtts_port: Option<u16>) -> Arc<Self> {
         let room = Arc::new(Self {
             hub: hub.clone(),
             voice,
