@@ -120,6 +120,9 @@ pub enum StartError {
     /// The first operator.
     #[error(transparent)]
     Admin(#[from] admin::Error),
+    /// The way of a node of the demo to the hub.
+    #[error("no port is free for a node of the demo: {0}")]
+    Link(#[source] io::Error),
     /// A node of the demo that does not join.
     #[error("node {node} of the demo: failed to join: {source}")]
     Join {

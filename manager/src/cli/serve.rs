@@ -64,7 +64,9 @@ pub struct HubArgs {
 /// Flags of `fleet demo`.
 #[derive(Debug, Clone, Default, Args)]
 #[command(after_help = "Examples:\n  fleet demo\n  fleet demo --nodes 10 --data /tmp/demo\n\n\
-    Takes free ports where the usual ones are taken. Ctrl-C stops it; the data stay.")]
+    Takes free ports where the usual ones are taken. Ctrl-C stops it; the data stay.\n\n\
+    A node is cut off from the hub while there is a file DATA/nodes/NODE/offline, and buffers meanwhile:\n  \
+    touch fleet-data/nodes/demo-2/offline\n  rm fleet-data/nodes/demo-2/offline")]
 pub struct DemoArgs {
     /// Where to listen
     #[command(flatten)]

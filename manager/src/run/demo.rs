@@ -1,5 +1,7 @@
 //! `fleet demo`: a hub and real agents in one process, on real sockets, with this machine's real figures.
 
+mod link;
+
 use std::{
     collections::BTreeSet,
     net::{Ipv4Addr, SocketAddr, TcpListener},
@@ -27,6 +29,7 @@ use tokio::{
     time,
 };
 
+use self::link::{Link, OFFLINE};
 use super::{RunningHub, StartError};
 use crate::{
     clock,
@@ -90,8 +93,8 @@ pub async fn demo(
     let running = super::start(&config).await?;
     // Before the first agent, so that the story begins with it.
     let feed = running.hub.feed();
-    let mut agents = Vec::new();
-    if let Err(error) = start_agents(&running, &config.data, nodes, &mut agents).await {
+    let (mut agents, mut links) = (Vec::new(), Vec::new());
+    if let Err(error) = start_agents(&running, &config.data, nodes, &mut agents, &mut links).await {
         stop(agents, running).await;
         return Err(error);
     }
@@ -121,13 +124,19 @@ async fn start_agents(
     data: &Path,
     nodes: u16,
     agents: &mut Vec<AgentHandle>,
+    links: &mut Vec<Link>,
 ) -> Result<(), StartError> {
     let token = token(running, u32::from(nodes), None).await?;
     for n in 1..=nodes {
         let id = NodeId::parse(&format!("demo-{n}")).expect("a number makes a node id");
         let folder = data.join("nodes").join(id.as_str());
         join(running, &token, &id, &folder).await?;
-        agents.push(start_agent(running, id, n, folder).await?);
+        let link = match running.addresses.mqtts {
+            Some(at) => Some(Link::open(reached(at), folder.clone()).await.map_err(StartError::Link)?),
+            None => None,
+        };
+        agents.push(start_agent(link.as_ref(), id, n, folder).await?);
+        links.extend(link);
     }
     Ok(())
 }
@@ -177,8 +186,13 @@ fn local(at: SocketAddr) -> String {
     if at.ip().is_unspecified() { format!("localhost:{}", at.port()) } else { at.to_string() }
 }
 
+/// The same for a socket.
+fn reached(at: SocketAddr) -> SocketAddr {
+    if at.ip().is_unspecified() { SocketAddr::from((Ipv4Addr::LOCALHOST, at.port())) } else { at }
+}
+
 async fn start_agent(
-    running: &RunningHub,
+    link: Option<&Link>,
     id: NodeId,
     n: u16,
     folder: PathBuf,
@@ -187,8 +201,8 @@ async fn start_agent(
     config.node.id = Some(id.clone());
     config.node.name = Some(format!("Demo node {n}"));
     config.node.heartbeat = HEARTBEAT;
-    // Where it listens this time; a node that joined in an earlier run knows only where it was then.
-    let mqtts = running.addresses.mqtts.map(|at| format!("mqtts://{}", local(at)));
+    // Where the hub is this time; a node that joined in an earlier run knows only where it was then.
+    let mqtts = link.map(|link| format!("mqtts://{}", link.at));
     config.hub.url = mqtts.map(|url| url.parse().expect("a bound address makes a URL"));
     config.api.listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     config.system.interval = MEASURE;
@@ -229,6 +243,10 @@ fn introduce(running: &RunningHub, data: &Path, agents: &[AgentHandle]) {
     println!("  fleet --data {data} node ls");
     println!("  fleet --data {data} telemetry demo-1 --metric cpu_percent --since 5m");
     println!("  fleet --data {data} ledger");
+    println!("  fleet --data {data} command run --all -- uptime");
+    println!();
+    println!("A node is cut off from the hub while there is a file {data}/nodes/NODE/{OFFLINE}:");
+    println!("  touch {data}/nodes/demo-2/{OFFLINE}      and later: rm {data}/nodes/demo-2/{OFFLINE}");
     println!();
     println!("Ctrl-C stops it.");
     println!();
