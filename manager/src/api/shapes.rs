@@ -291,9 +291,21 @@ pub struct Status {
     /// Figures since the start of the hub, by name.
     #[serde(default)]
     pub counters: BTreeMap<String, u64>,
+    /// The filesystem that holds its data, where that can be told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<DiskSpace>,
     /// Where it listens: `http`, `https` (instead of it), `mqtt`, `mqtts`, `node_https`.
     #[serde(default)]
     pub listeners: BTreeMap<String, String>,
+}
+
+/// A filesystem.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskSpace {
+    /// Bytes that are left for the hub.
+    pub free_bytes: u64,
+    /// Bytes in all.
+    pub total_bytes: u64,
 }
 
 /// The answer that makes a join token; the only one that has it.

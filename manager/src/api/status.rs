@@ -69,6 +69,9 @@ pub(super) async fn status(State(api): State<Arc<Api>>, params: Params) -> Resul
                     *status.records.entry(term.to_owned()).or_default() += records;
                 }
             }
+            let space = api.hub.telemetry().space();
+            status.disk =
+                space.map(|space| shapes::DiskSpace { free_bytes: space.free, total_bytes: space.total });
             let broker = api.hub.stats().broker;
             status.counters = [
                 ("sessions", broker.sessions.get()),

@@ -10,6 +10,7 @@ mod client;
 mod command;
 mod contexts;
 mod decode;
+mod doctor;
 mod exit;
 mod field_token;
 mod figure;
@@ -154,6 +155,8 @@ enum Verb {
     Ledger(ledger::LedgerArgs),
     /// The hub in one look; exits 1 when it is not ready
     Status(status::StatusArgs),
+    /// Look a hub over and say what to do; exits 1 when something is wrong
+    Doctor(doctor::DoctorArgs),
     /// Run the real cores and stores against seeded faults; exits 1 when a rule did not hold
     Simulate(simulate::SimulateArgs),
     /// Measure a hub or an agent under load
@@ -215,6 +218,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Top(args) => top::run(args, &context()?).await,
         Verb::Ledger(args) => ledger::run(args, &context()?).await,
         Verb::Status(args) => status::run(args, &context()?).await,
+        Verb::Doctor(args) => doctor::run(args, &context()?).await,
         Verb::Simulate(args) => simulate::run(&args, out),
         Verb::Bench(verb) => bench::run(*verb, &common, out).await,
         Verb::Decode(args) => decode::run(args, |value| match out.format {

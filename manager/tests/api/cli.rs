@@ -64,6 +64,18 @@ async fn verbs_find_the_local_hub_and_answer() {
     assert!(code == 0 && text.contains("balanced") && text.contains("verified"), "{text}");
     let (code, text, _) = on(&site, &["status"]).await;
     assert!(code == 0 && text.contains("1 online"), "{text}");
+    let (code, text, err) = on(&site, &["doctor"]).await;
+    assert!(text.contains("readiness") && text.contains("1 online"), "{code} {text}{err}");
+    let (_, json, _) = on(&site, &["doctor", "-o", "json"]).await;
+    let doctor: Value = serde_json::from_str(&json).unwrap();
+    let verdict = |check: &str| {
+        let checks = doctor["checks"].as_array().unwrap();
+        checks.iter().find(|one| one["check"] == check).unwrap()["verdict"].clone()
+    };
+    // Whether its disk is full is this machine's affair.
+    let asked = ["readiness", "ledger", "certificates", "store", "broker", "versions"].map(verdict);
+    assert!(asked.iter().all(|verdict| verdict == "ok"), "{json}");
+    assert_eq!(code == 0, doctor["ok"] == true);
     let (code, frame, _) = on(&site, &["top", "--once"]).await;
     assert_eq!((code, frame.lines().count()), (0, 24), "{frame}");
     assert!(frame.contains("edge-1") && frame.contains("online"), "{frame}");
@@ -87,6 +99,7 @@ async fn failures_have_their_exit_codes() {
         (&["node", "ls", "-o", "csv"], 2),
         (&["top"], 2),
         (&["status", "--hub", "127.0.0.1:1"], 5),
+        (&["doctor", "--hub", "127.0.0.1:1"], 5),
         (&["nonsense"], 2),
         (&["--help"], 0),
         (&["node", "set", "--help"], 0),

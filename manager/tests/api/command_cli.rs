@@ -1,5 +1,11 @@
 //! `fleet command` as a process against a hub and nodes on sockets: what it prints, where, and its exit codes.
 
+use std::{
+    io::{BufRead as _, BufReader, Read as _},
+    process::{Command, Stdio},
+};
+
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::{
@@ -145,5 +151,47 @@ async fn why_tells_what_led_to_the_state_of_a_command_and_of_a_node() {
     for (what, expected) in [("edge-9", 3), ("0194a3f0-5b6c-7def-8123-456789abcdef", 3), ("No Node", 2)] {
         assert_eq!(on(&site, &["why", what]).await.0, expected, "{what}");
     }
+    site.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_interrupt_ends_the_watching_and_not_the_command() {
+    let site = Site::start().await;
+    let _machine = Machine::born(&site, "edge-1", Does::Runs).await;
+    let mut child = Command::new(env!("CARGO_BIN_EXE_fleet"))
+        .arg("--data")
+        .arg(site.data.path())
+        .args(["command", "run", "edge-1", "--", "df"])
+        .env_remove("FLEET_HUB")
+        .env("XDG_CONFIG_HOME", "/nonexistent")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = BufReader::new(child.stderr.take().unwrap());
+    let (first, said) = tokio::task::spawn_blocking(move || {
+        let mut first = String::new();
+        said.read_line(&mut first).unwrap();
+        (first, said)
+    })
+    .await
+    .unwrap();
+    let id = first.split_whitespace().nth(1).unwrap().to_owned();
+    until(&site, &id, "running").await;
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    let (code, rest) = tokio::task::spawn_blocking(move || {
+        let mut said = said;
+        let mut rest = String::new();
+        said.read_to_string(&mut rest).unwrap();
+        (child.wait().unwrap().code(), rest)
+    })
+    .await
+    .unwrap();
+    assert_eq!(code, Some(130), "{rest}");
+    assert!(rest.contains(&format!("`fleet command get {id} --follow` watches on")), "{rest}");
+    let command = site.get(&format!("/api/v1/commands/{id}")).await;
+    assert_eq!(command["states"]["running"], Value::from(1), "nothing is canceled");
+    assert_eq!(command["executions"][0].get("cancel_asked_ms"), None);
     site.stop().await;
 }

@@ -200,7 +200,7 @@ impl Seen {
                         why: format!("the program ended with code {code} at {node}"),
                     }),
                     None => Err(Failure::Failed(format!(
-                        "it is {} at {node}; `fleet why {id}` says why",
+                        "{node}: {}; `fleet why {id}` says why",
                         one.state.map_or("unknown", State::as_str)
                     ))),
                 }

@@ -97,32 +97,60 @@ fn reasons(view: &NodeView<'_>) -> Vec<Cause> {
     }
 }
 
+/// Why a node was not to be reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Absence {
+    Lost,
+    Unheard,
+    Slept,
+    New,
+}
+
+impl Absence {
+    fn of(state: State) -> Option<Self> {
+        match state {
+            State::Offline | State::Suspect { cause: Doubt::Will } => Some(Self::Lost),
+            State::Suspect { cause: Doubt::HubRestart } => Some(Self::Unheard),
+            State::Sleeping { .. } => Some(Self::Slept),
+            State::New => Some(Self::New),
+            State::Online | State::Suspect { cause: Doubt::Late } => None,
+        }
+    }
+
+    fn what(self, is_over: bool) -> &'static str {
+        match (self, is_over) {
+            (Self::Lost, true) => "it was offline",
+            (Self::Lost, false) => "it is offline",
+            (Self::Unheard, true) => "the hub was started again and had not heard of it",
+            (Self::Unheard, false) => "the hub was started again and has not heard of it",
+            (Self::Slept, true) => "it slept",
+            (Self::Slept, false) => "it sleeps",
+            (Self::New, true) => "it had never been heard",
+            (Self::New, false) => "it has never been heard",
+        }
+    }
+}
+
 /// When a node was not to be reached between two times, oldest first.
 pub(super) fn absences(presence: &Presence, from_ms: i64, to_ms: i64) -> Vec<Cause> {
     let now = Past { state: presence.state, since_ms: presence.since_ms };
     let all: Vec<Past> = presence.past.iter().copied().chain([now]).collect();
-    let mut found: Vec<Cause> = Vec::new();
+    let mut found: Vec<(Absence, i64, Option<i64>)> = Vec::new();
     for (at, past) in all.iter().enumerate() {
+        let Some(absence) = Absence::of(past.state) else { continue };
         let end_ms = all.get(at + 1).map(|next| next.since_ms);
-        let word = match past.state {
-            State::Offline | State::Suspect { cause: Doubt::Will } => "it was offline",
-            State::Suspect { cause: Doubt::HubRestart } => {
-                "the hub was started again and had not heard of it"
-            }
-            State::Sleeping { .. } => "it slept",
-            State::New => "it had never been heard",
-            State::Online | State::Suspect { cause: Doubt::Late } => continue,
-        };
         // The grace after a lost link and what follows are one absence.
-        match found.last_mut().filter(|last| last.what == word && last.until_ms == Some(past.since_ms)) {
-            Some(last) => last.until_ms = end_ms,
-            None => found.push(Cause { until_ms: end_ms, ..Cause::new(past.since_ms, word) }),
+        match found.last_mut().filter(|(last, _, end)| *last == absence && *end == Some(past.since_ms)) {
+            Some((_, _, end)) => *end = end_ms,
+            None => found.push((absence, past.since_ms, end_ms)),
         }
     }
-    found.retain(|absence| {
-        absence.at_ms < Some(to_ms) && absence.until_ms.is_none_or(|until_ms| until_ms > from_ms)
+    found.retain(|(_, at_ms, end_ms)| *at_ms < to_ms && end_ms.is_none_or(|end_ms| end_ms > from_ms));
+    let told = found.into_iter().map(|(absence, at_ms, until_ms)| Cause {
+        until_ms,
+        ..Cause::new(at_ms, absence.what(until_ms.is_some()))
     });
-    found
+    told.collect()
 }
 
 /// Whether it may come in, if not.

@@ -3,6 +3,7 @@
 use fleet_schemas::{Lane, cbor::Unpacker};
 
 use super::{Error, TelemetryStore, query::Snapshot, read_lock};
+use crate::store::disk::Space;
 
 /// The store in numbers.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -30,6 +31,12 @@ pub struct Stats {
 }
 
 impl TelemetryStore {
+    /// The filesystem that holds the files, where that can be told.
+    #[must_use]
+    pub fn space(&self) -> Option<Space> {
+        self.disk.space()
+    }
+
     /// The store in numbers.
     ///
     /// # Errors
