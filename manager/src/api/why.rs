@@ -18,6 +18,7 @@ use super::{
 use crate::{
     core::{
         command::{Command, Execution, OpenAt},
+        config,
         fleet::Node,
         identity::Standing,
         ledger::Account,
@@ -43,7 +44,8 @@ pub(super) async fn of_node(
             let accounts = api.hub.ledger_of(&id)?;
             let filter = EventFilter { node: Some(number), limit: EVENTS, ..EventFilter::default() };
             let events: Vec<Told> = api.hub.events(filter)?.into_iter().map(told).collect();
-            let facts = Facts::of(api, &id).ok_or_else(|| no_node(id.as_str()))?;
+            let mut facts = Facts::of(api, &id).ok_or_else(|| no_node(id.as_str()))?;
+            facts.config_why = api.hub.with_fleet(|fleet| config::why(fleet, &facts.node));
             let causes = why::node(&facts.view(&accounts, &events));
             let state = facts.node.record.presence.state.as_str().to_owned();
             Ok(shapes::NodeWhy { node: id.to_string(), state, causes: shown(causes) })
@@ -102,6 +104,8 @@ struct Facts {
     takes: bool,
     is_flapping: bool,
     open: Vec<OpenAt>,
+    config: config::State,
+    config_why: Vec<String>,
 }
 
 impl Facts {
@@ -115,6 +119,8 @@ impl Facts {
                 takes: fleet.commands.takes(node.number),
                 is_flapping: node.record.presence.is_flapping(now.mono),
                 open: fleet.commands.open_at(node.number),
+                config: config::state(&node),
+                config_why: Vec::new(),
                 node,
             })
         })
@@ -130,6 +136,8 @@ impl Facts {
             standing: self.standing.as_ref(),
             takes: self.takes,
             open: &self.open,
+            config: self.config,
+            config_why: &self.config_why,
             accounts,
             events,
         }

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::{
     Context, Failure, node,
-    output::{Tone, clean, paint, read, time},
+    output::{Format, Tone, clean, paint, read, time},
 };
 use crate::api::shapes::{Cause, CommandWhy, ExecutionWhy, NodeWhy};
 
@@ -31,7 +31,8 @@ pub(super) struct WhyArgs {
 }
 
 /// Executions of one page.
-const PAGE: &str = "500";
+const PAGE: &str = "100";
+const SUCCEEDED: &str = "succeeded";
 /// A day: times within it are told without the date.
 const DAY_MS: i64 = 86_400_000;
 
@@ -68,29 +69,40 @@ async fn command(id: &str, args: &WhyArgs, context: &Context) -> Result<(), Fail
     let mut query = vec![("limit", PAGE)];
     query.extend(args.node.as_ref().map(|node| ("node", node.as_str())));
     let mut why: CommandWhy = context.client.get(&path, &query).await?;
-    while let Some(cursor) = why.next.take() {
+    // A table tells of a few; whoever reads JSON wants all.
+    let enough = |why: &CommandWhy| {
+        context.out.format == Format::Table
+            && why.items.iter().filter(|one| is_open(one)).count() > args.limit
+    };
+    while let Some(cursor) = why.next.clone().filter(|_| !enough(&why)) {
         let query = [&query[..], &[("cursor", cursor.as_str())]].concat();
         let mut page: CommandWhy = context.client.get(&path, &query).await?;
         why.items.append(&mut page.items);
         why.next = page.next;
     }
     let now_ms = node::now(context).await?;
+    if args.node.is_some() {
+        why.states = why.items.iter().map(|one| (one.state.clone(), 1)).collect();
+    }
     context.out.show(&json!(why), || command_text(&why, args.limit, now_ms, context.out.color))
+}
+
+fn is_open(one: &ExecutionWhy) -> bool {
+    one.state != SUCCEEDED
 }
 
 /// What did not go well comes first, and what is not over.
 fn command_text(why: &CommandWhy, limit: usize, now_ms: i64, color: bool) -> String {
-    let (done, open): (Vec<_>, Vec<_>) = why.items.iter().partition(|one| one.state == "succeeded");
-    let told: Vec<&ExecutionWhy> = if open.is_empty() { done.clone() } else { open };
-    let mut shown: String = told.iter().take(limit).map(|one| text(&one.causes, now_ms, color)).collect();
-    if told.len() > limit {
-        shown.push_str(&format!(
-            "and {} more nodes; --limit tells of more, --node of one\n",
-            told.len() - limit
-        ));
+    let done = why.states.get(SUCCEEDED).copied().unwrap_or(0) as usize;
+    let open = why.states.values().sum::<u32>() as usize - done;
+    let told = why.items.iter().filter(|one| open == 0 || is_open(one));
+    let mut shown: String = told.take(limit).map(|one| text(&one.causes, now_ms, color)).collect();
+    let meant = if open == 0 { done } else { open };
+    if meant > limit {
+        shown.push_str(&format!("and {} more; --limit tells of more, --node of one\n", meant - limit));
     }
-    if told.len() < why.items.len() {
-        shown.push_str(&format!("{} other nodes succeeded\n", why.items.len() - told.len()));
+    if open > 0 && done > 0 {
+        shown.push_str(&format!("{done} of {} nodes succeeded\n", open + done));
     }
     shown
 }

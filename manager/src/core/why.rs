@@ -13,6 +13,7 @@ use fleet_schemas::NodeId;
 
 use super::{
     command::{Command, Execution, OpenAt},
+    config,
     identity::Standing,
     ledger::Account,
     presence::Presence,
@@ -54,6 +55,10 @@ pub struct NodeView<'a> {
     pub takes: bool,
     /// What is not over, in the order in which its queues run it.
     pub open: &'a [OpenAt],
+    /// Whether it has the configuration it is to have.
+    pub config: config::State,
+    /// Sentences on that: where it stands, then where its settings come from.
+    pub config_why: &'a [String],
     /// Its accounts.
     pub accounts: &'a [Account],
     /// Its last events, newest first.

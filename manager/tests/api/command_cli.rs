@@ -141,7 +141,7 @@ async fn why_tells_what_led_to_the_state_of_a_command_and_of_a_node() {
     let (_, text, _) = on(&site, &["why", &waits]).await;
     assert!(text.contains("exec is queued for edge-1") && text.contains("its connection ended"), "{text}");
     assert!(text.contains("it waits behind 1 command in queue main"), "{text}");
-    assert!(text.ends_with("1 other nodes succeeded\n"), "{text}");
+    assert!(text.ends_with("1 of 2 nodes succeeded\n"), "{text}");
     let (_, text, _) = on(&site, &["why", "edge-1"]).await;
     assert!(text.contains("2 commands not over (1 running, 1 queued)"), "{text}");
     let (code, json, _) = on(&site, &["why", &runs, "--node", "edge-1", "-o", "json"]).await;

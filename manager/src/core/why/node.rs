@@ -4,6 +4,7 @@ use fleet_schemas::command::State as Stage;
 
 use super::{Cause, LISTED, NodeView, Told, count};
 use crate::core::{
+    config,
     identity::Standing,
     ledger::{self, Account},
     presence::{Cause as Doubt, Past, Presence, State, WILL_GRACE},
@@ -18,6 +19,7 @@ pub fn node(view: &NodeView<'_>) -> Vec<Cause> {
         causes.push(Cause::still("its agent takes no commands; update the agent"));
     }
     causes.extend(waiting(view));
+    causes.extend(configured(view));
     causes.extend(view.accounts.iter().filter_map(account));
     let bad = view.events.iter().filter(|event| event.is_bad).take(LISTED);
     causes.extend(
@@ -194,6 +196,17 @@ fn waiting(view: &NodeView<'_>) -> Option<Cause> {
     });
     let what = format!("{} not over ({})", count(open.len(), "command"), words.join(", "));
     Some(Cause::new(oldest, what).because(first))
+}
+
+/// That it does not have the configuration it is to have.
+fn configured(view: &NodeView<'_>) -> Option<Cause> {
+    match view.config {
+        config::State::Unmanaged | config::State::InSync => None,
+        config::State::Pending | config::State::Failed | config::State::Offline => {
+            let (first, rest) = view.config_why.split_first()?;
+            Some(Cause::still(first).because(rest.iter().map(Cause::still)))
+        }
+    }
 }
 
 fn account(account: &Account) -> Option<Cause> {

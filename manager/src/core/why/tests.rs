@@ -101,6 +101,8 @@ impl Given {
             standing: self.standing.as_ref(),
             takes: true,
             open: &self.open,
+            config: config::State::Unmanaged,
+            config_why: &[],
             accounts: &[],
             events: &[],
         }
@@ -192,13 +194,18 @@ fn a_node_tells_its_state_and_what_else_is_the_matter() {
     let event =
         |at_ms, is_bad| Told { at_ms, kind: "edge_rollback".into(), message: "set back".into(), is_bad };
     let events = [event(90_000, true), event(80_000, false)];
-    let causes = node(&NodeView { events: &events, ..given.view() });
+    let settings =
+        ["edge-1 is offline: version 1.3 waits at the hub".to_owned(), "site berlin sets a".to_owned()];
+    let config = config::State::Offline;
+    let causes = node(&NodeView { events: &events, config, config_why: &settings, ..given.view() });
     insta::assert_snapshot!(text(&causes), @"
     110 edge-1 is offline
       100 its connection ended, or its agent said goodbye, and it did not return within 10 s
     99 it was shut out: stolen; `fleet join-token create --replace edge-1` makes a token that lets it in again
     150 1 command not over (1 queued)
       150 queued exec in queue main; `fleet why 01010101-0101-0101-0101-010101010101`
+    - edge-1 is offline: version 1.3 waits at the hub
+      - site berlin sets a
     90 edge_rollback: set back
     ");
 }
