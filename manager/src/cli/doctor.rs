@@ -304,15 +304,14 @@ fn broker(text: &str) -> Check {
 }
 
 fn store(text: &str) -> Check {
-    let of = |name: &str| metric(text, name);
+    let of = |name: &str| metric(text, name) as u64;
     let (failures, aside) = (of("fleet_store_commit_failures_total"), of("fleet_store_set_aside_files"));
-    let lag_s = of("fleet_store_seal_lag_seconds");
-    let lag = ago((lag_s * 1_000.0) as i64, Some(0));
+    let lag = ago((metric(text, "fleet_store_seal_lag_seconds") * 1_000.0) as i64, Some(0));
     let found = Check::ok(
         "store",
         format!("{failures} commits failed since the start, {aside} damaged files set aside, {lag} unsealed"),
     );
-    match (failures > 0.0, aside > 0.0) {
+    match (failures > 0, aside > 0) {
         (_, true) => found.bad(
             Verdict::Wrong,
             "restore the files that were set aside from a backup; they lie in the data folder",
