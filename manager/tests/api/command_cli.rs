@@ -137,7 +137,7 @@ async fn why_tells_what_led_to_the_state_of_a_command_and_of_a_node() {
 
     let (code, text, err) = on(&site, &["why", &short]).await;
     assert!(code == 0 && text.contains("exec expired at edge-1"), "{text}{err}");
-    assert!(text.contains("edge-1: it was offline"), "{text}");
+    assert!(text.contains("edge-1: it is offline"), "{text}");
     let (_, text, _) = on(&site, &["why", &waits]).await;
     assert!(text.contains("exec is queued for edge-1") && text.contains("its connection ended"), "{text}");
     assert!(text.contains("it waits behind 1 command in queue main"), "{text}");
