@@ -16,7 +16,7 @@ use toml::{Table, Value};
 use crate::{
     api, clock,
     collect::{driver, file, scrape, system},
-    commands, desired, log, mqtt, outbox, rules,
+    commands, desired, devices, log, mqtt, outbox, rules,
 };
 
 /// The file's name in the data folder.
@@ -52,6 +52,8 @@ pub struct Config {
     pub log: log::Config,
     /// Local rules and their outputs.
     pub rules: rules::Config,
+    /// The devices behind the node.
+    pub devices: devices::Config,
     /// Programs that print a JSON object per line.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub driver: Vec<driver::Config>,
@@ -108,6 +110,7 @@ impl Default for Config {
             desired: desired::Config::default(),
             log: log::Config::default(),
             rules: rules::Config::default(),
+            devices: devices::Config::default(),
             driver: Vec::new(),
             file: Vec::new(),
             scrape: Vec::new(),
@@ -375,8 +378,8 @@ const OTHER_VARIABLES: [&str; 9] = [
     "FLEET_TOKEN",
 ];
 /// The sections whose settings have variables: `FLEET_OUTBOX_UPLOAD_S` is `upload_s` under `[outbox]`.
-const SECTIONS: [&str; 10] =
-    ["node", "hub", "api", "outbox", "clock", "system", "commands", "desired", "log", "rules"];
+const SECTIONS: [&str; 11] =
+    ["node", "hub", "api", "outbox", "clock", "system", "commands", "desired", "devices", "log", "rules"];
 
 /// Puts `FLEET_{SECTION}_{KEY}` over the file. The value is TOML where it reads as such, else text.
 fn overlay(table: &mut Table, variables: &[(String, String)]) -> Result<(), ConfigError> {

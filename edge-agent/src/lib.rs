@@ -11,6 +11,7 @@ pub mod commands;
 pub mod config;
 pub mod core;
 pub mod desired;
+pub mod devices;
 mod exec;
 mod fetch;
 pub mod identity;

@@ -216,7 +216,7 @@ pub async fn start(config: Config) -> Result<Handle, StartError> {
     let metrics = Arc::new(Metrics::new(node.as_str(), VERSION));
     let now = clock.now();
     let (outbox, thread) = outbox::spawn(
-        config.outbox.clone(),
+        outbox::Config { devices: config.devices.policy(), ..config.outbox.clone() },
         config.data.clone(),
         Profile { name: name.clone(), ..profile(&config, &node) },
         clock.clone(),

@@ -8,6 +8,7 @@
 mod accept;
 mod commands;
 mod config;
+mod devices;
 mod evict;
 mod once;
 mod receive;
@@ -31,12 +32,14 @@ use redb::StorageBackend;
 pub use crate::store::outbox::Error;
 pub use accept::{Submission, SubmitError};
 pub use commands::Judge;
+pub use devices::Told;
 pub use once::{Handed, Name, Names, Receipt};
 
 use self::{commands::Commands, config::Following};
 use crate::{
     core::{
         Now, config as configuration,
+        devices::{Devices, Policy, Register},
         lanes::{Lanes, Stream, StreamNo},
     },
     store::{
@@ -89,6 +92,8 @@ pub struct Config {
     pub batch_samples: usize,
     /// How long acked batches are kept for a hub that is restored from a backup.
     pub keep: Duration,
+    /// How devices are kept.
+    pub devices: Policy,
 }
 
 impl Default for Config {
@@ -101,6 +106,7 @@ impl Default for Config {
             prompt: Duration::from_secs(5),
             batch_samples: 5_000,
             keep: Duration::from_secs(48 * 3600),
+            devices: Policy { register: Register::Off, heartbeat: Duration::ZERO },
         }
     }
 }
@@ -209,6 +215,7 @@ pub struct Uplink {
     commands: Commands,
     following: Following,
     used: once::Used,
+    devices: Devices,
     // Stamps of the latest batch and of the latest birth or heartbeat. A batch that a heartbeat does not know is
     // stamped later than it, so that the hub can order them whatever the network does.
     sealed_up_ms: u64,
@@ -260,6 +267,7 @@ impl Uplink {
             commands: Commands::new(found.commands),
             following: Following::new(found.config),
             used: once::Used::found(found.names),
+            devices: Devices::found(config.devices, found.devices, now),
             sealed_up_ms: 0,
             said_up_ms: 0,
         })

@@ -280,6 +280,7 @@ impl World {
             batch_samples: 25,
             prompt: Duration::from_secs(60),
             keep: Duration::from_secs(20),
+            ..Config::default()
         };
         let stream = StreamId([self.boots; 16]);
         self.uplink = Some(Uplink::open(self.card.backend(), profile, config, stream, self.now())?);

@@ -19,7 +19,7 @@ use crate::{
         Now,
         audit::Entry,
         command::{self, Dispatch, Kept},
-        config,
+        config, devices,
         fleet::{Fleet, Node, NodeNo},
         identity::{Cut, Identities, Row},
         intake::{self, Effects},
@@ -401,6 +401,7 @@ impl Consumer {
                 commit.counters.entry((new.number, Lane::Event)).or_default().stored += 1;
             }
         }
+        commit.devices = devices::fold(effects);
         for report in &effects.commands.reports {
             commit.counters.entry((report.node, Lane::Command)).or_default().stored += 1;
         }

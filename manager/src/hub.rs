@@ -20,7 +20,7 @@ use std::{
 };
 
 use fleet_broker::{Link, Stats as BrokerStats};
-use fleet_schemas::{Lane, NodeId};
+use fleet_schemas::{DeviceId, Lane, NodeId};
 use tokio::sync::{broadcast, oneshot, watch};
 
 pub use readiness::Readiness;
@@ -31,14 +31,15 @@ use crate::{
     consume::{self, Consumer, FeedItem, Shared, StoredEvent},
     core::{
         audit::Entry,
-        fleet::Fleet,
+        devices::Device,
+        fleet::{Fleet, NodeNo},
         identity::{Cut, Identities},
         ledger::Account,
         registry::{Intent, Order, RegistryError},
     },
     feed::Logs,
     store::{
-        state::{AuditFilter, EventFilter},
+        state::{AuditFilter, Error as StateError, EventFilter},
         telemetry::{Config as TelemetryConfig, TelemetryStore},
     },
 };
@@ -250,6 +251,14 @@ impl Hub {
     #[must_use]
     pub fn clock(&self) -> &HubClock {
         &self.0.clock
+    }
+
+    /// The devices that a node reported, by id.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub fn devices(&self, node: NodeNo) -> Result<Vec<(DeviceId, Device)>, StateError> {
+        self.0.shared.state().devices(node)
     }
 
     /// Stored events, newest first unless only `after` is given.

@@ -18,6 +18,7 @@ pub mod batch;
 pub mod cbor;
 pub mod command;
 pub mod config;
+pub mod device;
 pub mod enrol;
 pub mod event;
 pub mod id;

@@ -16,7 +16,7 @@ use serde::Serialize;
 use tokio::time;
 
 use super::{
-    BODY_BYTES, Config, body, commands, config, field, grpc,
+    BODY_BYTES, Config, body, commands, config, devices, field, grpc,
     places::{Place, Places},
     problem::Problem,
     view::{Facts, LedgerView, OutboxView, StatusView},
@@ -70,7 +70,13 @@ pub(super) async fn router(api: Arc<Api>) -> Router {
         .route("/api/v1/commands/{id}", get(commands::one))
         .route("/api/v1/local/take", post(commands::take))
         .route("/api/v1/local/{id}/extend", post(commands::extend))
-        .route("/api/v1/local/{id}/report", post(commands::report));
+        .route("/api/v1/local/{id}/report", post(commands::report))
+        .route("/api/v1/devices", get(devices::list))
+        .route(
+            "/api/v1/devices/{id}",
+            get(devices::one).put(devices::declare).post(devices::declare).delete(devices::remove),
+        )
+        .route("/api/v1/devices/{id}/sleep", post(devices::sleep));
     router
         .merge(grpc::routes(&api).await)
         .fallback(missing)

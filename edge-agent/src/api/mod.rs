@@ -6,6 +6,7 @@ mod auth;
 mod body;
 mod commands;
 mod config;
+mod devices;
 mod field;
 pub mod grpc;
 mod http;

@@ -86,6 +86,7 @@ impl From<SubmitError> for Problem {
                 let pointer = at.map(|at| format!("/{at}/id"));
                 Self { pointer, ..Self::new(StatusCode::CONFLICT, detail) }
             }
+            SubmitError::Refused(uplink::SubmitError::Device(refused)) => refused.into(),
             SubmitError::Disk(_) | SubmitError::Stopped => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, detail).retry_after(RETRY_SECONDS)
             }

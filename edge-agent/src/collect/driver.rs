@@ -28,7 +28,7 @@ use crate::{
     metrics::Metrics,
     outbox::{self, SubmitError},
     stop::Stop,
-    uplink::Submission,
+    uplink::{self, Submission},
 };
 
 /// How long lines are gathered before they are written: a chatty driver must not wear out the flash.
@@ -332,6 +332,15 @@ impl Driver {
             let Err(error) = self.surroundings.outbox.submit(submission.clone()).await else { return };
             if error == SubmitError::Stopped || stop.is_wanted() {
                 warn!(driver = self.config.name, "the last lines of the driver are lost: {error}");
+                return;
+            }
+            if let SubmitError::Refused(uplink::SubmitError::Device(_)) = error {
+                // To wait would not help: somebody has to register it, or to remove others.
+                self.surroundings.metrics.driver_bad_line(&self.config.name, "device");
+                let up = self.surroundings.clock.now().up;
+                if let Some(unsaid) = self.complaints.due(error.reason(), up) {
+                    warn!(driver = self.config.name, unsaid, "lines of the driver are not taken: {error}");
+                }
                 return;
             }
             let up = self.surroundings.clock.now().up;

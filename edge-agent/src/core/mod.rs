@@ -1,7 +1,8 @@
-//! What the agent decides, as values: windows, credit, eviction, the command
+//! What the agent decides, as values: windows, credit, eviction, the devices, the command
 //! queues, the configuration it follows. Reads no clock, touches no disk or socket.
 
 pub mod config;
+pub mod devices;
 pub mod lanes;
 pub mod now;
 pub mod queue;

@@ -5,6 +5,7 @@
 
 mod commands;
 mod config;
+mod devices;
 mod file;
 mod tap;
 mod thread;
@@ -24,6 +25,7 @@ pub use thread::spawn;
 use crate::{
     config::seconds,
     core::config::View,
+    core::devices::Policy,
     uplink::{self, Handed, Outgoing, Receipt, Status, Submission},
 };
 
@@ -50,6 +52,13 @@ pub struct Config {
     /// Where it lives.
     #[serde(skip)]
     pub storage: Storage,
+    /// How devices are kept; `[devices]` says so.
+    #[serde(skip, default = "no_devices")]
+    pub devices: Policy,
+}
+
+fn no_devices() -> Policy {
+    uplink::Config::default().devices
 }
 
 /// Where the outbox lives.
@@ -64,15 +73,16 @@ pub enum Storage {
 
 impl Default for Config {
     fn default() -> Self {
-        let uplink::Config { quota_bytes, upload, prompt, batch_samples, keep } = uplink::Config::default();
-        Self { quota_bytes, upload, prompt, batch_samples, keep, storage: Storage::default() }
+        let uplink::Config { quota_bytes, upload, prompt, batch_samples, keep, devices } =
+            uplink::Config::default();
+        Self { quota_bytes, upload, prompt, batch_samples, keep, storage: Storage::default(), devices }
     }
 }
 
 impl Config {
     pub(crate) fn uplink(&self) -> uplink::Config {
-        let Self { quota_bytes, upload, prompt, batch_samples, keep, storage: _ } = *self;
-        uplink::Config { quota_bytes, upload, prompt, batch_samples, keep }
+        let Self { quota_bytes, upload, prompt, batch_samples, keep, storage: _, devices } = *self;
+        uplink::Config { quota_bytes, upload, prompt, batch_samples, keep, devices }
     }
 }
 
@@ -130,6 +140,7 @@ impl SubmitError {
             Self::Refused(uplink::SubmitError::Full) => "full",
             Self::Refused(uplink::SubmitError::Large) => "large",
             Self::Refused(uplink::SubmitError::Reused { .. }) => "reused",
+            Self::Refused(uplink::SubmitError::Device(_)) => "device",
             Self::Disk(_) => "disk",
             Self::Stopped => "stopped",
         }
@@ -155,6 +166,7 @@ enum Request {
     Commands(commands::Word),
     Config(config::Word),
     Listen(tap::Tap),
+    Devices(devices::Word),
     Stop,
 }
 

@@ -212,6 +212,7 @@ impl Keeper {
             Request::Commands(word) => self.take_word(word, now),
             Request::Config(word) => self.take_config_word(word, now),
             Request::Listen(tap) => self.tap = Some(tap),
+            Request::Devices(word) => self.take_device_word(word, now),
             Request::Stop => round.stop = true,
         }
     }

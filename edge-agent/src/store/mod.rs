@@ -2,6 +2,7 @@
 
 pub mod commands;
 mod config;
+mod devices;
 mod fresh;
 pub mod outbox;
 pub mod rows;

@@ -10,13 +10,14 @@ use redb::{Database, ReadableDatabase, ReadableTable, StorageBackend, TableDefin
 
 use super::{
     commands::{self, FoundCommands},
-    config,
+    config, devices,
     fresh::Fresh,
     rows::{self, Held},
 };
 use crate::{
     core::{
         config::Kept,
+        devices::{Change, Device},
         lanes::{Lanes, Stream, StreamNo},
         queue::{self, Over},
     },
@@ -141,6 +142,8 @@ pub enum Write {
     },
     /// A command changed, or is over.
     Command(queue::Change),
+    /// A device changed, or is gone.
+    Device(Change),
     /// The oldest results of those that may be forgotten early, or of the others, are forgotten.
     ForgetResults {
         /// Which of the two.
@@ -182,6 +185,8 @@ pub struct Found {
     pub commands: FoundCommands,
     /// The configuration.
     pub config: Kept,
+    /// The devices.
+    pub devices: Vec<Device>,
 }
 
 /// The open file.
@@ -256,6 +261,7 @@ impl Outbox {
                     }
                     Write::DropNames { to } => write.open_table(NAMES)?.retain_in(..=*to, |_, _| false)?,
                     Write::Command(change) => commands::apply(&write, change)?,
+                    Write::Device(change) => devices::apply(&write, change)?,
                     Write::ForgetResults { harmless, count } => {
                         commands::forget(&write, *harmless, *count)?;
                     }
@@ -383,6 +389,7 @@ fn find(write: &redb::WriteTransaction) -> Result<Found, Error> {
     }
     found.commands = commands::find(write)?;
     found.config = config::find(write)?;
+    found.devices = devices::find(write)?;
     Ok(found)
 }
 

@@ -15,7 +15,7 @@ use super::{
     once::{Handed, Receipt},
 };
 use crate::{
-    core::Now,
+    core::{Now, devices::Refused},
     store::{
         outbox::Write,
         rows::{self, Held},
@@ -72,6 +72,9 @@ pub enum SubmitError {
         /// Which record; absent: all of them together.
         at: Option<usize>,
     },
+    /// It is of a device that is not taken (HTTP 422).
+    #[error(transparent)]
+    Device(#[from] Refused),
 }
 
 impl Uplink {
@@ -113,6 +116,11 @@ impl Uplink {
                 Ok((receipt, None)) => Ok(receipt),
                 Ok((_, Some(_))) if full => Err(SubmitError::Full),
                 Ok((receipt, Some((submission, names)))) => {
+                    if let Err(refused) = self.admit_devices(&submission) {
+                        results.push(Err(refused));
+                        continue;
+                    }
+                    self.sight_submission(&submission, now);
                     match submission {
                         Submission::Samples(more) => samples.extend(more),
                         Submission::Events(more) => events.extend(more),
@@ -150,7 +158,7 @@ impl Uplink {
         }
     }
 
-    fn stage_rows(&mut self, samples: Vec<Sample>) {
+    pub(super) fn stage_rows(&mut self, samples: Vec<Sample>) {
         let bytes = rows::encode_samples(&samples);
         self.row_to += 1;
         self.row_bytes += bytes.len() as u64;

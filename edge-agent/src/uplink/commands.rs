@@ -11,7 +11,7 @@ use std::{
 
 use ciborium::Value;
 use fleet_schemas::{
-    CommandId, Lane, MetricName,
+    CommandId, DeviceId, Lane, MetricName,
     batch::Clock,
     command::{Orders, Reason, State},
     event::{Event, Severity},
@@ -136,7 +136,7 @@ impl Uplink {
             let reused = || reason("reused", "this id was used for another command; choose another", false);
             return Ok(same.then_some(()).ok_or_else(reused));
         }
-        if let Err(reason) = judge.judge(&ask.kind, &ask.params) {
+        if let Err(reason) = self.judge(judge.as_ref(), &ask.kind, &ask.params) {
             return Ok(Err(reason));
         }
         match self.commands.queues.ask(ask, &self.time(now)) {
@@ -214,6 +214,11 @@ impl Uplink {
     #[must_use]
     pub fn command_changes(&self) -> u64 {
         self.commands.changes
+    }
+
+    /// A device hears commands from now on, or does not any more.
+    pub fn device_hears(&mut self, id: &DeviceId, hears: bool) {
+        self.commands.queues.hears(id, hears);
     }
 
     /// What is held, in the order in which it came.
@@ -358,11 +363,25 @@ impl Uplink {
         }
         for offer in &orders.offers {
             let new = self.commands.queues.get(offer.id).is_none() && !view.known.contains_key(&offer.id);
-            if new && let Err(reason) = judge.judge(&offer.kind, &offer.params) {
+            if new && let Err(reason) = self.judge(judge, &offer.kind, &offer.params) {
                 view.refused.insert(offer.id, reason);
             }
         }
         Ok(view)
+    }
+
+    /// Whether the node would do this: the judge knows kinds, the registry devices.
+    fn judge(&self, judge: &dyn Judge, kind: &MetricName, params: &Value) -> Result<(), Reason> {
+        judge.judge(kind, params)?;
+        let named = queue::device_in(kind, params);
+        match named.map(DeviceId::parse) {
+            Some(Ok(id)) if self.devices.get(&id).is_none() => {
+                let message =
+                    format!("this node has no device {id}; `fleet node describe` lists those it has");
+                Err(reason("unknown_device", message, false))
+            }
+            Some(_) | None => Ok(()),
+        }
     }
 
     fn is_drained(&self) -> bool {

@@ -32,6 +32,7 @@ impl Uplink {
         self.seal_if_due(now);
         self.advance(now);
         self.advance_config(now);
+        self.advance_devices(now);
         let mut outgoing = Vec::new();
         self.choose(now, &mut outgoing)?;
         if !self.staged.is_empty() || self.marks_due.is_some_and(|due| due <= now.up) {
@@ -53,6 +54,7 @@ impl Uplink {
         due.extend(self.marks_due);
         due.extend(self.commands.due());
         due.extend(self.following.due());
+        due.extend(self.devices.due());
         if let Some(session) = &self.session {
             due.push(session.heartbeat_due);
             due.extend((!session.answered).then_some(session.birth_due));

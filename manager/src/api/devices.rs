@@ -7,7 +7,10 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use fleet_schemas::{DeviceId, NodeId};
+use fleet_schemas::{
+    DeviceId, NodeId,
+    device::{Report, State},
+};
 
 use super::problem::Refusal;
 use crate::{consume::FeedItem, hub::Hub};
@@ -39,6 +42,7 @@ impl Devices {
             // Entered before it is read: what the feed tells meanwhile is not lost.
             self.lock().entry(node.clone()).or_default();
             let series = hub.telemetry().series(*number)?;
+            let reported = hub.devices(*number)?;
             let mut nodes = self.lock();
             // Gone when items were missed meanwhile: then the next one reads again.
             let mut missed = Known::default();
@@ -46,6 +50,7 @@ impl Devices {
             known
                 .devices
                 .extend(series.into_iter().map(|series| series.device).filter(|device| !device.is_node()));
+            known.devices.extend(reported.into_iter().map(|(device, _)| device));
             known.whole = true;
             counts.push(known.devices.len());
         }
@@ -54,6 +59,17 @@ impl Devices {
 
     /// Takes an item of the feed.
     pub(super) fn take(&self, item: &FeedItem) {
+        if let FeedItem::Event(stored) = item
+            && let Some(report) = Report::of(&stored.event).filter(|_| !stored.by_hub)
+        {
+            let mut nodes = self.lock();
+            match (report.state, nodes.get_mut(&stored.node)) {
+                (_, None) => {}
+                // It may have series all the same.
+                (State::Removed, Some(_)) => drop(nodes.remove(&stored.node)),
+                (_, Some(known)) => drop(known.devices.insert(report.device)),
+            }
+        }
         if let FeedItem::Samples { node, samples, .. } = item
             && let Some(Known { devices, .. }) = self.lock().get_mut(node)
         {

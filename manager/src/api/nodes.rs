@@ -22,10 +22,11 @@ use super::{
     shapes, view,
 };
 use crate::core::{
-    Now,
+    Now, devices,
     fleet::{Fleet, Node},
     identity::Identities,
     intake::Effects,
+    presence::State as Presence,
     registry::{self, Intent},
 };
 
@@ -142,30 +143,41 @@ pub(super) async fn patch(
     answer(&api, &id).await
 }
 
-/// `GET nodes/{id}/devices`: what its series tell of devices.
+/// `GET nodes/{id}/devices`: those that the node reported, and those that its series tell of.
 pub(super) async fn devices(
     State(api): State<Arc<Api>>,
     Path(id): Path<String>,
     params: Params,
 ) -> Result<Response, Refusal> {
     params.only(&[])?;
-    let number = number(&api, &node_id(&id)?)?;
+    let node = node_id(&id)?;
+    let number = number(&api, &node)?;
     let items = api
         .query(move |api| {
-            let mut devices: BTreeMap<String, shapes::Device> = BTreeMap::new();
-            let latest = api.hub.telemetry().latest(number)?;
-            for one in latest.into_iter().filter(|one| !one.device.is_node()) {
+            let presence = api.hub.with_fleet(|fleet| {
+                fleet.nodes.get(&node).map_or(Presence::New, |node| node.record.presence.state)
+            });
+            let reported = api.hub.devices(number)?.into_iter();
+            let mut all: BTreeMap<_, _> =
+                reported.map(|(id, device)| (id.to_string(), view::device(presence, &device))).collect();
+            for one in api.hub.telemetry().latest(number)?.into_iter().filter(|one| !one.device.is_node()) {
                 let id = one.device.to_string();
-                let device = devices.entry(id.clone()).or_insert_with(|| shapes::Device {
-                    id,
-                    metrics: Vec::new(),
-                    last_ms: None,
-                });
+                let unreported = || shapes::Device {
+                    id: id.clone(),
+                    state: devices::state(presence, None).to_owned(),
+                    ..shapes::Device::default()
+                };
+                let device = all.entry(id.clone()).or_insert_with(unreported);
                 device.last_ms = device.last_ms.max(Some(one.time_ms));
+                device.last_seen_ms = device.last_seen_ms.max(device.last_ms);
                 device.metrics.push(one.metric.to_string());
-                device.metrics.dedup();
             }
-            Ok(devices.into_values().collect())
+            for device in all.values_mut() {
+                device.metrics.sort_unstable();
+                device.metrics.dedup();
+                view::sleep_on(device);
+            }
+            Ok(all.into_values().collect())
         })
         .await?;
     Ok(Json(shapes::Page::<shapes::Device> { items, next: None }).into_response())

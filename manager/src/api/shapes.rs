@@ -61,7 +61,7 @@ pub struct Node {
     /// What its outbox holds by the last heartbeat.
     #[serde(default)]
     pub outbox: Option<Outbox>,
-    /// Devices with series, the node itself aside.
+    /// Devices that it reported or that have series, the node itself aside.
     #[serde(default)]
     pub devices_count: usize,
     /// Wanted and told configuration versions.
@@ -160,11 +160,45 @@ pub struct Series {
     pub points: Vec<(i64, f64)>,
 }
 
-/// A device behind a node, as its series show it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+/// A device behind a node, as its node reports it and its series show it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Device {
     /// Its id.
     pub id: String,
+    /// `online|late|offline|sleeping|unknown`: `unknown` while its node is not there, and of a device that its node never
+    /// reported.
+    #[serde(default)]
+    pub state: String,
+    /// Since when, by the node's last report.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since_ms: Option<i64>,
+    /// What kind of board.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
+    /// A name for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The version that it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub firmware: Option<String>,
+    /// What it can do.
+    #[serde(default)]
+    pub capabilities: Vec<String>,
+    /// When it was last heard, as far as the hub knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_seen_ms: Option<i64>,
+    /// Until when it sleeps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until_ms: Option<i64>,
+    /// How often it speaks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heartbeat_ms: Option<u64>,
+    /// How long it sleeps at a time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sleep_ms: Option<u64>,
+    /// Whether its records have time and number of their arrival at the node, because it tells none.
+    #[serde(default)]
+    pub unsequenced: bool,
     /// Its metrics.
     pub metrics: Vec<String>,
     /// The time of its newest sample.

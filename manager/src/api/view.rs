@@ -1,7 +1,10 @@
 //! How nodes of the registry look outside, as JSON. Pure.
 
+use fleet_schemas::MetricName;
+
 use super::shapes;
 use crate::core::{
+    devices::{self, Device},
     fleet::{Location, Node, Vital},
     ledger::Account,
     presence::State,
@@ -40,6 +43,38 @@ pub(super) fn node(node: &Node, devices_count: usize, enrolment: shapes::Enrolme
         devices_count,
         config: shapes::ConfigVersions::default(),
         enrolment,
+    }
+}
+
+/// JSON of a device that a node reported.
+#[must_use]
+pub(super) fn device(node: State, device: &Device) -> shapes::Device {
+    let report = &device.report;
+    let text = |word: &MetricName| word.to_string();
+    shapes::Device {
+        id: report.device.to_string(),
+        state: devices::state(node, Some(device)).to_owned(),
+        since_ms: Some(device.at_ms),
+        kind: report.kind.as_ref().map(text),
+        name: report.name.clone(),
+        firmware: report.firmware.as_ref().map(text),
+        capabilities: report.capabilities.iter().map(text).collect(),
+        last_seen_ms: report.last_seen_ms,
+        until_ms: report.until_ms,
+        heartbeat_ms: report.heartbeat_ms,
+        sleep_ms: report.sleep_ms,
+        unsequenced: report.unsequenced,
+        metrics: Vec::new(),
+        last_ms: None,
+    }
+}
+
+/// A device that sleeps again after each word says so once: what it said since moves the end of its sleep.
+pub(super) fn sleep_on(device: &mut shapes::Device) {
+    let again =
+        device.last_seen_ms.zip(device.sleep_ms).map(|(seen, span)| seen.saturating_add_unsigned(span));
+    if device.until_ms.is_some() {
+        device.until_ms = device.until_ms.max(again);
     }
 }
 

@@ -255,6 +255,20 @@ async fn describe(id: &NodeId, context: &Context) -> Result<(), Failure> {
     })
 }
 
+fn device_line(device: &Device, now_ms: i64, color: bool) -> String {
+    let state = paint(&format!("{:<9}", device.state), tone(&device.state), color);
+    let mut facts = Vec::new();
+    facts.extend(device.kind.clone());
+    facts.extend(device.firmware.as_ref().map(|firmware| format!("firmware {firmware}")));
+    facts.extend((!device.metrics.is_empty()).then(|| device.metrics.join(", ")));
+    let seen = device.last_seen_ms.map(|seen| format!("{} ago", ago(now_ms, Some(seen))));
+    let asleep =
+        device.until_ms.filter(|_| device.state == "sleeping").map(|end| format!("until {}", time(end)));
+    let when: Vec<_> = seen.into_iter().chain(asleep).collect();
+    let when = if when.is_empty() { String::new() } else { format!(" ({})", when.join(", ")) };
+    format!("  {:<20}{state} {}{when}\n", clean(&device.id), clean(&facts.join(", ")))
+}
+
 fn description(
     node: &Node,
     devices: &[Device],
@@ -301,9 +315,7 @@ fn description(
     if !devices.is_empty() {
         text.push_str(&heading("DEVICES"));
         for device in devices {
-            let seen = ago(now_ms, device.last_ms);
-            text.push_str(&clean(&format!("  {:<20}{} ({seen} ago)", device.id, device.metrics.join(", "))));
-            text.push('\n');
+            text.push_str(&device_line(device, now_ms, color));
         }
     }
     text.push_str(&heading("LAST EVENTS"));

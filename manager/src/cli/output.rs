@@ -180,7 +180,7 @@ impl Cell {
 pub(super) fn tone(state: &str) -> Tone {
     match state {
         "online" | "balanced" | "ready" | "active" | "enrolled" | "succeeded" => Tone::Good,
-        "suspect" | "pending" | "warning" => Tone::Warning,
+        "suspect" | "late" | "pending" | "warning" => Tone::Warning,
         "offline" | "broken" | "error" | "critical" | "failed" | "revoked" | "timed_out" | "rejected" => {
             Tone::Bad
         }

@@ -4,6 +4,7 @@
 pub mod audit;
 pub mod command;
 pub mod config;
+pub mod devices;
 pub mod fleet;
 pub mod identity;
 pub mod intake;

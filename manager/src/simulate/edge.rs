@@ -142,6 +142,7 @@ impl Edge {
             batch_samples: 40,
             prompt: Duration::from_secs(2),
             keep: Duration::from_secs(600),
+            ..Config::default()
         };
         let opened = Uplink::open(self.card.backend(), profile, config, stream, self.now(now, start_ms));
         match opened {

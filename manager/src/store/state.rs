@@ -4,6 +4,7 @@
 
 mod commands;
 mod config;
+mod devices;
 mod feed;
 mod genes;
 mod identities;
@@ -23,6 +24,7 @@ use super::disk::{self, Disk, DiskError, Open};
 use crate::core::{
     command,
     config::Rows,
+    devices::Changes as DeviceChanges,
     fleet::{NodeNo, Record},
     ledger::Counters,
     mark::Mark,
@@ -128,6 +130,8 @@ pub struct Commit {
     pub commands: command::Effects,
     /// Layers of the configuration, and what nodes are to have.
     pub config: Rows,
+    /// Devices behind nodes, in order.
+    pub devices: DeviceChanges,
 }
 
 impl Commit {
@@ -145,6 +149,7 @@ impl Commit {
             && self.identities.is_empty()
             && self.commands.nothing_to_write()
             && self.config.is_empty()
+            && self.devices.is_empty()
     }
 }
 
@@ -219,6 +224,7 @@ impl StateStore {
         commands::open(&write)?;
         config::open(&write)?;
         genes::open(&write)?;
+        devices::open(&write)?;
         write.commit().map_err(store)?;
         Ok(Self { db: Arc::new(db), store_id })
     }
@@ -297,6 +303,7 @@ impl StateStore {
         identities::apply(&write, &commit.identities)?;
         commands::apply(&write, &commit.commands)?;
         config::apply(&write, &commit.config, &commit.removed)?;
+        devices::apply(&write, &commit.devices, &commit.removed)?;
         let mut groups = write.open_table(GROUPS).map_err(store)?;
         for (name, selector) in &commit.groups {
             match selector {

@@ -26,7 +26,7 @@ use fleet_schemas::{
     cbor,
     event::{Event, Severity},
     limits,
-    session::{Birth, Heartbeat, OutboxUse, Pending, Versions},
+    session::{Birth, Death, Heartbeat, OutboxUse, Pending, Versions},
     telemetry::{Builder, Sample},
     topic::Up,
 };
@@ -349,6 +349,31 @@ impl Node {
     /// Sends a heartbeat that is none.
     pub(crate) async fn garbage(&self) {
         self.say(Up::Heartbeat, vec![0xff]).await;
+    }
+
+    /// Reports a device; returns when the hub has committed it.
+    pub(crate) async fn reports(&mut self, report: Value) {
+        let event = Event {
+            time_ms: clock::wall_ms(),
+            kind: MetricName::parse("device").unwrap(),
+            severity: Severity::Info,
+            message: "a device".to_owned(),
+            data: Some(ciborium::Value::serialized(&report).unwrap()),
+            device: None,
+            id: None,
+        };
+        let payload = self.sealed(Lane::Event, 1, cbor::encode(&[event]));
+        let mut feed = self.hub.feed();
+        self.say(Up::Lane(Lane::Event), payload).await;
+        self.until(&mut feed, |item| matches!(item, FeedItem::Event(event) if event.node == self.id)).await;
+    }
+
+    /// Says goodbye; returns when the hub knows.
+    pub(crate) async fn leaves(&self) {
+        let death = Death { v: VERSION, session: SessionId([1; 8]), until_ms: Some(i64::MAX) };
+        let mut feed = self.hub.feed();
+        self.say(Up::Death, cbor::encode(&death)).await;
+        self.until(&mut feed, |item| matches!(item, FeedItem::Node(node) if *node == self.id)).await;
     }
 
     /// Sends an event without waiting.

@@ -136,8 +136,49 @@ async fn telemetry_is_the_same_in_json_and_csv() {
         assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{bad}");
     }
     let devices = site.get("/api/v1/nodes/edge-1/devices").await;
-    assert_eq!(devices["items"], json!([{"id": "probe", "metrics": ["temperature"], "last_ms": t + 1_000}]));
+    let probe = json!({"id": "probe", "state": "unknown", "capabilities": [], "unsequenced": false,
+        "metrics": ["temperature"], "last_ms": t + 1_000, "last_seen_ms": t + 1_000});
+    assert_eq!(devices["items"], json!([probe]));
     assert_eq!(site.get("/api/v1/nodes/edge-1").await["devices_count"], 1);
+    site.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn devices_are_shown_as_their_node_reports_them() {
+    let site = Site::start().await;
+    let mut node = Node::born(&site, "edge-1").await;
+    assert_eq!(site.get("/api/v1/nodes/edge-1").await["devices_count"], 0);
+    let t = clock::wall_ms() - 60_000;
+    node.measures(&[(t, "shed", "temperature", 4.0), (t, "probe", "temperature", 4.0)]).await;
+    node.reports(json!({"device": "shed", "state": "sleeping", "kind": "microclaw", "firmware": "0.2.0",
+        "capabilities": ["temperature"], "sleep_ms": 300_000, "until_ms": t - 1, "last_seen_ms": t - 300_001,
+        "unsequenced": true}))
+        .await;
+    node.reports(json!({"device": "door", "state": "offline"})).await;
+    node.reports(json!({"device": "door", "state": "late"})).await;
+    // Not a word of a device: an event like any other.
+    node.reports(json!({"device": "", "state": "online"})).await;
+    let shown = async || -> Vec<Value> {
+        let devices = site.get("/api/v1/nodes/edge-1/devices").await;
+        let state = |device: &Value| json!([device["id"], device["state"]]);
+        devices["items"].as_array().unwrap().iter().map(state).collect()
+    };
+    let expected = [json!(["door", "late"]), json!(["probe", "unknown"]), json!(["shed", "sleeping"])];
+    assert_eq!(shown().await, expected);
+    let shed = site.get("/api/v1/nodes/edge-1/devices").await["items"][2].clone();
+    let keys = ["kind", "firmware", "unsequenced", "last_seen_ms", "until_ms", "metrics"];
+    let facts = keys.map(|key| shed[key].clone());
+    let until = t + 300_000;
+    assert_eq!(json!(facts), json!(["microclaw", "0.2.0", true, t, until, ["temperature"]]));
+    assert_eq!(site.get("/api/v1/nodes/edge-1").await["devices_count"], 3);
+    node.reports(json!({"device": "door", "state": "removed"})).await;
+    assert_eq!(shown().await.len(), 2);
+    let count = async || site.get("/api/v1/nodes/edge-1").await["devices_count"] == 2;
+    let counted = async { while !count().await {} };
+    tokio::time::timeout(crate::given::PATIENCE, counted).await.expect("the removed one is not counted");
+    // Nobody knows how devices are behind a node that is not there.
+    node.leaves().await;
+    assert_eq!(shown().await, [json!(["probe", "unknown"]), json!(["shed", "unknown"])]);
     site.stop().await;
 }
 

@@ -52,6 +52,7 @@ fn the_examples_validate() {
     holds("orders-message", &given::orders()).unwrap();
     holds("config-message", &given::desired()).unwrap();
     holds("tombstone", &given::tombstone()).unwrap();
+    holds("device-report", &given::device_report()).unwrap();
 }
 
 proptest! {

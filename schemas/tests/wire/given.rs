@@ -10,6 +10,7 @@ use fleet_schemas::{
     cbor,
     command::{Offer, Orders, Output, Reason, Report, State},
     config::{self, Desired, Failed, Held, Reported, Version},
+    device,
     event::{Event, Severity},
     session::{Birth, Death, Heartbeat, OutboxUse, Pending, StreamState, Versions},
     telemetry::{Builder, Sample, Samples},
@@ -232,6 +233,23 @@ pub(crate) fn batch(count: u64, body: Vec<u8>) -> Batch {
 
 pub(crate) fn tombstone() -> Batch {
     Batch { seq_to: Some(11), count: 4_000, lost: Some(Lost::OutboxFull), ..batch(0, vec![]) }
+}
+
+pub(crate) fn device_report() -> device::Report {
+    let name = |text: &str| MetricName::parse(text).unwrap();
+    device::Report {
+        device: DeviceId::parse("esp-7").unwrap(),
+        state: device::State::Sleeping,
+        kind: Some(name("microclaw")),
+        name: Some("The shed".into()),
+        firmware: Some(name("0.2.0")),
+        capabilities: vec![name("temperature"), name("humidity")],
+        heartbeat_ms: Some(60_000),
+        sleep_ms: Some(300_000),
+        until_ms: Some(NOON + 300_000),
+        last_seen_ms: Some(NOON),
+        unsequenced: true,
+    }
 }
 
 pub(crate) fn events() -> Vec<Event> {

@@ -13,7 +13,7 @@ use fleet_schemas::{
     cbor::{self, Packer, Unpacker},
     command::{self, Orders},
     config::Desired,
-    event, limits,
+    device, event, limits,
     session::{Birth, Death, Heartbeat},
     telemetry::Samples,
 };
@@ -83,6 +83,7 @@ fn session_payloads_keep_their_bytes() {
 fn event_batches_and_tombstones_keep_their_bytes() {
     keeps::<Batch>("event.bin", &given::event_batch());
     keeps::<Batch>("tombstone.bin", &given::tombstone());
+    keeps::<device::Report>("device.bin", &given::device_report());
     let batch = known(&golden("event.bin", &cbor::encode(&given::event_batch())));
     assert_eq!(event::decode(&batch.body), Ok(given::events()));
 }

@@ -22,7 +22,7 @@ use std::{
 
 use ciborium::Value;
 use fleet_schemas::{
-    CommandId, MetricName, cbor,
+    CommandId, DeviceId, MetricName, cbor,
     command::{Reason, State},
 };
 use serde::{Deserialize, Serialize};
@@ -60,6 +60,8 @@ pub const OUTPUT_KEPT_BYTES: usize = 4 * 1024;
 pub const RESTART: &str = "restart";
 /// The kind that an app on the node takes and does.
 pub const LOCAL: &str = "local";
+/// The kind that a device behind the node does; its parameters name it under `device`.
+pub const DEVICE: &str = "device";
 
 /// Who asked for a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -217,6 +219,8 @@ pub struct Queues {
     // Something changed since the last look for what may begin.
     stirred: bool,
     due: Option<Duration>,
+    // Devices that hear commands now.
+    hearing: BTreeSet<DeviceId>,
 }
 
 impl Queues {
@@ -242,6 +246,15 @@ impl Queues {
             if let Some(Held { stage: Stage::Running(run), .. }) = self.held.get_mut(id) {
                 run.live.found = false;
             }
+        }
+    }
+
+    /// A device hears commands from now on, or does not any more: those for it begin only while it does.
+    pub fn hears(&mut self, device: &DeviceId, hears: bool) {
+        if hears {
+            self.stirred |= self.hearing.insert(device.clone()) && !self.held.is_empty();
+        } else {
+            self.hearing.remove(device);
         }
     }
 
@@ -292,6 +305,19 @@ impl Held {
     pub fn is_local(&self) -> bool {
         self.command.kind.as_str() == LOCAL
     }
+}
+
+/// The device that a command is for, if it is for one.
+#[must_use]
+pub fn device_of(command: &Command) -> Option<&str> {
+    device_in(&command.kind, &command.params)
+}
+
+/// The same of its kind and its parameters.
+#[must_use]
+pub fn device_in<'a>(kind: &MetricName, params: &'a Value) -> Option<&'a str> {
+    let params = params.as_map().filter(|_| kind.as_str() == DEVICE)?;
+    params.iter().find(|(key, _)| key.as_text() == Some("device"))?.1.as_text()
 }
 
 fn size(command: &Command) -> usize {

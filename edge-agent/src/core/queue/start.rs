@@ -2,11 +2,11 @@
 
 use std::{cmp::Reverse, collections::BTreeMap, collections::BTreeSet, time::Duration};
 
-use fleet_schemas::{CommandId, MetricName, command::State};
+use fleet_schemas::{CommandId, DeviceId, MetricName, command::State};
 
 use super::{
     ATTEMPTS, Act, Effects, Ending, Held, Lease, Limit, PARALLEL, Passed, Queues, RESTART, Run,
-    STOP_PATIENCE, Stage, Time, end::Facts,
+    STOP_PATIENCE, Stage, Time, device_of, end::Facts,
 };
 
 /// How often it is looked whether somebody has told the time, while commands wait for it.
@@ -107,7 +107,11 @@ impl Queues {
             return;
         }
         let facts = if begun == 0 {
-            Facts::because(State::Expired, "expired", "its time was over before its turn came", false)
+            let message = match device_of(&held.command) {
+                Some(_) => "its time was over before the device heard commands and was free for it",
+                None => "its time was over before its turn came",
+            };
+            Facts::because(State::Expired, "expired", message, false)
         } else {
             let message = "it was broken off, and its time was over before it could begin again";
             Facts::because(State::Failed, "interrupted", message, true)
@@ -119,12 +123,22 @@ impl Queues {
     pub(super) fn heads(&self, time: &Time) -> Vec<&Held> {
         let running = |held: &&Held| matches!(held.stage, Stage::Running(_));
         let busy: BTreeSet<_> = self.held.values().filter(running).map(|held| &held.command.queue).collect();
+        let at_work: BTreeSet<_> =
+            self.held.values().filter(running).filter_map(|held| device_of(&held.command)).collect();
         let mut heads: BTreeMap<&MetricName, &Held> = BTreeMap::new();
         for held in self.held.values() {
             let Stage::Waiting { .. } = held.stage else { continue };
             // One whose time has not come is not yet in line.
             let early = held.command.opens.is_some_and(|opens| opens.passed(time) == Passed::No);
             if early || busy.contains(&held.command.queue) {
+                continue;
+            }
+            // Nor is one whose device is asleep, away, or busy with another: others need not wait for it.
+            let away = |device: &str| {
+                let hears = DeviceId::parse(device).is_ok_and(|device| self.hearing.contains(&device));
+                !hears || at_work.contains(device)
+            };
+            if device_of(&held.command).is_some_and(away) {
                 continue;
             }
             let head = heads.entry(&held.command.queue).or_insert(held);

@@ -66,8 +66,24 @@ fn nodes_are_listed_in_one_line_each() {
 
 #[test]
 fn a_description_has_everything() {
-    let devices =
-        [Device { id: "probe".to_owned(), metrics: vec!["t".to_owned()], last_ms: Some(1_790_000_004_000) }];
+    let devices = [
+        Device {
+            id: "probe".to_owned(),
+            state: "unknown".to_owned(),
+            metrics: vec!["t".to_owned()],
+            last_ms: Some(1_790_000_004_000),
+            last_seen_ms: Some(1_790_000_004_000),
+            ..Device::default()
+        },
+        Device {
+            id: "shed".to_owned(),
+            state: "sleeping".to_owned(),
+            kind: Some("microclaw".to_owned()),
+            firmware: Some("0.2.0".to_owned()),
+            until_ms: Some(1_790_000_304_000),
+            ..Device::default()
+        },
+    ];
     let account = Account { node: "edge-1".to_owned(), lane: "event".to_owned(), ..Account::default() };
     insta::assert_snapshot!(description(&node(), &devices, &[], &[account], 1_790_000_010_000, false));
 }
