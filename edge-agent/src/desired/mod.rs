@@ -16,7 +16,7 @@ use tokio::{
     task::JoinHandle,
     time,
 };
-use tracing::{Instrument as _, info, info_span, warn};
+use tracing::{Instrument as _, info_span, warn};
 
 use crate::{
     clock::Clock,
@@ -78,14 +78,6 @@ pub(crate) async fn run(surroundings: Surroundings, mut runs: mpsc::Receiver<Run
             end = crew.apply(&run) => end,
             () = stop.wanted() => break,
         };
-        if let Some(version) = which.map(|held| held.version) {
-            match &end {
-                Ok(()) => info!(version.epoch, version.n, trial = run.trial, "the configuration runs"),
-                Err(Failed { code, message }) => {
-                    warn!(version.epoch, version.n, code, "the configuration cannot be applied: {message}");
-                }
-            }
-        }
         while crew.surroundings.outbox.config_ran(which, end.clone()).await.is_err() {
             select! {
                 () = time::sleep(AGAIN) => {}

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use fleet_schemas::config::{Failed, Held};
 use tokio::sync::{mpsc, oneshot, watch};
-use tracing::error;
+use tracing::{error, info, warn};
 
 use super::{Config, Handle, Request, Silent, thread::Keeper};
 use crate::core::{
@@ -76,10 +76,21 @@ impl Keeper {
         self.clerk.view.send_if_modified(|known| {
             let news = **known != view;
             if news {
+                tell(known, &view);
                 *known = Arc::new(view);
             }
             news
         });
+    }
+}
+
+fn tell(before: &View, view: &View) {
+    let Some(version) = view.reported.received.map(|held| held.version) else { return };
+    match &view.reported.failed {
+        Some(Failed { code, message }) if before.reported.failed.is_none() => {
+            warn!(version.epoch, version.n, code, "the configuration failed: {message}");
+        }
+        Some(_) | None => info!(version.epoch, version.n, state = view.state, "configuration"),
     }
 }
 

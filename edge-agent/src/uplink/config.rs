@@ -1,20 +1,15 @@
 //! The configuration at the uplink: what the hub desires goes to the follower in `core`, what it decides goes to disk, and
 //! to whoever applies documents only after that.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
-use ciborium::Value;
-use fleet_schemas::{
-    Lane, MetricName,
-    config::{Desired, Failed, Held, Reported},
-    event::{Event, Severity},
-};
+use fleet_schemas::config::{Desired, Failed, Held, Reported};
 
 use super::{Config, Error, Uplink};
 use crate::{
     core::{
         Now,
-        config::{Doc, Effects, Follower, Kept, Note, Run, Running, View},
+        config::{Doc, Effects, Follower, Kept, Run, Running, View},
     },
     store::outbox::Write,
 };
@@ -161,10 +156,8 @@ impl Uplink {
     }
 
     fn stage_config(&mut self, effects: Effects, now: Now) {
-        let Effects { write, notes, run } = effects;
+        let Effects { write, run } = effects;
         self.staged.extend(write.map(Write::Config));
-        let events: Vec<_> = notes.into_iter().map(|note| event(note, now)).collect();
-        self.seal_records(Lane::Event, &events, now);
         if run.is_some() {
             self.following.staged = run;
         }
@@ -173,37 +166,5 @@ impl Uplink {
         {
             session.heartbeat_due = session.heartbeat_due.min(now.up);
         }
-    }
-}
-
-fn event(note: Note, now: Now) -> Event {
-    let (kind, severity, held, message, code) = match note {
-        Note::Applied(held) => {
-            let message = "the configuration is applied, and the hub is reached with it".to_owned();
-            ("config_applied", Severity::Info, held, message, None)
-        }
-        Note::Failed(held, Failed { code, message }) => {
-            let message = format!("the configuration is not applied: {message}");
-            ("config_failed", Severity::Warning, held, message, Some(code))
-        }
-    };
-    let mut message = message;
-    message.truncate(message.floor_char_boundary(fleet_schemas::limits::EVENT_MESSAGE_BYTES));
-    let text = |text: &str| Value::Text(text.to_owned());
-    let Held { version, retry, .. } = held;
-    let mut data = BTreeMap::from([
-        ("epoch", Value::from(version.epoch)),
-        ("n", Value::from(version.n)),
-        ("retry", Value::from(retry)),
-    ]);
-    data.extend(code.map(|code| ("code", Value::Text(code))));
-    Event {
-        time_ms: now.wall_ms,
-        kind: MetricName::parse(kind).expect("our kinds are valid"),
-        severity,
-        message,
-        data: Some(Value::Map(data.into_iter().map(|(key, value)| (text(key), value)).collect())),
-        device: None,
-        id: None,
     }
 }

@@ -109,22 +109,11 @@ pub struct Run {
     pub trial: bool,
 }
 
-/// Something that the hub is told as an event, once.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Note {
-    /// It is applied.
-    Applied(Held),
-    /// It failed, and the one before it is returned to.
-    Failed(Held, Failed),
-}
-
-/// What has to be done, in this order: written, told, handed out.
+/// What has to be done, in this order: written, then handed out.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Effects {
     /// What is to be on disk.
     pub write: Option<Kept>,
-    /// What is told.
-    pub notes: Vec<Note>,
     /// What is to be applied.
     pub run: Option<Run>,
 }
@@ -300,10 +289,8 @@ impl Follower {
     }
 
     fn fail(&mut self, code: &str, message: String, effects: &mut Effects) {
-        let Some((doc, stage)) = &mut self.kept.newest else { return };
-        let failed = failed(code, message);
-        *stage = Stage::Failed(failed.clone());
-        effects.notes.push(Note::Failed(doc.held, failed));
+        let Some((_, stage)) = &mut self.kept.newest else { return };
+        *stage = Stage::Failed(failed(code, message));
         effects.write = Some(self.kept.clone());
         self.trial = None;
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Effects, Follower, Note, Stage};
+use super::{Effects, Follower, Stage};
 use crate::core::Now;
 
 impl Follower {
@@ -10,9 +10,8 @@ impl Follower {
     pub fn heard(&mut self, now: Now) -> Effects {
         let mut effects = Effects::default();
         let proven = self.trial.is_some_and(|trial| trial.from <= now.up && now.up < trial.until);
-        if let (true, Some((doc, stage))) = (proven, &mut self.kept.newest) {
+        if let (true, Some((_, stage))) = (proven, &mut self.kept.newest) {
             *stage = Stage::Applied;
-            effects.notes.push(Note::Applied(doc.held));
             effects.write = Some(self.kept.clone());
             self.trial = None;
         }

@@ -49,7 +49,8 @@ fn proven(follower: &mut Follower, desired: &Desired, seconds: u64) {
     let effects = follower.receive(desired, at(seconds));
     applies(follower, &effects, seconds);
     let effects = follower.heard(at(seconds + 30));
-    assert_eq!(effects.notes, [Note::Applied(held(desired))]);
+    assert_eq!(effects.write.unwrap().newest.unwrap().1, Stage::Applied);
+    assert_eq!(follower.reported().unwrap().applied, Some(held(desired)));
 }
 
 /// The agent's process begins with what is on disk.
@@ -85,7 +86,7 @@ fn a_document_is_tried_then_on_probation_then_applied() {
     // Too early: what programs make of it shows a little later.
     assert_eq!(follower.heard(at(39)), Effects::default());
     assert_eq!((follower.asks_from(), follower.due()), (Some(at(40).up), Some(at(610).up)));
-    assert_eq!(follower.heard(at(40)).notes, [Note::Applied(held(&first))]);
+    assert!(follower.heard(at(40)).write.is_some());
     assert_eq!(state(&follower), ("applied", Some(1), Some(1)));
     assert_eq!(follower.due(), None);
     assert_eq!(follower.heard(at(41)), Effects::default());
@@ -102,8 +103,7 @@ fn the_hub_lost_in_probation_brings_the_one_before_back_once() {
     follower.advance(at(699), &mut effects);
     assert_eq!(effects, Effects::default());
     follower.advance(at(700), &mut effects);
-    assert!(matches!(&effects.notes[..], [Note::Failed(of, failed)]
-        if *of == held(&second) && failed.code == "lost_hub"));
+    assert_eq!(code(&follower).as_deref(), Some("lost_hub"));
     let run = effects.run.clone().unwrap();
     assert_eq!((run.doc.unwrap().held.version.n, run.trial), (1, false));
     assert_eq!(applies(&mut follower, &effects, 701), Effects::default());
@@ -111,7 +111,7 @@ fn the_hub_lost_in_probation_brings_the_one_before_back_once() {
     // Not tried again: not when the hub says it again, not after a start.
     assert_eq!(follower.receive(&second, at(800)), Effects::default());
     let (mut next, effects) = again(&effects);
-    assert!(effects.notes.is_empty() && !effects.run.as_ref().unwrap().trial);
+    assert!(effects.write.is_none() && !effects.run.as_ref().unwrap().trial);
     applies(&mut next, &effects, 1);
     assert_eq!(state(&next), ("failed", Some(2), Some(1)));
     // An operator asks for another try.
@@ -131,7 +131,7 @@ fn a_document_that_cannot_be_applied_is_left_behind() {
     follower.receive(&second, at(100));
     let wrong = failed("self_check", "driver x: gone".into());
     let effects = follower.ran(Some(held(&second)), Err(wrong.clone()), at(101));
-    assert_eq!(effects.notes, [Note::Failed(held(&second), wrong)]);
+    assert_eq!(effects.write.as_ref().unwrap().newest.as_ref().unwrap().1, Stage::Failed(wrong));
     assert_eq!(effects.run.as_ref().unwrap().doc.as_ref().unwrap().held.version.n, 1);
     assert_eq!(state(&follower), ("failed", Some(2), Some(1)));
     // The next version is tried, with the first one still behind it.
@@ -145,7 +145,7 @@ fn one_that_cannot_be_read_is_received_and_failed() {
     let mut follower = follower();
     let bad = Desired { doc: vec![0xff], ..desired((0, 1), "", 0) };
     let effects = follower.receive(&bad, at(1));
-    assert!(effects.run.is_none() && effects.notes.len() == 1);
+    assert!(effects.run.is_none() && effects.write.is_some());
     assert_eq!((state(&follower), code(&follower).as_deref()), (("failed", Some(1), None), Some("invalid")));
     assert_eq!(follower.reported().unwrap().received, Some(held(&bad)));
 }
@@ -252,7 +252,10 @@ fn what_was_applied_and_cannot_be_any_more_is_left_too() {
     assert!(!effects.run.unwrap().trial);
     let wrong = || Err(failed("invalid", "/x: unknown".into()));
     let effects = next.ran(Some(held(&second)), wrong(), at(1));
-    assert_eq!((effects.notes.len(), effects.run.unwrap().doc.unwrap().held), (1, held(&first)));
+    assert_eq!(
+        (code(&next).as_deref(), effects.run.unwrap().doc.unwrap().held),
+        (Some("invalid"), held(&first))
+    );
     let effects = next.ran(Some(held(&first)), wrong(), at(2));
     assert_eq!(effects.run, Some(Run { doc: None, trial: false }));
     assert_eq!(applies(&mut next, &effects, 3), Effects::default());
