@@ -44,7 +44,7 @@ pub(super) fn run(args: &SimulateArgs, out: Out) -> Result<(), Failure> {
     bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
     let (mut accepted, mut wrong, mut longest) = (0, Vec::new(), 0);
     for seed in seed..seed.saturating_add(seeds) {
-        let report = simulate::run(simulate::Args { nodes: nodes.into(), seed, faults, trace });
+        let report = simulate::run(simulate::Args { nodes: nodes.into(), seed, faults, config: true, trace });
         accepted += report.accepted;
         longest = longest.max(report.settled_ms);
         wrong.extend(report.wrong.into_iter().map(|rule| format!("seed {seed}: {rule}")));

@@ -7,7 +7,7 @@ use std::{
 };
 
 use fleet_edge_agent::{
-    core::Now as EdgeNow,
+    core::{Now as EdgeNow, config::Running},
     store::sim_disk::SimFile,
     uplink::{Config, Outgoing, Profile, Submission, Uplink},
 };
@@ -17,7 +17,7 @@ use fleet_schemas::{
 };
 use rand::{RngExt as _, rngs::StdRng};
 
-use super::{net, work};
+use super::{net, settings, work};
 
 /// What an agent accepted, by the number each record carries.
 #[derive(Debug, Default, Clone)]
@@ -46,6 +46,8 @@ pub(super) struct Edge {
     pub hub: usize,
     /// The programs that run on it.
     pub work: work::Work,
+    /// What documents of the hub make of it.
+    pub machine: settings::Machine,
     /// Image of the card and the numbers accepted by then.
     pub image: Option<SimFile>,
     is_twin: bool,
@@ -68,6 +70,7 @@ impl Edge {
             hub: 0,
             image: None,
             work: work::Work::default(),
+            machine: settings::Machine::default(),
             is_twin: false,
             booted_at: 0,
             boot: net::bytes(rng),
@@ -107,6 +110,7 @@ impl Edge {
     pub(super) fn reboot(&mut self, rng: &mut StdRng, now: u64, down: u64) {
         self.uplink = None;
         self.work.die();
+        self.machine.die();
         self.connection = None;
         self.card.crash();
         self.wait_until = now + down;
@@ -118,6 +122,7 @@ impl Edge {
     pub(super) fn kill(&mut self, now: u64, down: u64) {
         self.uplink = None;
         self.work.die();
+        self.machine.die();
         self.connection = None;
         self.card.crash();
         self.wait_until = now + down;
@@ -148,7 +153,11 @@ impl Edge {
         match opened {
             Ok(mut uplink) => {
                 uplink.take_commands(work::judge(), &BTreeSet::new());
-                self.uplink = Some(uplink);
+                let (probation, at) = (Duration::from_secs(settings::PROBATION_S), self.now(now, start_ms));
+                match uplink.take_config(probation, Running::Unknown, None, at) {
+                    Ok(()) => self.uplink = Some(uplink),
+                    Err(_) => self.kill(now, 1_000),
+                }
             }
             Err(_) => self.kill(now, 1_000),
         }
@@ -225,6 +234,15 @@ impl Edge {
             if uplink.finished(id, end, edge_now).is_err() {
                 return self.kill(now, 500);
             }
+        }
+    }
+
+    /// Applies documents of the hub; an error is the end of the process.
+    pub(super) fn configure(&mut self, now: u64, start_ms: i64) {
+        let edge_now = self.now(now, start_ms);
+        let Some(uplink) = &mut self.uplink else { return };
+        if self.machine.step(uplink, now, edge_now).is_err() {
+            self.kill(now, 500);
         }
     }
 

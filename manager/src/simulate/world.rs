@@ -8,9 +8,11 @@ use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use sha2::{Digest as _, Sha256};
 
 use super::{
+    Args,
     edge::{Edge, Truth},
     faults::{self, Fault, Faults},
     net::{self, Net, Way, Weather},
+    settings,
     site::Site,
     work::Book,
 };
@@ -41,10 +43,13 @@ pub(super) struct World {
     /// Nodes that moved to another hub.
     pub moved: BTreeSet<NodeId>,
     busy: bool,
+    /// Draws what the operator sets; absent: nothing. Its own, so that without it everything else is as it was.
+    sets: Option<StdRng>,
 }
 
 impl World {
-    pub(super) fn new(nodes: usize, seed: u64, trace: bool) -> Self {
+    pub(super) fn new(args: Args) -> Self {
+        let Args { nodes, seed, faults: _, config, trace } = args;
         let mut rng = StdRng::seed_from_u64(seed);
         let mut edges = Vec::new();
         let mut truth = BTreeMap::new();
@@ -72,6 +77,7 @@ impl World {
             book: Book::default(),
             moved: BTreeSet::new(),
             busy: false,
+            sets: config.then(|| StdRng::seed_from_u64(!seed)),
         }
     }
 
@@ -149,6 +155,10 @@ impl World {
             let nodes: Vec<_> = self.truth.keys().cloned().collect();
             orders = self.book.ask(&mut self.rng, &nodes, self.now, START_MS);
         }
+        if let Some(rng) = self.sets.as_mut().filter(|_| self.busy) {
+            let nodes: Vec<_> = self.truth.keys().cloned().collect();
+            orders.extend(settings::ask(rng, &nodes));
+        }
         let spoken = site.round(&mut self.rng, self.now, START_MS, orders);
         match spoken {
             Some(spoken) => {
@@ -209,8 +219,14 @@ impl World {
             let truth = self.truth.get_mut(&edge.node).expect("every node has its truth");
             edge.submit(&mut self.rng, truth, &mut self.next_record, now, START_MS);
         }
+        let cuts = edge.machine.cuts();
+        if cuts && edge.connection.is_some() {
+            self.drop_connection(index, true);
+        }
+        let edge = &mut self.edges[index];
         let hub_is_up = self.sites[edge.hub].consumer.is_some();
         if edge.connection.is_none()
+            && !cuts
             && hub_is_up
             && edge.partitioned_until <= now
             && self.rng.random_bool(0.2)
@@ -219,6 +235,7 @@ impl World {
         }
         let edge = &mut self.edges[index];
         edge.run(&mut self.book, now, START_MS);
+        edge.configure(now, START_MS);
         let outgoing = edge.poll(now, START_MS);
         let Some((connection, _)) = edge.connection else { return };
         if edge.uplink.is_none() {
@@ -381,6 +398,7 @@ impl World {
             let truth = world.truth.get_mut(&node).expect("every node has its truth");
             truth.tampered = true;
             truth.since.clear();
+            world.edges[edge].machine.forget();
         };
         match fault {
             Fault::TakeImage { .. } => self.edges[edge].image = Some(self.edges[edge].card.image()),
@@ -407,6 +425,7 @@ impl World {
             Fault::MoveNode { .. } => {
                 self.drop_connection(edge, true);
                 self.edges[edge].hub = 1;
+                self.edges[edge].machine.forget();
                 let node = self.edges[edge].node.clone();
                 self.moved.insert(node);
             }
@@ -444,6 +463,7 @@ impl World {
     /// Whether nothing is left to do: no message under way, every account settled, everybody connected.
     pub(super) fn is_settled(&self) -> bool {
         self.commands_are_over()
+            && settings::open(self).is_empty()
             && self.nets.iter().all(Net::is_quiet)
             && self.edges.iter().all(|edge| {
                 let status = edge.uplink.as_ref().map(fleet_edge_agent::uplink::Uplink::status);
