@@ -84,7 +84,7 @@ def reflected(agent):
     check(missing, set(), "services that reflection does not tell")
     pool = descriptor_pool.DescriptorPool(database)
 
-    def call(service, method, **fields):
+    def call(service, method, /, **fields):
         described = pool.FindServiceByName(service).FindMethodByName(method)
         request, reply = map(message_factory.GetMessageClass, (described.input_type, described.output_type))
         stub = channel.unary_unary(f"/{service}/{method}", request.SerializeToString, reply.FromString)
