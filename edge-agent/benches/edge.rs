@@ -14,11 +14,11 @@ use std::{
     time::Duration,
 };
 
-use fleet_edge_agent::api::grpc::pb::{self, telemetry_client::TelemetryClient};
-use tokio::{
-    task::JoinSet,
-    time::{self, Instant},
+use fleet_edge_agent::{
+    api::grpc::pb::{self, telemetry_client::TelemetryClient},
+    clock::{self, Clock},
 };
+use tokio::{task::JoinSet, time};
 use tonic::transport::Endpoint;
 
 /// How long each part takes.
@@ -97,14 +97,16 @@ fn batch(number: usize) -> pb::TelemetryBatch {
 async fn stream(agent: &Agent) {
     let channel = Endpoint::from_shared(format!("http://{}", agent.api)).unwrap().connect().await.unwrap();
     let mut client = TelemetryClient::new(channel);
-    let (before, begun) = (agent.cpu(), Instant::now());
-    let batches = (0..).map_while(move |number| (begun.elapsed() < SPAN).then(|| batch(number)));
+    let clock = Clock::new(clock::Config::default());
+    let (before, begun) = (agent.cpu(), clock.now().up);
+    let now = clock.clone();
+    let batches = (0..).map_while(move |number| (now.now().up < begun + SPAN).then(|| batch(number)));
     let mut answers = client.submit_stream(futures_util::stream::iter(batches)).await.unwrap().into_inner();
     let mut records = 0;
     while let Some(told) = answers.message().await.unwrap() {
         records = told.records;
     }
-    let (cpu, took) = (agent.cpu() - before, begun.elapsed());
+    let (cpu, took) = (agent.cpu() - before, clock.now().up - begun);
     println!(
         "one stream of batches of {SAMPLES}: {:.0} samples/s on disk, {:.2} us of agent CPU a sample, at most {} MB",
         records as f64 / took.as_secs_f64(),
