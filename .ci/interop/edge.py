@@ -21,7 +21,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 DOCUMENT = ROOT / "schemas/edge.md"
-SERVICES = {f"fleet.edge.v1.{name}" for name in "Telemetry Events Commands Local Config Outbox Ledger Status".split()}
+SERVICES = {f"fleet.edge.v1.{name}" for name in "Telemetry Events Commands Local Config Devices Outbox Ledger Status".split()}
 
 
 class Failure(Exception):

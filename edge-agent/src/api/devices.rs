@@ -27,13 +27,13 @@ const LONGEST_S: f64 = 31.0 * 86_400.0;
 /// What a body may say of a device; what is absent stays as it is.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Body {
-    kind: Option<String>,
-    name: Option<String>,
-    firmware: Option<String>,
-    capabilities: Option<Vec<String>>,
-    heartbeat_s: Option<f64>,
-    sleep_s: Option<f64>,
+pub(super) struct Body {
+    pub(super) kind: Option<String>,
+    pub(super) name: Option<String>,
+    pub(super) firmware: Option<String>,
+    pub(super) capabilities: Option<Vec<String>>,
+    pub(super) heartbeat_s: Option<f64>,
+    pub(super) sleep_s: Option<f64>,
 }
 
 /// How long it sleeps.
@@ -45,28 +45,28 @@ struct Sleep {
 
 /// A device as it is shown.
 #[derive(Debug, Serialize)]
-struct View {
-    id: DeviceId,
+pub(super) struct View {
+    pub(super) id: DeviceId,
     #[serde(skip_serializing_if = "Option::is_none")]
-    kind: Option<MetricName>,
+    pub(super) kind: Option<MetricName>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    name: Option<String>,
+    pub(super) name: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    firmware: Option<MetricName>,
-    capabilities: Vec<MetricName>,
-    state: &'static str,
-    since_ms: i64,
+    pub(super) firmware: Option<MetricName>,
+    pub(super) capabilities: Vec<MetricName>,
+    pub(super) state: &'static str,
+    pub(super) since_ms: i64,
     #[serde(skip_serializing_if = "Option::is_none")]
-    last_seen_ms: Option<i64>,
+    pub(super) last_seen_ms: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    until_ms: Option<i64>,
+    pub(super) until_ms: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    heartbeat_s: Option<f64>,
+    pub(super) heartbeat_s: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    sleep_s: Option<f64>,
-    registered: &'static str,
-    registered_ms: i64,
-    unsequenced: bool,
+    pub(super) sleep_s: Option<f64>,
+    pub(super) registered: &'static str,
+    pub(super) registered_ms: i64,
+    pub(super) unsequenced: bool,
 }
 
 /// `GET /api/v1/devices`.
@@ -114,14 +114,21 @@ pub(super) async fn one(State(api): Shared, Path(id): Path<String>) -> Answer {
 /// `PUT` or `POST /api/v1/devices/{id}`: 201 when it is new, else 200.
 pub(super) async fn declare(State(api): Shared, Path(id): Path<String>, request: Request) -> Answer {
     let id = device_id(&id)?;
-    let declared = declared(&read(&api, request).await?)?;
-    let new = api.outbox.declare_device(id.clone(), declared).await??;
-    let device = api.outbox.device(id.clone()).await?.ok_or_else(|| unknown(&id))?;
-    let mut answer = json(&View::from(device))?;
+    let body = read(&api, request).await?;
+    let body = serde_json::from_slice(&body).map_err(|error| wrong_field(&body, &error))?;
+    let (new, view) = register(&api, id, body).await?;
+    let mut answer = json(&view)?;
     if new {
         *answer.status_mut() = StatusCode::CREATED;
     }
     Ok(answer)
+}
+
+/// Declares a device; whether it is new, and how it is shown.
+pub(super) async fn register(api: &Api, id: DeviceId, body: Body) -> Result<(bool, View), Problem> {
+    let new = api.outbox.declare_device(id.clone(), declared(body)?).await??;
+    let device = api.outbox.device(id.clone()).await?.ok_or_else(|| unknown(&id))?;
+    Ok((new, View::from(device)))
 }
 
 pub(super) async fn remove(State(api): Shared, Path(id): Path<String>) -> Answer {
@@ -142,7 +149,7 @@ pub(super) async fn sleep(State(api): Shared, Path(id): Path<String>, request: R
     json(&View::from(device))
 }
 
-fn device_id(text: &str) -> Result<DeviceId, Problem> {
+pub(super) fn device_id(text: &str) -> Result<DeviceId, Problem> {
     let id =
         DeviceId::parse(text).map_err(|error| Problem::new(StatusCode::BAD_REQUEST, error.to_string()))?;
     if id.is_node() {
@@ -163,8 +170,7 @@ fn wrong_body(body: &[u8], error: &serde_json::Error) -> Problem {
     }
 }
 
-fn declared(body: &[u8]) -> Result<Declared, Problem> {
-    let body: Body = serde_json::from_slice(body).map_err(|error| wrong_field(body, &error))?;
+fn declared(body: Body) -> Result<Declared, Problem> {
     let word = |pointer: &str, text: String| {
         MetricName::parse(&text).map_err(|error| Problem::field(pointer, error.to_string()))
     };

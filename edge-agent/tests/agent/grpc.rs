@@ -4,9 +4,9 @@ use std::{net::SocketAddr, time::Duration};
 
 use fleet_edge_agent::{
     api::grpc::pb::{
-        self, commands_client::CommandsClient, events_client::EventsClient, ledger_client::LedgerClient,
-        local_client::LocalClient, outbox_client::OutboxClient, status_client::StatusClient,
-        telemetry_client::TelemetryClient,
+        self, commands_client::CommandsClient, config_client::ConfigClient, devices_client::DevicesClient,
+        events_client::EventsClient, ledger_client::LedgerClient, local_client::LocalClient,
+        outbox_client::OutboxClient, status_client::StatusClient, telemetry_client::TelemetryClient,
     },
     run::Handle,
 };
@@ -29,8 +29,9 @@ pub(crate) fn sample(metric: &str, value: f64) -> pb::Sample {
     pb::Sample { metric: metric.to_owned(), value: Some(value), unit: String::new(), time_ms: None }
 }
 
+/// Of the node itself: a device that is heard of for the first time would be an event, which counts as well.
 pub(crate) fn batch(id: &str, samples: Vec<pb::Sample>) -> pb::TelemetryBatch {
-    pb::TelemetryBatch { device: "shed".to_owned(), samples, id: id.to_owned() }
+    pb::TelemetryBatch { device: String::new(), samples, id: id.to_owned() }
 }
 
 fn event(kind: &str) -> pb::Event {
@@ -63,7 +64,7 @@ async fn what_it_accepts_is_on_disk_and_is_one_record_when_repeated() {
         let channel = channel(agent.api()).await;
         let mut telemetry = TelemetryClient::new(channel.clone());
         let one =
-            pb::SubmitRequest { device: "shed".into(), sample: Some(sample("t", 1.5)), id: "one".into() };
+            pb::SubmitRequest { device: String::new(), sample: Some(sample("t", 1.5)), id: "one".into() };
         let told = telemetry.submit(one).await.unwrap().into_inner();
         assert_eq!((told.accepted, told.repeated), (1, round));
         let many = batch("many", vec![sample("t", 2.0), sample("u", 3.0)]);
@@ -248,6 +249,44 @@ async fn commands_are_asked_for_watched_taken_and_reported() {
     assert_eq!(all.message().await.unwrap_err().code(), Code::Unavailable);
     assert_eq!(taken.message().await.unwrap_err().code(), Code::Unavailable);
     stopping.await.unwrap();
+}
+
+#[tokio::test]
+async fn configuration_and_devices_are_told() {
+    let (_folder, config) = quiet("grpc-8");
+    let agent = start(config).await;
+    let channel = channel(agent.api()).await;
+    let mut config = ConfigClient::new(channel.clone());
+    let found = config.get(pb::GetConfigRequest {}).await.unwrap().into_inner();
+    let over_rest = get_json(&url(&agent, "/api/v1/config")).await;
+    assert_eq!(
+        (json!(found.state), json!(found.tag)),
+        (over_rest["state"].clone(), over_rest["tag"].clone())
+    );
+    let mut watched = config.watch(pb::WatchConfigRequest::default()).await.unwrap().into_inner();
+    assert_eq!(watched.message().await.unwrap().unwrap(), found, "what there is comes at once");
+    let mut devices = DevicesClient::new(channel);
+    let wanted = pb::RegisterDeviceRequest {
+        id: "shed".into(),
+        kind: Some("microclaw".into()),
+        heartbeat_s: Some(60.0),
+        ..Default::default()
+    };
+    let made = devices.register(wanted.clone()).await.unwrap().into_inner();
+    assert_eq!((made.id.as_str(), made.kind.as_str(), made.heartbeat_s), ("shed", "microclaw", Some(60.0)));
+    let listed = devices.list(pb::ListDevicesRequest {}).await.unwrap().into_inner().items;
+    assert_eq!(listed.iter().map(|device| device.id.as_str()).collect::<Vec<_>>(), ["shed"]);
+    for (wrong, pointer) in [
+        (pb::RegisterDeviceRequest { kind: Some(String::new()), ..wanted.clone() }, "/kind: "),
+        (pb::RegisterDeviceRequest { heartbeat_s: Some(-1.0), ..wanted }, "/heartbeat_s: "),
+    ] {
+        let refused = devices.register(wrong).await.unwrap_err();
+        assert!(
+            refused.code() == Code::InvalidArgument && refused.message().starts_with(pointer),
+            "{refused}"
+        );
+    }
+    agent.stop().await;
 }
 
 #[tokio::test]

@@ -130,6 +130,63 @@ struct HeldConfig {
     retry: u64,
 }
 
+/// What somebody declares of a device; what is absent stays as it is.
+#[derive(ToSchema)]
+struct DeclaredDevice {
+    #[schema(min_length = 1, max_length = 63)]
+    kind: Option<String>,
+    #[schema(max_length = 256)]
+    name: Option<String>,
+    #[schema(min_length = 1, max_length = 63)]
+    firmware: Option<String>,
+    #[schema(max_items = 32)]
+    capabilities: Option<Vec<String>>,
+    /// How often it is heard at least; 0 takes that back.
+    #[schema(minimum = 0, maximum = 2678400)]
+    heartbeat_s: Option<f64>,
+    /// How long it sleeps between two words; 0 takes that back.
+    #[schema(minimum = 0, maximum = 2678400)]
+    sleep_s: Option<f64>,
+}
+
+#[derive(ToSchema)]
+struct DeviceSleep {
+    #[schema(minimum = 0, maximum = 2678400)]
+    for_s: f64,
+}
+
+#[derive(ToSchema)]
+struct DeviceList {
+    items: Vec<Device>,
+    limit: u64,
+}
+
+#[derive(ToSchema)]
+struct Device {
+    id: String,
+    #[schema(nullable = false)]
+    kind: Option<String>,
+    #[schema(nullable = false)]
+    name: Option<String>,
+    #[schema(nullable = false)]
+    firmware: Option<String>,
+    capabilities: Vec<String>,
+    state: String,
+    since_ms: i64,
+    #[schema(nullable = false)]
+    last_seen_ms: Option<i64>,
+    #[schema(nullable = false)]
+    until_ms: Option<i64>,
+    #[schema(nullable = false)]
+    heartbeat_s: Option<f64>,
+    #[schema(nullable = false)]
+    sleep_s: Option<f64>,
+    /// `explicit` or `auto`.
+    registered: String,
+    registered_ms: i64,
+    unsequenced: bool,
+}
+
 /// The account of what was accepted, as far as the node knows it.
 #[derive(ToSchema)]
 struct Ledger {
@@ -409,6 +466,7 @@ reads! {
     outbox "/api/v1/outbox" "What the outbox holds." Outbox;
     ledger "/api/v1/ledger" "The node's own account." Ledger;
     queue "/api/v1/queue" "Commands that wait and run." Queue;
+    devices "/api/v1/devices" "The devices behind this node." DeviceList;
 }
 
 writes! {
@@ -418,6 +476,32 @@ writes! {
     command_older "/api/command" "The same." Wanted => 202 Enqueued;
     report "/report" "A reading as gateways in the field send it." Report => 201 Taken;
     batch "/batch" "Readings as gateways in the field send them." Batch => 201 Taken;
+}
+
+macro_rules! at_devices {
+    ($($name:ident $method:ident $path:literal $what:literal ($($request:tt)*) $(($($answer:tt)*))*;)*) => {$(
+        #[utoipa::path($method, path = $path, description = $what, $($request)*
+            params(("id" = String, Path, description = "The device's id, 1 to 63 bytes.")),
+            responses(
+            $(($($answer)*),)*
+            (status = 400, description = "It is not JSON, or no device's id.", body = Problem, content_type = "application/problem+json"),
+            (status = 404, description = "There is no such device.", body = Problem, content_type = "application/problem+json"),
+            (status = 409, description = "There are as many devices as there may be.", body = Problem, content_type = "application/problem+json"),
+            (status = 413, description = "Over 256 KiB.", body = Problem, content_type = "application/problem+json"),
+            (status = 415, description = "Send `application/json`.", body = Problem, content_type = "application/problem+json"),
+            (status = 422, description = "A field is wrong: see `pointer`.", body = Problem, content_type = "application/problem+json"),
+            (status = 503, description = "The disk is out of order, or the agent is stopping.", body = Problem, content_type = "application/problem+json"),
+        ))]
+        fn $name() {}
+    )*};
+}
+
+at_devices! {
+    device get "/api/v1/devices/{id}" "One device." () (status = 200, description = "As asked.", body = Device, content_type = "application/json");
+    declare put "/api/v1/devices/{id}" "Declares a device; what is absent stays as it is." (request_body = DeclaredDevice,) (status = 200, description = "It was known.", body = Device, content_type = "application/json") (status = 201, description = "It is new.", body = Device, content_type = "application/json");
+    declare_too post "/api/v1/devices/{id}" "The same." (request_body = DeclaredDevice,) (status = 200, description = "It was known.", body = Device, content_type = "application/json") (status = 201, description = "It is new.", body = Device, content_type = "application/json");
+    forget delete "/api/v1/devices/{id}" "Forgets a device." () (status = 204, description = "It is gone.");
+    device_sleeps post "/api/v1/devices/{id}/sleep" "A device goes to sleep." (request_body = DeviceSleep,) (status = 200, description = "It may be silent.", body = Device, content_type = "application/json");
 }
 
 /// What the hub desires: at once, or as soon as it is another than the one named.
@@ -485,7 +569,7 @@ fn take() {}
     servers((url = "http://127.0.0.1:9099")),
     paths(
         healthz, health, status, outbox, ledger, queue, telemetry, events, command, command_older, report, batch, metrics,
-        openapi, config, one, extend, local_report, take
+        openapi, config, devices, device, declare, declare_too, forget, device_sleeps, one, extend, local_report, take
     )
 )]
 struct Edge;

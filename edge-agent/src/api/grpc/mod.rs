@@ -5,6 +5,7 @@
 pub(crate) mod codec;
 mod commands;
 mod config;
+mod devices;
 mod local;
 mod state;
 mod write;
@@ -23,9 +24,9 @@ use tonic::{Status, codegen::Service, server::NamedService};
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 use self::pb::{
-    commands_server::CommandsServer, config_server::ConfigServer, events_server::EventsServer,
-    ledger_server::LedgerServer, local_server::LocalServer, outbox_server::OutboxServer,
-    status_server::StatusServer, telemetry_server::TelemetryServer,
+    commands_server::CommandsServer, config_server::ConfigServer, devices_server::DevicesServer,
+    events_server::EventsServer, ledger_server::LedgerServer, local_server::LocalServer,
+    outbox_server::OutboxServer, status_server::StatusServer, telemetry_server::TelemetryServer,
 };
 use super::{BODY_BYTES, http::Api, problem::Problem};
 
@@ -79,6 +80,7 @@ pub(super) async fn routes(api: &Arc<Api>) -> Router<Arc<Api>> {
         CommandsServer,
         LocalServer,
         ConfigServer,
+        DevicesServer,
         OutboxServer,
         LedgerServer,
         StatusServer
