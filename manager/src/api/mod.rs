@@ -7,6 +7,7 @@ mod access;
 pub mod any;
 mod audit;
 mod commands;
+mod config;
 mod devices;
 mod enrolment;
 mod events;
@@ -235,6 +236,27 @@ fn routes() -> Routes {
         .on(viewer, Method::GET, "/api/v1/commands/{id}/why", why::of_command)
         .on(operator, Method::POST, "/api/v1/commands/{id}/cancel", commands::cancel)
         .on(viewer, Method::GET, "/api/v1/events", events::list)
+        .on(viewer, Method::GET, "/api/v1/nodes/{id}/config", config::of_node)
+        .on(operator, Method::POST, "/api/v1/nodes/{id}/config/retry", config::retry)
+        .on(viewer, Method::GET, "/api/v1/config", config::list)
+        .on(viewer, Method::GET, "/api/v1/config/fleet", config::get)
+        .on(operator, Method::PUT, "/api/v1/config/fleet", config::put)
+        .on(operator, Method::PATCH, "/api/v1/config/fleet", config::patch)
+        .on(operator, Method::DELETE, "/api/v1/config/fleet", config::remove)
+        .on(operator, Method::POST, "/api/v1/config/fleet/rollback", config::rollback)
+        .on(viewer, Method::GET, "/api/v1/config/fleet/revisions", config::revisions)
+        .on(viewer, Method::GET, "/api/v1/config/fleet/revisions/{revision}", config::revision)
+        .on(viewer, Method::GET, "/api/v1/config/{kind}/{name}", config::get)
+        .on(operator, Method::PUT, "/api/v1/config/{kind}/{name}", config::put)
+        .on(operator, Method::PATCH, "/api/v1/config/{kind}/{name}", config::patch)
+        .on(operator, Method::DELETE, "/api/v1/config/{kind}/{name}", config::remove)
+        .on(operator, Method::POST, "/api/v1/config/{kind}/{name}/rollback", config::rollback)
+        .on(viewer, Method::GET, "/api/v1/config/{kind}/{name}/revisions", config::revisions)
+        .on(viewer, Method::GET, "/api/v1/config/{kind}/{name}/revisions/{revision}", config::revision)
+        .on(viewer, Method::GET, "/api/v1/config-schema", config::schema)
+        .on(operator, Method::PUT, "/api/v1/config-schema", config::put_schema)
+        .on(operator, Method::DELETE, "/api/v1/config-schema", config::remove_schema)
+        .on(viewer, Method::GET, "/api/v1/config-schema/revisions", config::schema_revisions)
         .on(viewer, Method::GET, "/api/v1/groups", groups::list)
         .on(viewer, Method::GET, "/api/v1/groups/{name}", groups::get)
         .on(operator, Method::PUT, "/api/v1/groups/{name}", groups::put)

@@ -2,6 +2,8 @@
 //!
 //! Owns field names only. Holds no logic; times are Unix milliseconds, lists are `{items, next}`.
 
+pub mod config;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -134,9 +136,12 @@ pub struct ConfigVersions {
     /// Wanted.
     #[serde(default)]
     pub desired_version: Option<String>,
-    /// Told.
+    /// Told: the one that runs.
     #[serde(default)]
     pub reported_version: Option<String>,
+    /// `unmanaged|in_sync|pending|failed|offline`.
+    #[serde(default)]
+    pub state: String,
 }
 
 /// The answer of a telemetry query.

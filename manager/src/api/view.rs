@@ -4,6 +4,7 @@ use fleet_schemas::MetricName;
 
 use super::shapes;
 use crate::core::{
+    config,
     devices::{self, Device},
     fleet::{Location, Node, Vital},
     ledger::Account,
@@ -41,7 +42,7 @@ pub(super) fn node(node: &Node, devices_count: usize, enrolment: shapes::Enrolme
             quota_bytes: vital.outbox.quota_bytes,
         }),
         devices_count,
-        config: shapes::ConfigVersions::default(),
+        config: versions_of(node),
         enrolment,
     }
 }
@@ -75,6 +76,15 @@ pub(super) fn sleep_on(device: &mut shapes::Device) {
         device.last_seen_ms.zip(device.sleep_ms).map(|(seen, span)| seen.saturating_add_unsigned(span));
     if device.until_ms.is_some() {
         device.until_ms = device.until_ms.max(again);
+    }
+}
+
+fn versions_of(node: &Node) -> shapes::ConfigVersions {
+    let reported = node.record.config.as_ref();
+    shapes::ConfigVersions {
+        desired_version: node.wanted.map(|wanted| config::version(wanted.version)),
+        reported_version: reported.and_then(|told| told.applied).map(|held| config::version(held.version)),
+        state: config::state(node).as_str().to_owned(),
     }
 }
 

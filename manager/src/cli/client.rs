@@ -138,22 +138,23 @@ impl Client {
         path: &[&str],
         body: Option<&Value>,
     ) -> Result<Value, Failure> {
-        self.change_once(method, path, body, None).await
+        self.change_with(method, path, &[], body, None).await
     }
 
-    /// The same; given again with the same key, the hub does it only once.
+    /// The same with a query; given again with the same key, the hub does it only once.
     ///
     /// # Errors
     /// [`Failure`].
-    pub(super) async fn change_once(
+    pub(super) async fn change_with(
         &self,
         method: Method,
         path: &[&str],
+        query: &[(&str, &str)],
         body: Option<&Value>,
         key: Option<&str>,
     ) -> Result<Value, Failure> {
         let merge = method == Method::PATCH;
-        let mut request = self.request(method, path, &[])?;
+        let mut request = self.request(method, path, query)?;
         if let Some(key) = key {
             request = request.header("idempotency-key", key);
         }

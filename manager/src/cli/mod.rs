@@ -8,6 +8,7 @@ mod audit;
 mod bench;
 mod client;
 mod command;
+mod config;
 mod contexts;
 mod decode;
 mod doctor;
@@ -52,7 +53,7 @@ use output::{Format, Out};
 pub use serve::{DemoArgs, HubArgs, ListenArgs};
 pub use target::ADMIN;
 
-use crate::config;
+use crate::config::DATA;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -104,7 +105,7 @@ impl Common {
     /// The hub's data folder.
     #[must_use]
     pub fn data(&self) -> &Path {
-        self.data.as_deref().unwrap_or(Path::new(config::DATA))
+        self.data.as_deref().unwrap_or(Path::new(DATA))
     }
 }
 
@@ -123,6 +124,9 @@ enum Verb {
     /// Saved selectors
     #[command(subcommand)]
     Group(group::GroupVerb),
+    /// Settings of nodes: set for all, a group, a site or one; who follows, and why one does not
+    #[command(subcommand)]
+    Config(config::ConfigVerb),
     /// Tokens that machines join with
     #[command(subcommand)]
     JoinToken(join_token::JoinTokenVerb),
@@ -205,6 +209,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Node(verb) => node::run(verb, &context()?).await,
         Verb::Command(verb) => command::run(verb, &context()?).await,
         Verb::Group(verb) => group::run(verb, &context()?).await,
+        Verb::Config(verb) => config::run(verb, &context()?).await,
         Verb::JoinToken(verb) => join_token::run(verb, &context()?).await,
         Verb::FieldToken(verb) => field_token::run(verb, &context()?).await,
         Verb::Gene(verb) => gene::run(verb, &context()?).await,

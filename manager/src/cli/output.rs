@@ -179,12 +179,14 @@ impl Cell {
 #[must_use]
 pub(super) fn tone(state: &str) -> Tone {
     match state {
-        "online" | "balanced" | "ready" | "active" | "enrolled" | "succeeded" => Tone::Good,
+        "online" | "balanced" | "ready" | "active" | "enrolled" | "succeeded" | "in_sync" => Tone::Good,
         "suspect" | "late" | "pending" | "warning" => Tone::Warning,
         "offline" | "broken" | "error" | "critical" | "failed" | "revoked" | "timed_out" | "rejected" => {
             Tone::Bad
         }
-        "sleeping" | "unknown" | "used" | "expired" | "none" | "canceled" | "superseded" => Tone::Faint,
+        "sleeping" | "unknown" | "used" | "expired" | "none" | "canceled" | "superseded" | "unmanaged" => {
+            Tone::Faint
+        }
         _ => Tone::Plain,
     }
 }

@@ -7,6 +7,7 @@
 
 mod docs;
 mod follow;
+pub mod history;
 mod merge;
 mod settings;
 mod standing;
@@ -28,7 +29,7 @@ pub use follow::{Change, Effects, Plan, Rows, Told, advance, decide, hear, load,
 pub(super) use follow::{may_select, regroup};
 pub use merge::{Difference, Merged, differences, merge};
 pub use settings::{Affected, ConfigError, Edit, Edited};
-pub use standing::{State, count, state, why};
+pub use standing::{State, count, stands, state, unfit, why};
 
 /// Revisions of a layer that are kept, to be looked at and returned to.
 pub const REVISIONS: u64 = 100;

@@ -57,6 +57,7 @@ catalogue! {
     NODE_LAST_SEEN = gauge("fleet_node_last_seen_timestamp_seconds", &["node"], "When the node was last heard, hub time.");
     NODE_OUTBOX = gauge("fleet_node_outbox_records", &["node"], "Records at the node that the hub has not yet accounted for.");
     NODES = gauge("fleet_nodes", &["state"], "Nodes by presence state.");
+    CONFIG_NODES = gauge("fleet_config_nodes", &["state"], "Nodes by whether they follow their configuration.");
     NODES_UNLISTED = gauge("fleet_nodes_unlisted", &[], "Nodes beyond the cap, left out of the per-node metrics.");
     MESSAGES = counter("fleet_ingest_messages_total", &[], "Messages of nodes consumed.");
     PAYLOAD_BYTES = counter("fleet_ingest_payload_bytes_total", &[], "Their payloads.");

@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     core::{
+        config,
         fleet::Node,
         ledger::{Account, Standing},
         presence::State,
@@ -85,18 +86,22 @@ pub fn scrape(hub: &Hub, streams: usize) -> Result<Scrape, crate::consume::Error
 }
 
 fn nodes(hub: &Hub, scrape: &mut Scrape) {
-    let (listed, states, all, waiting) = hub.with_fleet(|fleet| {
+    let (listed, states, follow, all, waiting) = hub.with_fleet(|fleet| {
         let mut states: BTreeMap<&str, u64> = STATES.map(|state| (state, 0)).into();
         for node in fleet.nodes.values() {
             *states.entry(node.record.presence.state.as_str()).or_default() += 1;
         }
         let listed: Vec<_> = fleet.nodes.values().take(NODES).map(|node| Listed::of(node)).collect();
-        (listed, states, fleet.nodes.len(), fleet.commands.waiting())
+        let follow = config::count(fleet.nodes.values().map(|node| &**node));
+        (listed, states, follow, fleet.nodes.len(), fleet.commands.waiting())
     });
     scrape.set(&c::COMMANDS_OPEN, &[], waiting.commands as f64);
     scrape.set(&c::EXECUTIONS_OPEN, &[], waiting.executions as f64);
     for (state, count) in states {
         scrape.set(&c::NODES, &[state], count as f64);
+    }
+    for (state, count) in follow {
+        scrape.set(&c::CONFIG_NODES, &[state.as_str()], count as f64);
     }
     scrape.set(&c::NODES_UNLISTED, &[], (all - listed.len()) as f64);
     for node in listed {

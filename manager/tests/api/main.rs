@@ -4,6 +4,7 @@
 mod cli;
 mod command_cli;
 mod commands;
+mod config;
 mod feed;
 mod given;
 mod http;

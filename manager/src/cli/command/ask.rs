@@ -41,7 +41,7 @@ pub(super) async fn run(args: &RunArgs, context: &Context) -> Result<(), Failure
         return dry_run(args, context).await;
     }
     let key = args.idempotency_key.as_deref();
-    let value = client.change_once(Method::POST, &COMMANDS, Some(&body), key).await?;
+    let value = client.change_with(Method::POST, &COMMANDS, &[], Some(&body), key).await?;
     let made: BriefCommand = read(std::slice::from_ref(&value))?.remove(0);
     if args.no_wait {
         return out.show(&value, || {

@@ -160,12 +160,8 @@ fn place_of(groups: &[(String, Selector)], node: &Node) -> Place {
 /// [`ConfigError`].
 pub fn decide(fleet: &Fleet, edit: &Edit, by: &str, now_ms: i64) -> Result<Edited, ConfigError> {
     let plan = &fleet.config;
-    let layer = match edit {
-        Edit::Put { layer, .. } | Edit::Patch { layer, .. } | Edit::Return { layer, .. } => Some(layer),
-        Edit::Schema { .. } => None,
-    };
     let mut joined = None;
-    if let Some(layer) = layer.filter(|layer| plan.settings.current(layer).is_none()) {
+    if let Some(layer) = edit.layer().filter(|layer| plan.settings.current(layer).is_none()) {
         let is_there = match layer {
             Layer::Fleet | Layer::Site(_) => true,
             Layer::Group(name) => fleet.groups.contains_key(name),

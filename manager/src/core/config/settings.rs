@@ -56,12 +56,48 @@ pub enum Edit {
     },
 }
 
+impl Edit {
+    /// The layer; none for the schema.
+    #[must_use]
+    pub fn layer(&self) -> Option<&Layer> {
+        match self {
+            Self::Put { layer, .. } | Self::Patch { layer, .. } | Self::Return { layer, .. } => Some(layer),
+            Self::Schema { .. } => None,
+        }
+    }
+
+    /// The revision that it is meant to follow.
+    #[must_use]
+    pub fn expected(&self) -> Option<u64> {
+        match self {
+            Self::Put { expected, .. }
+            | Self::Patch { expected, .. }
+            | Self::Return { expected, .. }
+            | Self::Schema { expected, .. } => *expected,
+        }
+    }
+
+    /// The same, meant to follow this revision.
+    #[must_use]
+    pub fn expecting(mut self, revision: u64) -> Self {
+        match &mut self {
+            Self::Put { expected, .. }
+            | Self::Patch { expected, .. }
+            | Self::Return { expected, .. }
+            | Self::Schema { expected, .. } => *expected = Some(revision),
+        }
+        self
+    }
+}
+
 /// What a change does.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Edited {
     /// The layer that has a new revision; `None` for the schema.
     pub layer: Option<Layer>,
-    /// That revision; absent when the document stays the same.
+    /// The revision that it follows; 0 for none.
+    pub base: u64,
+    /// The new revision; absent when the document stays the same.
     pub revision: Option<Revision>,
     /// The nodes whose document changes.
     pub affected: Vec<Affected>,
@@ -143,8 +179,9 @@ impl Settings {
     ) -> Result<Edited, ConfigError> {
         let (layer, doc, returned_to) = self.asked(edit)?;
         let current = layer.as_ref().map_or(self.schema.as_ref(), |layer| self.current(layer));
+        let base = current.map_or(0, |current| current.number);
         if current.map_or(doc == empty(), |current| current.doc == doc) {
-            return Ok(Edited { layer, revision: None, affected: Vec::new() });
+            return Ok(Edited { layer, base, revision: None, affected: Vec::new() });
         }
         let affected = match &layer {
             Some(layer) => {
@@ -156,21 +193,15 @@ impl Settings {
                 Vec::new()
             }
         };
-        let number = current.map_or(0, |current| current.number) + 1;
-        let revision = Revision { number, doc, at_ms: now_ms, by: by.to_owned(), returned_to };
-        Ok(Edited { layer, revision: Some(revision), affected })
+        let revision = Revision { number: base + 1, doc, at_ms: now_ms, by: by.to_owned(), returned_to };
+        Ok(Edited { layer, base, revision: Some(revision), affected })
     }
 
     fn asked(&self, edit: &Edit) -> Result<(Option<Layer>, Value, Option<u64>), ConfigError> {
-        let (layer, expected) = match edit {
-            Edit::Put { layer, expected, .. }
-            | Edit::Patch { layer, expected, .. }
-            | Edit::Return { layer, expected, .. } => (Some(layer.clone()), *expected),
-            Edit::Schema { expected, .. } => (None, *expected),
-        };
+        let layer = edit.layer().cloned();
         let current = layer.as_ref().map_or(self.schema.as_ref(), |layer| self.current(layer));
         let number = current.map_or(0, |revision| revision.number);
-        if let Some(expected) = expected.filter(|expected| *expected != number) {
+        if let Some(expected) = edit.expected().filter(|expected| *expected != number) {
             let layer = layer.map_or_else(|| "the schema".to_owned(), |layer| layer.to_string());
             return Err(ConfigError::Conflict { layer, current: number, expected });
         }

@@ -42,8 +42,11 @@ impl State {
 /// Whether a node follows, by its last word.
 #[must_use]
 pub fn state(node: &Node) -> State {
-    let (Some(wanted), Some(reported)) = (node.wanted, &node.record.config) else { return State::Unmanaged };
-    let Reported { received, applied, failed } = &**reported;
+    let Some(wanted) = node.wanted else { return State::Unmanaged };
+    let Some(Reported { received, applied, failed }) = node.record.config.as_deref() else {
+        // One that was never heard may take some.
+        return if node.record.session.is_some() { State::Unmanaged } else { State::Offline };
+    };
     let has = received.is_some_and(|held| wanted.is(&held));
     let runs = applied.is_some_and(|held| (held.version, held.hash) == (wanted.version, wanted.hash));
     match (has, runs) {
@@ -73,7 +76,9 @@ pub fn why(fleet: &Fleet, node: &Node) -> Vec<String> {
     told
 }
 
-fn stands(node: &Node) -> String {
+/// Where a node stands, in a sentence.
+#[must_use]
+pub fn stands(node: &Node) -> String {
     let id = &node.record.id;
     let Some(wanted) = node.wanted else {
         return match node.record.config {
@@ -88,7 +93,7 @@ fn stands(node: &Node) -> String {
                 "{id} is to have version {version_wanted}, but its agent takes no configuration; update it"
             )
         } else {
-            format!("{id} is to have version {version_wanted} and was never connected")
+            format!("{id} was never connected: version {version_wanted} waits at the hub until it is")
         };
     };
     let runs = match reported.applied {
@@ -124,8 +129,9 @@ fn stands(node: &Node) -> String {
     }
 }
 
-/// What its layers say and it cannot have.
-fn unfit(fleet: &Fleet, node: &Node) -> Option<String> {
+/// Why a node is not given what its layers say, if it is not.
+#[must_use]
+pub fn unfit(fleet: &Fleet, node: &Node) -> Option<String> {
     let plan = &fleet.config;
     let place = place(plan, node);
     let mut docs = Docs::new(plan.settings());
@@ -149,10 +155,7 @@ fn sources(fleet: &Fleet, node: &Node) -> Vec<String> {
             Layer::Site(name) => format!("site {name}"),
             Layer::Node(_) => "this node alone".to_owned(),
         };
-        Some(format!(
-            "{layer} (for {whose}) is at revision {}, by {}, Unix milliseconds {}",
-            revision.number, revision.by, revision.at_ms
-        ))
+        Some(format!("{layer} (for {whose}) is at revision {}, by {}", revision.number, revision.by))
     });
     layers.collect()
 }
