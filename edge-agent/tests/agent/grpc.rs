@@ -257,8 +257,9 @@ async fn configuration_and_devices_are_told() {
     let agent = start(config).await;
     let channel = channel(agent.api()).await;
     let mut config = ConfigClient::new(channel.clone());
+    let asked = async || get_json(&url(&agent, "/api/v1/config")).await;
+    let over_rest = until("the outbox tells", asked, |told| told["state"] == "none").await;
     let found = config.get(pb::GetConfigRequest {}).await.unwrap().into_inner();
-    let over_rest = get_json(&url(&agent, "/api/v1/config")).await;
     assert_eq!(
         (json!(found.state), json!(found.tag)),
         (over_rest["state"].clone(), over_rest["tag"].clone())
