@@ -53,8 +53,10 @@ class Agent:
         with urllib.request.urlopen(f"http://{self.address}{path}", timeout=10) as answer:
             return json.load(answer)
 
-    def held(self):
-        return self.get("/api/v1/outbox")["held_records"]
+    def samples(self):
+        """Samples held: events are also raised by the agent itself, as for a device that it hears of."""
+        outbox = self.get("/api/v1/outbox")
+        return outbox["held_records"] - outbox["lanes"]["event"]["held_records"]
 
     def stop(self):
         if self.process.poll() is None:
@@ -73,7 +75,7 @@ def documented(agent):
     if said.returncode:
         raise Failure(f"the documented script: {said.stderr.strip()[-600:]}")
     check(said.stdout.splitlines()[-1], "10 batches are on disk, 10 records", "the documented script")
-    check(agent.held(), 10, "records after the documented script")
+    check(agent.samples(), 10, "samples after the documented script")
 
 
 def reflected(agent):
@@ -105,7 +107,7 @@ def reflected(agent):
     except grpc.RpcError as refused:
         check(refused.code(), grpc.StatusCode.INVALID_ARGUMENT, "the code of a mistake")
         check(refused.details().startswith("/samples/1/value: "), True, f"a pointer in {refused.details()!r}")
-    check(agent.held(), 12, "records at the end")
+    check(agent.samples(), 11, "samples at the end")
 
 
 def schemathesis(agent, out):
