@@ -16,7 +16,7 @@ use toml::{Table, Value};
 use crate::{
     api, clock,
     collect::{driver, file, scrape, system},
-    commands, desired, devices, log, mqtt, outbox, rules,
+    commands, desired, devices, log, mqtt, outbox, rules, upload,
 };
 
 /// The file's name in the data folder.
@@ -50,6 +50,8 @@ pub struct Config {
     pub desired: desired::Config,
     /// How much is logged.
     pub log: log::Config,
+    /// When records go up, and how many bytes they may take.
+    pub upload: upload::Config,
     /// Local rules and their outputs.
     pub rules: rules::Config,
     /// The devices behind the node.
@@ -109,6 +111,7 @@ impl Default for Config {
             commands: commands::Config::default(),
             desired: desired::Config::default(),
             log: log::Config::default(),
+            upload: upload::Config::default(),
             rules: rules::Config::default(),
             devices: devices::Config::default(),
             driver: Vec::new(),
@@ -187,6 +190,13 @@ pub enum ConfigError {
         /// Why not.
         source: IdError,
     },
+}
+
+impl ConfigError {
+    /// `[upload]` is wrong.
+    pub(crate) fn upload(why: String) -> Self {
+        Self::Section { section: "upload", name: String::new(), why }
+    }
 }
 
 impl Config {
@@ -311,6 +321,13 @@ impl Config {
                 return wrong(section, "", format!("at most {DRIVERS} may be listed"));
             }
         }
+        let both = |driver: &&driver::Config| driver.every.is_some() && driver.cron.is_some();
+        if let Some(driver) = self.driver.iter().find(both) {
+            return wrong("driver", &driver.name, "it has every_s and cron; choose one".to_owned());
+        }
+        if let Err(why) = self.upload.policy() {
+            return wrong("upload", "", why);
+        }
         for file in &self.file {
             if let Err(why) = file.check() {
                 return wrong("file", &file.path, why);
@@ -378,8 +395,10 @@ const OTHER_VARIABLES: [&str; 9] = [
     "FLEET_TOKEN",
 ];
 /// The sections whose settings have variables: `FLEET_OUTBOX_UPLOAD_S` is `upload_s` under `[outbox]`.
-const SECTIONS: [&str; 11] =
-    ["node", "hub", "api", "outbox", "clock", "system", "commands", "desired", "devices", "log", "rules"];
+const SECTIONS: [&str; 12] = [
+    "node", "hub", "api", "outbox", "clock", "system", "commands", "desired", "devices", "log", "rules",
+    "upload",
+];
 
 /// Puts `FLEET_{SECTION}_{KEY}` over the file. The value is TOML where it reads as such, else text.
 fn overlay(table: &mut Table, variables: &[(String, String)]) -> Result<(), ConfigError> {

@@ -25,3 +25,4 @@ pub mod run;
 mod stop;
 pub mod store;
 pub mod uplink;
+pub mod upload;

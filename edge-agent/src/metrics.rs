@@ -77,6 +77,9 @@ const OUTBOX_FAILURES: Family = counter(
     "Times the outbox had to be opened again after an error.",
 );
 
+const BUDGET_USED: Family =
+    gauge("fleet_agent_budget_used_bytes", &["period"], "Bytes used of this hour's or day's budget.");
+const BUDGET: Family = gauge("fleet_agent_budget_bytes", &["period"], "Bytes of an hour's or day's budget.");
 const RULES: Family = gauge("fleet_agent_rules", &[], "Local rules that are judged.");
 const ALERTS_FIRING: Family = gauge("fleet_agent_alerts_firing", &[], "Alerts of local rules that fire.");
 const ALERT_OUTPUTS: Family = counter(
@@ -113,6 +116,8 @@ pub const CATALOGUE: &[Family] = &[
     OUTBOX_BYTES,
     OUTBOX_QUOTA,
     OUTBOX_FAILURES,
+    BUDGET_USED,
+    BUDGET,
     RULES,
     ALERTS_FIRING,
     ALERT_OUTPUTS,
@@ -189,6 +194,11 @@ impl Metrics {
 
     pub(crate) fn answered(&self, code: u16) {
         register_counter(&self.recorder, &REQUESTS, &[&code.to_string()]).increment(1);
+    }
+
+    pub(crate) fn budget(&self, period: &str, used: u64, budget: u64) {
+        register_gauge(&self.recorder, &BUDGET_USED, &[period]).set(used as f64);
+        register_gauge(&self.recorder, &BUDGET, &[period]).set(budget as f64);
     }
 
     pub(crate) fn alert_output(&self, output: &str, result: &'static str) {

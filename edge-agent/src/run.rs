@@ -205,8 +205,9 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<E
 ///
 /// # Errors
 /// [`StartError`]: nothing is left running.
-pub async fn start(config: Config) -> Result<Handle, StartError> {
+pub async fn start(mut config: Config) -> Result<Handle, StartError> {
     config.check()?;
+    config.outbox.policy = config.upload.policy().map_err(ConfigError::upload)?;
     make_folder(&config.data)?;
     let Role { node, name, way } = role(&config)?;
     // Bound first: an address that is taken must not cost an opening of the outbox.

@@ -41,6 +41,7 @@ use crate::{
         Now, config as configuration,
         devices::{Devices, Policy, Register},
         lanes::{Lanes, Stream, StreamNo},
+        upload::{self, Budgets, Meter},
     },
     store::{
         outbox::{Outbox, Write},
@@ -149,6 +150,8 @@ pub struct Status {
     pub pending: Pending,
     /// Size and quota.
     pub outbox: OutboxUse,
+    /// Bytes used of the budgets.
+    pub budgets: Budgets,
     /// Records declared lost since the file was opened.
     pub lost: u64,
     /// Rows found damaged when the file was opened.
@@ -213,6 +216,7 @@ pub struct Uplink {
     lost: u64,
     damaged_rows: u64,
     commands: Commands,
+    meter: Meter,
     following: Following,
     used: once::Used,
     devices: Devices,
@@ -265,12 +269,21 @@ impl Uplink {
             lost: 0,
             damaged_rows: found.damaged_rows,
             commands: Commands::new(found.commands),
+            meter: Meter::new(upload::Policy::default(), found.spent, now),
             following: Following::new(found.config),
             used: once::Used::found(found.names),
             devices: Devices::found(config.devices, found.devices, now),
             sealed_up_ms: 0,
             said_up_ms: 0,
         })
+    }
+
+    /// When records go up from now on, and how many bytes they may take. What was used stays used.
+    pub fn set_upload(&mut self, policy: upload::Policy, now: Now) {
+        if *self.meter.policy() != policy {
+            self.meter.set(policy);
+            self.seal_due = self.meter.next_seal(self.config.upload, now);
+        }
     }
 
     /// The will for a session: topic and payload.
@@ -347,6 +360,7 @@ impl Uplink {
             lanes: Lane::ALL.iter().map(lane).collect(),
             pending: self.pending(),
             outbox: self.outbox_use(),
+            budgets: self.meter.view(),
             lost: self.lost,
             damaged_rows: self.damaged_rows,
             system: self.system.clone(),

@@ -36,6 +36,8 @@ pub enum Lost {
     EdgeStateLost,
     /// The hub was restored from a backup older than what the edge still holds.
     HubRollback,
+    /// The byte budget of a metered link was gone, and the policy is not to wait.
+    Budget,
     /// The node had already delivered them to another hub.
     Moved,
     /// A reason that this build does not know.
@@ -53,6 +55,7 @@ impl Lost {
             Self::EdgeCorrupt => "edge_corrupt",
             Self::EdgeStateLost => "edge_state_lost",
             Self::HubRollback => "hub_rollback",
+            Self::Budget => "budget",
             Self::Moved => "moved",
             Self::Other => "other",
         }

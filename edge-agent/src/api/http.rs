@@ -131,6 +131,11 @@ async fn metrics(State(api): Shared) -> Answer {
         metrics.outbox_lost.set(view.lost_records as f64);
         metrics.outbox_bytes.set(view.bytes as f64);
         metrics.outbox_quota.set(view.quota_bytes as f64);
+        for (period, budget) in [("hour", view.hour_budget), ("day", view.day_budget)] {
+            if let Some(budget) = budget {
+                metrics.budget(period, budget.used_bytes, budget.budget_bytes);
+            }
+        }
     }
     let page = api.metrics.render();
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], page).into_response())

@@ -32,7 +32,7 @@ pub(crate) use http::Api;
 pub(crate) use listen::{Bound, bind, serve};
 pub(crate) use places::Places;
 pub use view::Facts;
-pub use view::{AccountView, LaneView, LedgerView, OutboxView, StatusView, StreamView};
+pub use view::{AccountView, BudgetView, LaneView, LedgerView, OutboxView, StatusView, StreamView};
 
 use crate::config::seconds;
 

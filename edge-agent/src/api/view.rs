@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::config::ConfigView;
 use crate::{
-    core::Now,
+    core::{Now, upload::Use},
     identity::live::{IdentityView, Live},
     uplink::{LaneStatus, Status},
 };
@@ -78,8 +78,26 @@ pub struct OutboxView {
     pub lost_records: u64,
     /// Rows found damaged when the outbox was opened.
     pub damaged_rows: u64,
+    /// This hour's budget of bytes, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hour_budget: Option<BudgetView>,
+    /// This day's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub day_budget: Option<BudgetView>,
+    /// Whether batches wait for the next hour or day because a budget is gone.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub waits_for_budget: bool,
     /// Each lane.
     pub lanes: BTreeMap<Lane, LaneView>,
+}
+
+/// Use of a budget.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BudgetView {
+    /// Bytes used, headers included.
+    pub used_bytes: u64,
+    /// Bytes there are.
+    pub budget_bytes: u64,
 }
 
 /// One lane of the outbox.
@@ -222,8 +240,17 @@ impl From<&Status> for OutboxView {
             pending_samples: status.pending.samples,
             lost_records: status.lost,
             damaged_rows: status.damaged_rows,
+            hour_budget: status.budgets.hour.map(BudgetView::from),
+            day_budget: status.budgets.day.map(BudgetView::from),
+            waits_for_budget: status.budgets.waiting,
             lanes,
         }
+    }
+}
+
+impl From<Use> for BudgetView {
+    fn from(Use { used, budget }: Use) -> Self {
+        Self { used_bytes: used, budget_bytes: budget }
     }
 }
 

@@ -3,7 +3,7 @@
 use clap::Args;
 use comfy_table::{Table, presets};
 use fleet_edge_agent::{
-    api::OutboxView,
+    api::{BudgetView, OutboxView},
     clock::Clock,
     config::Config,
     outbox::{self, OpenError},
@@ -57,14 +57,22 @@ fn inspect(config: &Config) -> Result<OutboxView, OpenError> {
 }
 
 pub(super) fn summary(view: &OutboxView) -> String {
+    let budget = |name: &str, budget: Option<BudgetView>| {
+        budget.map_or_else(String::new, |budget| {
+            format!(", {} of {} bytes of this {name}", budget.used_bytes, budget.budget_bytes)
+        })
+    };
+    let waits = if view.waits_for_budget { ", waits for its budget" } else { "" };
     format!(
-        "{} records ({} batches not acknowledged, {} samples not sealed), {} of {} bytes, {} lost",
+        "{} records ({} batches not acknowledged, {} samples not sealed), {} of {} bytes, {} lost{}{}{waits}",
         view.held_records,
         view.unacked_batches,
         view.pending_samples,
         view.bytes,
         view.quota_bytes,
-        view.lost_records
+        view.lost_records,
+        budget("hour", view.hour_budget),
+        budget("day", view.day_budget),
     )
 }
 

@@ -44,10 +44,21 @@ The edge API, on 127.0.0.1:9099 unless told otherwise:
   POST /api/v1/local/take  {\"kinds\":[\"blink\"],\"wait_s\":60,\"lease_s\":30}   then /api/v1/local/{id}/extend and /report
 
 What the hub desires goes over agent.toml while the agent runs (`fleet config set` at the hub): /log/level,
-/node/heartbeat_s, /outbox/{batch_samples,keep_s,prompt_s,quota_bytes,upload_s}, /system/interval_s, /driver (takes the
+/node/heartbeat_s, /outbox/{batch_samples,keep_s,prompt_s,quota_bytes,upload_s}, /system/interval_s,
+/upload/{cron,day_bytes,every_s,hour_bytes,live_share,when_gone,zone}, /driver (takes the
 place of the list; runs programs of agent.toml, and those under [desired] programs), and /apps, free for programs on the
 node. A document that does not pass, or with which the hub is not reached within [desired] probation_s, is returned from.
-Who the node is, where its hub is and where its data are is never changed this way.";
+Who the node is, where its hub is and where its data are is never changed this way.
+
+Local rules: alerts.yaml in the data folder, as kits ship it, read again when it changes; they need no hub:
+  alerts: [{id: hot, sensor: dht22, field: temperature, condition: \"value > 27\", severity: warn,
+            message: \"{{ sensor }} has {{ value }}\", outputs: [log, webhook, buzzer], cooldown_s: 300}]
+In agent.toml, what else is collected, and how much of a metered link is used:
+  [rules]           webhook = \"http://127.0.0.1:8000/alert\"
+  [rules.program.buzzer]  program = \"/usr/local/bin/buzz\"
+  [[file]]          path = \"/sys/class/thermal/thermal_zone*/temp\"  device = \"{folder}\"  metric = \"t\"  scale = 0.001
+  [[scrape]]        url = \"http://127.0.0.1:9100/metrics\"  metrics = [\"node_load1\", \"node_filesystem_*\"]
+  [upload]          cron = \"0 */6 * * *\"  hour_bytes = 100000  day_bytes = 1000000  when_gone = \"wait\"";
 
 impl Run {
     pub(super) fn main(self) -> Result<(), Failure> {

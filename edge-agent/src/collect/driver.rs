@@ -5,6 +5,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     io,
+    ops::ControlFlow,
     path::PathBuf,
     process::ExitStatus,
     sync::Arc,
@@ -12,6 +13,7 @@ use std::{
 };
 
 use fleet_schemas::{DeviceId, MetricName, event::Event, event::Severity, limits, telemetry::Sample};
+use jiff::{Timestamp, tz::TimeZone};
 use serde::{Deserialize, Serialize};
 use tokio::{select, sync::oneshot, time};
 use tracing::{info, warn};
@@ -23,7 +25,7 @@ use super::{
 use crate::{
     clock::Clock,
     config::{optional_seconds, seconds},
-    core::Now,
+    core::{Now, cron::Cron},
     exec::{self, Line, Program},
     metrics::Metrics,
     outbox::{self, SubmitError},
@@ -41,6 +43,8 @@ const RESTART_FIRST: Duration = Duration::from_secs(1);
 const RESTART_LAST: Duration = Duration::from_secs(300);
 /// A driver that ran this long has proved itself: its next end is waited for only shortly.
 const PROVED: Duration = Duration::from_secs(60);
+/// How often a driver that waits for its time looks at the clock.
+const LOOK_AGAIN: Duration = Duration::from_secs(30);
 /// Pause before records are handed in again after the outbox refused them.
 const AGAIN: Duration = Duration::from_secs(5);
 
@@ -61,10 +65,21 @@ pub struct Config {
     /// How often to run it, in seconds; absent: it is kept running.
     #[serde(default, rename = "every_s", with = "optional_seconds", skip_serializing_if = "Option::is_none")]
     pub every: Option<Duration>,
+    /// When to run it, by the machine's clock: `minute hour day month weekday`, in place of `every_s`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cron: Option<Cron>,
     /// A scheduled driver is killed when it runs longer, one that is kept running when it is silent for longer; in
     /// seconds.
     #[serde(default = "default_timeout", rename = "timeout_s", with = "seconds")]
     pub timeout: Duration,
+}
+
+impl Config {
+    /// Whether it is run on a schedule, and not kept running.
+    #[must_use]
+    pub fn is_scheduled(&self) -> bool {
+        self.every.is_some() || self.cron.is_some()
+    }
 }
 
 fn default_timeout() -> Duration {
@@ -105,6 +120,9 @@ pub(crate) async fn run(
     let mut patience = Patience(RESTART_FIRST);
     let mut first = Some(first);
     loop {
+        if driver.wait_for_its_time().await.is_break() {
+            return;
+        }
         let started = driver.surroundings.clock.now().up;
         let end = driver.run_once().await;
         if let Some(first) = first.take() {
@@ -112,7 +130,11 @@ pub(crate) async fn run(
         }
         driver.hand_in().await;
         let ran = driver.surroundings.clock.now().up.saturating_sub(started);
-        let pause = patience.pause(&end, ran, driver.config.every);
+        let pause = patience.pause(
+            &end,
+            ran,
+            driver.config.every.or(driver.config.cron.as_ref().map(|_| Duration::ZERO)),
+        );
         match end {
             End::Stopped => return,
             end => driver.report(&end, pause),
@@ -187,6 +209,27 @@ struct Driver {
 }
 
 impl Driver {
+    /// Waits for the next time of its `cron`. Looks at the clock again and again: it may be set meanwhile.
+    async fn wait_for_its_time(&mut self) -> ControlFlow<()> {
+        let Some(cron) = self.config.cron.clone() else { return ControlFlow::Continue(()) };
+        let zone = TimeZone::system();
+        loop {
+            let now = self.surroundings.clock.now().wall_ms;
+            let next = Timestamp::from_millisecond(now).ok().and_then(|at| cron.after(at, &zone));
+            let left = next.map_or(LOOK_AGAIN, |next| {
+                Duration::from_millis(next.as_millisecond().saturating_sub(now).unsigned_abs())
+            });
+            select! {
+                // A little more, so that a clock that is slewed does not strike twice.
+                () = time::sleep(left.min(LOOK_AGAIN) + Duration::from_millis(100)) => {}
+                () = self.stop.wanted() => return ControlFlow::Break(()),
+            }
+            if left <= LOOK_AGAIN && next.is_some() {
+                return ControlFlow::Continue(());
+            }
+        }
+    }
+
     async fn run_once(&mut self) -> End {
         let (mut running, mut stdout, mut stderr) = match self.program.start(&self.surroundings.folder) {
             Ok(started) => started,
@@ -207,7 +250,7 @@ impl Driver {
                             gathered.set(time::sleep(GATHER));
                         }
                         self.take(line);
-                        if self.config.every.is_none() {
+                        if !self.config.is_scheduled() {
                             limit.set(time::sleep(self.config.timeout));
                         }
                         if self.samples.len() >= GATHER_SAMPLES {
@@ -357,12 +400,12 @@ impl Driver {
     fn report(&self, end: &End, pause: Duration) {
         let name = &self.config.name;
         let (reason, why) = match end {
-            End::Done if self.config.every.is_some() => {
+            End::Done if self.config.is_scheduled() => {
                 return self.surroundings.metrics.driver_ended(name, "done");
             }
             End::Done => ("done", "it ended by itself".to_owned()),
             End::Failed(status) => ("failed", format!("it ended with {status}")),
-            End::Timeout if self.config.every.is_some() => {
+            End::Timeout if self.config.is_scheduled() => {
                 ("timeout", "it took too long and was killed".to_owned())
             }
             End::Timeout => ("timeout", "it was silent for too long and was killed".to_owned()),

@@ -2,6 +2,7 @@
 //! queues, the configuration it follows. Reads no clock, touches no disk or socket.
 
 pub mod config;
+pub mod cron;
 pub mod devices;
 pub mod lanes;
 pub mod now;
@@ -9,5 +10,6 @@ pub mod queue;
 pub mod renewal;
 pub mod rules;
 pub mod share;
+pub mod upload;
 
 pub use now::Now;

@@ -12,12 +12,13 @@ use crate::{
     collect::driver,
     config::{Config, ConfigError, seconds},
     core::config::failed,
+    upload::Gone,
 };
 
 type Set = fn(&mut Config, &Value) -> Result<(), serde_json::Error>;
 
 /// Every setting that a document may make, by section and key of `agent.toml`.
-const SETTINGS: [(&str, &str, Set); 8] = [
+const SETTINGS: [(&str, &str, Set); 15] = [
     ("log", "level", |config, value| String::deserialize(value).map(|level| config.log.level = level)),
     ("node", "heartbeat_s", |config, value| seconds::deserialize(value).map(|s| config.node.heartbeat = s)),
     ("outbox", "batch_samples", |config, value| {
@@ -30,6 +31,23 @@ const SETTINGS: [(&str, &str, Set); 8] = [
     }),
     ("outbox", "upload_s", |config, value| seconds::deserialize(value).map(|s| config.outbox.upload = s)),
     ("system", "interval_s", |config, value| seconds::deserialize(value).map(|s| config.system.interval = s)),
+    ("upload", "cron", |config, value| Option::deserialize(value).map(|cron| config.upload.cron = cron)),
+    ("upload", "day_bytes", |config, value| {
+        Option::deserialize(value).map(|bytes| config.upload.day_bytes = bytes)
+    }),
+    ("upload", "every_s", |config, value| {
+        seconds::deserialize(value).map(|every| config.upload.every = Some(every))
+    }),
+    ("upload", "hour_bytes", |config, value| {
+        Option::deserialize(value).map(|bytes| config.upload.hour_bytes = bytes)
+    }),
+    ("upload", "live_share", |config, value| {
+        f64::deserialize(value).map(|share| config.upload.live_share = share)
+    }),
+    ("upload", "when_gone", |config, value| {
+        Gone::deserialize(value).map(|gone| config.upload.when_gone = gone)
+    }),
+    ("upload", "zone", |config, value| Option::deserialize(value).map(|zone| config.upload.zone = zone)),
 ];
 /// The list of drivers; takes the place of the one in `agent.toml`.
 const DRIVER: &str = "driver";

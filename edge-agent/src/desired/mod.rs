@@ -106,8 +106,10 @@ impl Crew {
         let own = &self.surroundings.own;
         let wanted =
             run.doc.as_ref().map_or_else(|| Ok(own.clone()), |doc| document::over(own, &doc.bytes))?;
+        let policy = wanted.upload.policy().map_err(|why| failed("invalid", format!("/upload: {why}")))?;
+        let outbox = outbox::Config { policy, devices: wanted.devices.policy(), ..wanted.outbox.clone() };
         self.set_log(&wanted);
-        self.surroundings.outbox.set_config(wanted.outbox.clone(), wanted.node.heartbeat).await;
+        self.surroundings.outbox.set_config(outbox, wanted.node.heartbeat).await;
         self.set_system(&wanted.system).await;
         let watched = self.set_drivers(&wanted.driver).await;
         if !run.trial {

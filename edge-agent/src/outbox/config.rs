@@ -48,6 +48,7 @@ impl Keeper {
             Word::Set { config, heartbeat } => {
                 if let Some(uplink) = &mut self.uplink {
                     uplink.set_config(config.uplink(), heartbeat, now);
+                    uplink.set_upload(config.policy.clone(), now);
                 }
                 self.config = *config;
                 self.profile.heartbeat = heartbeat;

@@ -25,7 +25,7 @@ pub use thread::spawn;
 use crate::{
     config::seconds,
     core::config::View,
-    core::devices::Policy,
+    core::{devices::Policy, upload},
     uplink::{self, Handed, Outgoing, Receipt, Status, Submission},
 };
 
@@ -55,6 +55,9 @@ pub struct Config {
     /// How devices are kept; `[devices]` says so.
     #[serde(skip, default = "no_devices")]
     pub devices: Policy,
+    /// When records go up; `[upload]` says so.
+    #[serde(skip)]
+    pub policy: upload::Policy,
 }
 
 fn no_devices() -> Policy {
@@ -75,13 +78,22 @@ impl Default for Config {
     fn default() -> Self {
         let uplink::Config { quota_bytes, upload, prompt, batch_samples, keep, devices } =
             uplink::Config::default();
-        Self { quota_bytes, upload, prompt, batch_samples, keep, storage: Storage::default(), devices }
+        Self {
+            quota_bytes,
+            upload,
+            prompt,
+            batch_samples,
+            keep,
+            storage: Storage::default(),
+            devices,
+            policy: upload::Policy::default(),
+        }
     }
 }
 
 impl Config {
     pub(crate) fn uplink(&self) -> uplink::Config {
-        let Self { quota_bytes, upload, prompt, batch_samples, keep, storage: _, devices } = *self;
+        let Self { quota_bytes, upload, prompt, batch_samples, keep, storage: _, devices, policy: _ } = *self;
         uplink::Config { quota_bytes, upload, prompt, batch_samples, keep, devices }
     }
 }

@@ -335,6 +335,7 @@ impl Keeper {
             uplink.connected(link.session, now);
         }
         self.desk.equip(&mut uplink);
+        uplink.set_upload(self.config.policy.clone(), now);
         self.patience = REOPEN_FIRST;
         self.uplink = Some(uplink);
         self.equip_config(now);

@@ -20,6 +20,7 @@ use crate::{
         devices::{Change, Device},
         lanes::{Lanes, Stream, StreamNo},
         queue::{self, Over},
+        upload::{Period, Spent},
     },
     uplink::Name,
 };
@@ -29,7 +30,7 @@ pub const FORMAT: u64 = 1;
 /// redb's page cache: small, the outbox reads each batch once.
 const CACHE_BYTES: usize = 512 * 1024;
 
-// `format`, `epoch`. A handful of rows.
+// `format`, `epoch`, `{hour,day}_{number,used}`. A handful of rows.
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 // Stream number → stream id. One row per opening that sealed anything and is not yet drained and evicted.
 const STREAMS: TableDefinition<'_, u32, &[u8; 16]> = TableDefinition::new("streams");
@@ -43,6 +44,9 @@ const ROWS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("rows");
 // Number → id (16 bytes) and digest of the content (8 bytes) of a write that named itself. Appended with its records,
 // deleted from the front.
 const NAMES: TableDefinition<'_, u64, &[u8; 24]> = TableDefinition::new("names");
+
+/// Names in `meta`, of hour and day.
+const SPENT: [[&str; 2]; 2] = [["hour_number", "hour_used"], ["day_number", "day_used"]];
 
 /// The outbox's file cannot be used. The text fits after "failed to open the outbox: ".
 #[derive(Debug, thiserror::Error)]
@@ -140,6 +144,8 @@ pub enum Write {
         /// The last one.
         to: u64,
     },
+    /// Bytes used of this hour and day.
+    Spent(Spent),
     /// A command changed, or is over.
     Command(queue::Change),
     /// A device changed, or is gone.
@@ -181,6 +187,8 @@ pub struct Found {
     pub damaged_rows: u64,
     /// Names of writes, by number.
     pub names: BTreeMap<u64, Name>,
+    /// Bytes used of the hour and day that were last written down.
+    pub spent: Spent,
     /// The commands.
     pub commands: FoundCommands,
     /// The configuration.
@@ -218,7 +226,12 @@ impl Outbox {
                 meta.insert("format", FORMAT)?;
             }
             let epoch = meta.get("epoch")?.map_or(0, |row| row.value());
-            Found { epoch, ..find(&write)? }
+            let number = |name: &str| meta.get(name).map(|row| row.map_or(0, |row| row.value()));
+            let mut spent = Spent::default();
+            for (period, [at, used]) in spent.iter_mut().zip(SPENT) {
+                *period = Period { number: number(at)?, used: number(used)? };
+            }
+            Found { epoch, spent, ..find(&write)? }
         };
         write.commit()?;
         Ok((Self { db }, found))
@@ -260,6 +273,13 @@ impl Outbox {
                         drop(write.open_table(NAMES)?.insert(number, &name_row(*name))?);
                     }
                     Write::DropNames { to } => write.open_table(NAMES)?.retain_in(..=*to, |_, _| false)?,
+                    Write::Spent(spent) => {
+                        let mut meta = write.open_table(META)?;
+                        for (period, [at, used]) in spent.iter().zip(SPENT) {
+                            meta.insert(at, period.number)?;
+                            meta.insert(used, period.used)?;
+                        }
+                    }
                     Write::Command(change) => commands::apply(&write, change)?,
                     Write::Device(change) => devices::apply(&write, change)?,
                     Write::ForgetResults { harmless, count } => {

@@ -132,7 +132,9 @@ impl Uplink {
         }
         if !samples.is_empty() {
             self.stage_rows(samples);
-            self.seal_due = self.seal_due.min(now.up + self.config.prompt);
+            if !self.meter.has_schedule() {
+                self.seal_due = self.seal_due.min(now.up + self.config.prompt);
+            }
         }
         self.seal_records(Lane::Event, &events, now);
         if !self.staged.is_empty() {
@@ -171,12 +173,14 @@ impl Uplink {
         let waiting = self.pending.len() + self.lazy.len();
         if waiting == 0 {
             // An idle outbox does not save up a due date: the next sample waits for its company.
-            self.seal_due = now.up + self.config.upload;
+            self.seal_due = self.meter.next_seal(self.config.upload, now);
         }
-        if waiting == 0 || (now.up < self.seal_due && waiting < self.config.batch_samples) {
+        self.seal_due = self.meter.sooner(self.seal_due, now);
+        let batch_samples = self.meter.batch_samples(self.config.batch_samples);
+        if waiting == 0 || (now.up < self.seal_due && waiting < batch_samples) {
             return;
         }
-        self.seal_due = now.up + self.config.upload;
+        self.seal_due = self.meter.next_seal(self.config.upload, now);
         if self.used_bytes() >= self.config.quota_bytes {
             return;
         }
@@ -188,10 +192,11 @@ impl Uplink {
             && self.lanes.get(Lane::Telemetry).unsent() <= LIVE_BATCHES;
         let lane = if live { Lane::Telemetry } else { Lane::Backfill };
         let mut builder = Builder::default();
+        let batch_samples = self.meter.batch_samples(self.config.batch_samples);
         let mut samples = std::mem::take(&mut self.pending);
         samples.append(&mut self.lazy);
         for sample in samples {
-            if builder.len() >= self.config.batch_samples {
+            if builder.len() >= batch_samples {
                 self.seal_columns(lane, std::mem::take(&mut builder), now);
             }
             if let Some(first_of_next) = builder.push(sample) {
@@ -241,6 +246,7 @@ impl Uplink {
     ) {
         let up_ms = self.stamp_sealed(now);
         let (boot, connected) = (self.profile.boot, self.session.is_some());
+        let held_back = self.meter.due().is_some();
         let (id, (number, stream)) = (self.stream, self.current(lane));
         let (seq, first) = (stream.next_seq, stream.next_record);
         let batch = Batch {
@@ -272,7 +278,8 @@ impl Uplink {
             false => stream.counted += count,
         }
         // What is about to be sent is marked so in the transaction that seals it, which saves one.
-        if connected && stream.cursor == seq {
+        // One that a budget holds back may yet be given up.
+        if connected && !held_back && stream.cursor == seq {
             stream.sent = seq;
         }
         self.moved.insert((lane, number));

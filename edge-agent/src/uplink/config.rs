@@ -126,7 +126,7 @@ impl Uplink {
 
     /// From now on it behaves like this.
     pub fn set_config(&mut self, config: Config, heartbeat: Duration, now: Now) {
-        self.seal_due = self.seal_due.min(now.up + config.upload);
+        self.seal_due = self.seal_due.min(self.meter.next_seal(config.upload, now));
         self.config = config;
         self.profile.heartbeat = heartbeat;
         if let Some(session) = &mut self.session {

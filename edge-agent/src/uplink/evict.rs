@@ -116,14 +116,27 @@ impl Uplink {
             let numbers: Vec<_> = self.lanes.get(lane).streams.keys().copied().collect();
             for number in numbers {
                 if freed < bytes {
-                    freed += self.shed_unsent_of(lane, number, bytes - freed, now)?;
+                    freed += self.shed_unsent_of(lane, number, bytes - freed, Lost::OutboxFull, now)?;
                 }
             }
         }
         Ok(())
     }
 
-    fn shed_unsent_of(&mut self, lane: Lane, number: StreamNo, bytes: u64, now: Now) -> Result<u64, Error> {
+    /// The budget is gone, and the policy is not to wait: what was never sent is declared. Batches of the transaction in
+    /// the making have their turn later.
+    pub(super) fn give_up_unsent(&mut self, lane: Lane, number: StreamNo, now: Now) -> Result<(), Error> {
+        self.shed_unsent_of(lane, number, u64::MAX, Lost::Budget, now).map(drop)
+    }
+
+    fn shed_unsent_of(
+        &mut self,
+        lane: Lane,
+        number: StreamNo,
+        bytes: u64,
+        lost: Lost,
+        now: Now,
+    ) -> Result<u64, Error> {
         let Some(stream) = self.lanes.get(lane).streams.get(&number) else { return Ok(0) };
         let from = stream.floor_seq.max(stream.mark.max(stream.sent) + 1);
         let (mut size, mut found) = (0, Vec::new());
@@ -145,8 +158,7 @@ impl Uplink {
         let (seq, seq_to, first) = (*seq, last.seq_to, first.first);
         let newly = found.iter().filter(|(_, held)| !held.tombstone).map(|(_, held)| held.count).sum::<u64>();
         let already = found.iter().map(|(_, held)| held.count).sum::<u64>() - newly;
-        let tombstone =
-            self.tombstone(number, lane, (seq, seq_to), (first, newly + already), Lost::OutboxFull, now);
+        let tombstone = self.tombstone(number, lane, (seq, seq_to), (first, newly + already), lost, now);
         let row = tombstone.row_bytes();
         self.staged.push(Write::DropBatches { lane, number, from: seq, to: seq_to });
         self.fresh.insert((lane, number, seq), tombstone.clone());

@@ -10,6 +10,7 @@ use crate::{
         Now,
         lanes::StreamNo,
         share::{self, Want},
+        upload::Verdict,
     },
     store::{outbox::Write, rows::Held},
 };
@@ -35,6 +36,7 @@ impl Uplink {
         self.advance_devices(now);
         let mut outgoing = Vec::new();
         self.choose(now, &mut outgoing)?;
+        self.staged.extend(self.meter.to_save().map(Write::Spent));
         if !self.staged.is_empty() || self.marks_due.is_some_and(|due| due <= now.up) {
             self.commit()?;
         } else {
@@ -42,6 +44,9 @@ impl Uplink {
         }
         // After the choice and the commit, so that it tells what is on disk.
         let hello = self.hello(now);
+        if let Some(hello) = &hello {
+            self.meter.spend(hello.payload.len(), now);
+        }
         Ok(hello.into_iter().chain(outgoing).collect())
     }
 
@@ -53,6 +58,7 @@ impl Uplink {
         due.extend(waiting.then_some(self.seal_due));
         due.extend(self.marks_due);
         due.extend(self.commands.due());
+        due.extend(self.meter.due());
         due.extend(self.following.due());
         due.extend(self.devices.due());
         if let Some(session) = &self.session {
@@ -99,14 +105,25 @@ impl Uplink {
 
     fn choose(&mut self, now: Now, outgoing: &mut Vec<Outgoing>) -> Result<(), Error> {
         let credit = self.credit(now);
+        let mut held_back = [false; Lane::ALL.len()];
+        self.meter.look_anew();
         loop {
             let wants = Lane::ALL.map(|lane| {
                 let state = self.lanes.get(lane);
-                Want { waiting: state.next_to_send().is_some(), in_flight: state.in_flight() }
+                let waiting = !held_back[lane as usize] && state.next_to_send().is_some();
+                Want { waiting, in_flight: state.in_flight() }
             });
             let Some(lane) = share::next(&wants, credit) else { return Ok(()) };
             let Some((number, seq)) = self.lanes.get(lane).next_to_send() else { return Ok(()) };
             let (seq, held) = self.held(lane, number, seq, now)?;
+            if self.meter.judge(lane, held.payload.len(), held.tombstone, now) == Verdict::Wait {
+                held_back[lane as usize] = true;
+                if lane.carries_samples() && self.meter.gives_up(held.payload.len(), now) {
+                    self.give_up_unsent(lane, number, now)?;
+                }
+                continue;
+            }
+            self.meter.spend_batch(held.payload.len(), now);
             self.note_sent(lane, number, held.seq_to);
             self.lanes.get_mut(lane).sent(number, held.seq_to.max(seq), now.up);
             let topic = Topic::Up(self.profile.node.clone(), Up::Lane(lane));
@@ -170,9 +187,11 @@ impl Uplink {
 
     /// Makes sure that the file knows before the wire does.
     fn note_sent(&mut self, lane: Lane, number: StreamNo, seq_to: u64) {
+        // What may yet be given up must not count as sent.
+        let ahead = if self.meter.drops() { 0 } else { SENT_AHEAD };
         let Some(stream) = self.lanes.get_mut(lane).streams.get_mut(&number) else { return };
         if stream.sent < seq_to {
-            stream.sent = (seq_to + SENT_AHEAD).min(stream.next_seq - 1).max(seq_to);
+            stream.sent = (seq_to + ahead).min(stream.next_seq - 1).max(seq_to);
             let write = Write::position(lane, number, stream);
             self.moved.remove(&(lane, number));
             self.staged.push(write);

@@ -11,7 +11,15 @@ pub(crate) fn driver(
     every: Option<Duration>,
     timeout: Duration,
 ) -> driver::Config {
-    driver::Config { name: name.to_owned(), program, args: Vec::new(), env: BTreeMap::new(), every, timeout }
+    driver::Config {
+        name: name.to_owned(),
+        program,
+        args: Vec::new(),
+        env: BTreeMap::new(),
+        every,
+        cron: None,
+        timeout,
+    }
 }
 
 async fn held(agent: &Handle) -> u64 {
@@ -144,4 +152,23 @@ async fn the_machines_figures_are_collected() {
     let agent = start(config).await;
     until("figures in the outbox", async || held(&agent).await, |held| *held >= 12).await;
     agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_driver_with_a_time_of_its_own_waits_for_it() {
+    let (folder, mut config) = quiet("driver-7");
+    let line = r#"echo '{"sensor":"s","values":{"v":1}}'"#;
+    let program = script(folder.path(), "timed", line);
+    let timed = |cron: &str| driver::Config {
+        cron: Some(cron.parse().unwrap()),
+        ..driver("timed", program.clone(), None, HOUR)
+    };
+    let other = driver("soon", script(folder.path(), "soon", line), Some(HOUR), HOUR);
+    config.driver = vec![timed("0 0 29 2 *"), other];
+    let agent = start(config.clone()).await;
+    until("the other one", async || held(&agent).await, |held| *held >= 1).await;
+    assert_eq!(held(&agent).await, 1, "the 29th of February is another day");
+    agent.stop().await;
+    config.driver[0].every = Some(HOUR);
+    assert!(config.check().unwrap_err().to_string().contains("choose one"));
 }

@@ -46,7 +46,7 @@ pub(crate) enum Said {
 /// A hub reduced to its broker and the rule of the ledger: what is next is marked and acked.
 pub(crate) struct Hub {
     pub(crate) broker: Option<Broker>,
-    said: mpsc::Receiver<Said>,
+    pub(crate) said: mpsc::Receiver<Said>,
     consumer: Option<thread::JoinHandle<()>>,
     quit: Arc<std::sync::atomic::AtomicBool>,
     pub(crate) publisher: Publisher,

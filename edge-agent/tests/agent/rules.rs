@@ -13,10 +13,15 @@ use std::{
 
 use axum::{Router, http::StatusCode, routing};
 use fleet_edge_agent::{config::Config, rules::ProgramConfig, run::Handle};
+use fleet_schemas::{Lane, event};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use crate::{get_json, post, quiet, script, start, until, url};
+use crate::{
+    PATIENCE, get_json,
+    hub::{Hub, Said, connected},
+    post, quiet, script, start, until, url,
+};
 
 const HOT: &str = "alerts:\n  - id: hot\n    sensor: dht22\n    field: t\n    condition: \"value > 27\"\n    \
                    severity: warn\n    message: \"{{ sensor }} has {{ value }}\"\n    outputs: [log, webhook, buzzer]\n";
@@ -131,7 +136,7 @@ async fn a_webhook_that_fails_is_asked_again() {
     let agent = start(config).await;
     until("the rule is taken", async || value(&agent, "fleet_agent_rules"), |rules| *rules == 1.0).await;
     say(&agent, 30.5).await;
-    let body = tokio::time::timeout(crate::PATIENCE, said.recv()).await.unwrap().unwrap();
+    let body = tokio::time::timeout(PATIENCE, said.recv()).await.unwrap().unwrap();
     assert_eq!(asked.load(Ordering::Relaxed), 2);
     for (key, expected) in [
         ("node", json!("rules-3")),
@@ -186,4 +191,35 @@ async fn collectors_that_cannot_be_are_named() {
     }
     let https = toml::from_str::<Config>("[rules]\nwebhook = \"https://example.org\"").unwrap_err();
     assert!(https.to_string().contains("plain http"), "{https}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_alert_reaches_the_hub_as_an_event_long_before_its_sample() {
+    let hub = Hub::start("127.0.0.1:0", true);
+    let (_folder, mut config) = connected("rules-5", hub.address);
+    fs::create_dir_all(&config.data).unwrap();
+    fs::write(config.data.join("alerts.yaml"), HOT).unwrap();
+    config.upload.every = Some(Duration::from_secs(3_600));
+    let agent = start(config).await;
+    until("the rule is taken", async || value(&agent, "fleet_agent_rules"), |rules| *rules == 1.0).await;
+    until("online", async || agent.status().await.unwrap().status, |status| status == "online").await;
+    say(&agent, 30.5).await;
+    let batch = loop {
+        match hub.said.recv_timeout(PATIENCE).unwrap() {
+            Said::Batch(Lane::Event, batch) => break batch,
+            Said::Batch(lane, batch) => panic!("{lane:?} {batch:?}"),
+            Said::Birth(_) | Said::Death(_) | Said::Heartbeat(_) => {}
+        }
+    };
+    let events = event::decode(&batch.body).unwrap();
+    let told = &events[0];
+    assert_eq!((told.kind.as_str(), told.severity), ("alert", event::Severity::Warning));
+    assert_eq!(told.message, "dht22 has 30.5");
+    assert_eq!(told.device.as_ref().map(|device| device.as_str()), Some("dht22"));
+    let data: Value = told.data.as_ref().unwrap().deserialized().unwrap();
+    let expected = json!({
+        "rule": "hot", "device": "dht22", "metric": "t", "value": 30.5, "state": "firing", "severity": "warning",
+    });
+    assert_eq!(data, expected);
+    agent.stop().await;
 }

@@ -82,7 +82,7 @@ fn unexplained(world: &World, hub: usize, node: &Node, tampered: bool, wrong: &m
         let message = &row.event.message;
         let reason = message.rsplit(' ').next().unwrap_or_default();
         let explained = match reason {
-            "outbox_full" => true,
+            "outbox_full" | "budget" => true,
             "hub_rollback" | "moved" => set_back || hub == 1 || tampered,
             "edge_state_lost" | "edge_corrupt" => tampered,
             _ => false,

@@ -29,6 +29,7 @@ fn reasons() -> impl Strategy<Value = Lost> {
         Just(Lost::EdgeCorrupt),
         Just(Lost::EdgeStateLost),
         Just(Lost::HubRollback),
+        Just(Lost::Budget),
         Just(Lost::Moved),
         Just(Lost::Other),
     ]
