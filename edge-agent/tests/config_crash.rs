@@ -77,7 +77,7 @@ struct World {
     // The document that the node's programs see.
     runs: Option<Kind>,
     tried: BTreeMap<(u64, u64), u32>,
-    // What the hub heard of the end of each try.
+    // How each try ended: a failure as the hub heard it, or proven by the hub's word.
     over: BTreeMap<(u64, u64), String>,
     received: u64,
 }
@@ -253,12 +253,24 @@ impl World {
                 let Topic::Up(_, up) = message.topic else { panic!("a node speaks upwards") };
                 if let Some(ack) = self.hear(up, &message.payload, session) {
                     self.uplink().receive(Down::Ack, &cbor::encode(&ack), now)?;
+                    self.note_applied();
                 }
                 if let Some(desired) = self.wish(session) {
                     self.uplink().receive(Down::Config, &cbor::encode(&desired), now)?;
                     self.apply()?;
                 }
             }
+        }
+    }
+
+    /// The hub's word proves what runs.
+    fn note_applied(&mut self) {
+        let view = self.uplink().config_view();
+        if view.state == "applied"
+            && let Some(held) = view.reported.received
+        {
+            let before = self.over.insert((held.version.n, held.retry), "applied".to_owned());
+            assert!(before.is_none_or(|code| code == "applied"), "{held:?} ended otherwise before");
         }
     }
 
@@ -309,12 +321,6 @@ impl World {
         if let (Some(held), Some(failed)) = (reported.received, &reported.failed) {
             let before = self.over.insert((held.version.n, held.retry), failed.code.clone());
             assert!(before.is_none_or(|code| code == failed.code), "{held:?} ended otherwise before");
-        }
-        if self.uplink().config_view().state == "applied"
-            && let Some(held) = reported.applied.filter(|held| reported.received == Some(*held))
-        {
-            let before = self.over.insert((held.version.n, held.retry), "applied".to_owned());
-            assert!(before.is_none_or(|code| code == "applied"), "{held:?} ended otherwise before");
         }
         self.reported = Some(reported);
         (up == Up::Birth).then_some(ack)

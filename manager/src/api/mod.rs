@@ -172,6 +172,9 @@ impl Api {
         for outcome in ["answered", "refused"] {
             exporter.counter(&catalogue::HISTORY_READS, &[outcome]).increment(0);
         }
+        for total in [&catalogue::HISTORY_NODES, &catalogue::HISTORY_SAMPLES] {
+            exporter.counter(total, &[]).increment(0);
+        }
         Self {
             config,
             rights,

@@ -39,18 +39,18 @@ pub(super) enum ConfigVerb {
         fleet config get edge-1 -o json")]
     Get(GetArgs),
     /// Set keys of a layer, or its whole document from a file
-    #[command(after_help = "Examples:\n  fleet config set fleet upload_s=90\n  \
-        fleet config set site/roof upload_s=30 --dry-run       which nodes would change\n  \
-        fleet config set site/roof upload_s=30 --expect 4      only if revision 4 is still the newest\n  \
-        fleet config set node/edge-1 drivers.dht22.every_s=10 --wait\n  \
-        fleet config set group/old labels.note='\"7\"'           a text that looks like a number\n  \
-        fleet config set site/roof drivers.gps=null            take away what lower layers set\n  \
+    #[command(after_help = "Examples:\n  fleet config set fleet upload.every_s=90\n  \
+        fleet config set site/roof upload.every_s=30 --dry-run       which nodes would change\n  \
+        fleet config set site/roof upload.every_s=30 --expect 4      only if revision 4 is still the newest\n  \
+        fleet config set node/edge-1 node.heartbeat_s=10 --wait\n  \
+        fleet config set group/old apps.note='\"7\"'           a text that looks like a number\n  \
+        fleet config set site/roof upload.cron=null              take away what lower layers set\n  \
         fleet config set fleet --file settings.json            the whole document\n\n\
         A later kind of layer goes over an earlier one: fleet, group/NAME, site/NAME, node/ID.")]
     Set(SetArgs),
     /// Take keys out of a layer: what lower layers say counts again
-    #[command(after_help = "Examples:\n  fleet config unset site/roof upload_s\n  \
-        fleet config unset node/edge-1 drivers.dht22 --dry-run\n  fleet config unset site/roof --all")]
+    #[command(after_help = "Examples:\n  fleet config unset site/roof upload.every_s\n  \
+        fleet config unset node/edge-1 node.heartbeat_s --dry-run\n  fleet config unset site/roof --all")]
     Unset(UnsetArgs),
     /// What a node is to have against what it runs, or a layer's newest revision against an earlier one
     #[command(

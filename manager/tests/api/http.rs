@@ -256,6 +256,8 @@ async fn everything_scraped_is_in_the_catalogue_and_the_other_way_round() {
     node.garbage().await;
     node.told("after", "the garbage").await;
     site.get("/version").await;
+    // A remote read, refused, so that its duration is told.
+    assert!(site.ask(Method::POST, "/api/v1/prom/read", Some("{}")).await.0.is_client_error());
     let (_, text) = site.ask(Method::GET, "/metrics", None).await;
     let text = text.as_str().unwrap();
     let told: BTreeSet<_> = (text.lines().filter_map(|line| line.strip_prefix("# TYPE ")))

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 /// A sentence that says how it is written.
 pub(super) fn setting(text: &str) -> Result<(Vec<String>, Value), String> {
     let Some((key, value)) = text.split_once('=') else {
-        return Err(format!("{text:?} is no KEY=VALUE, such as upload_s=30 or drivers.dht22.every_s=10"));
+        return Err(format!("{text:?} is no KEY=VALUE, such as node.heartbeat_s=10 or upload.every_s=30"));
     };
     let value = serde_json::from_str(value).unwrap_or_else(|_| Value::String(value.to_owned()));
     Ok((path(key)?, value))
