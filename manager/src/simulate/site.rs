@@ -50,6 +50,9 @@ pub(super) struct Site {
     booted_at: u64,
     doomed: Option<Kill>,
     broken: bool,
+    /// The disk is one from a backup, and whoever put it there did as `fleet restore` does: versions of the
+    /// configuration are counted anew.
+    pub recounts: bool,
 }
 
 impl Site {
@@ -68,6 +71,7 @@ impl Site {
             booted_at: 0,
             doomed: None,
             broken: false,
+            recounts: false,
         }
     }
 
@@ -92,7 +96,12 @@ impl Site {
             ..telemetry::Config::default()
         };
         let fresh = StoreId(net::bytes(rng));
-        match Consumer::open(Arc::new(self.disk.clone()), config, fresh, at) {
+        let open = || Consumer::open(Arc::new(self.disk.clone()), config, fresh, at);
+        if self.recounts {
+            let counted = open().map(|consumer| consumer.shared().state().raise_config_epoch().is_ok());
+            self.recounts = !counted.is_ok_and(|counted| counted);
+        }
+        match open() {
             Ok(consumer) => {
                 self.consumer = Some(consumer);
                 self.check_acked();

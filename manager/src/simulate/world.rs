@@ -379,6 +379,7 @@ impl World {
                     self.kill_hub(0, 2_000);
                     self.sites[0].disk = backup;
                     self.sites[0].acked.clear();
+                    self.sites[0].recounts = self.sets.as_mut().is_some_and(|rng| rng.random_bool(0.5));
                     self.book.forget(0);
                     self.hub_restored = true;
                 }

@@ -241,7 +241,10 @@ pub fn retry(fleet: &mut Fleet, effects: &mut Effects, id: &NodeId) -> Result<()
     let node = fleet.nodes.get_mut(id).ok_or_else(|| ConfigError::Nobody(Layer::Node(id.clone())))?;
     let wanted = node.wanted.filter(|_| super::state(node) == super::State::Failed);
     let wanted = wanted.ok_or_else(|| ConfigError::NotFailed(id.clone()))?;
-    let again = Wanted { retry: wanted.retry + 1, ..wanted };
+    // A hub that was set back may have asked more often than it knows.
+    let heard =
+        node.record.config.as_ref().and_then(|reported| reported.received).map_or(0, |held| held.retry);
+    let again = Wanted { retry: wanted.retry.max(heard).saturating_add(1), ..wanted };
     want(&mut fleet.config, effects, node, again, true);
     Ok(())
 }
