@@ -268,7 +268,7 @@ impl Uplink {
             last_ack: None,
             lost: 0,
             damaged_rows: found.damaged_rows,
-            commands: Commands::new(found.commands),
+            commands: Commands::new(found.commands, now),
             meter: Meter::new(upload::Policy::default(), found.spent, now),
             following: Following::new(found.config),
             used: once::Used::found(found.names),

@@ -133,6 +133,12 @@ mod tests {
     }
 
     #[test]
+    fn a_clock_that_jumps_by_years_lets_no_result_be_forgotten() {
+        // A hub ten years behind, a node ten years ahead, and an agent that is killed after a run was over.
+        seed(77, Faults::Heavy, true);
+    }
+
+    #[test]
     fn a_fork_keeps_what_was_acked_for_a_hub_that_is_set_back() {
         // A card is cloned, the twin's birth closes the other's stream, that stream forks, the hub is restored.
         seed(51, Faults::Heavy, false);

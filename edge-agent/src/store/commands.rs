@@ -31,6 +31,8 @@ pub struct FoundCommands {
     pub others: u64,
     /// Above the order of every result.
     pub next_order: u64,
+    /// How long the agent had run when the newest result came, in milliseconds.
+    pub lived_ms: u64,
 }
 
 /// A row's bytes.
@@ -110,11 +112,15 @@ pub(super) fn find(write: &WriteTransaction) -> Result<FoundCommands, Error> {
         }
     }
     // The number of rows is known without reading them; the two kinds are told apart by the smaller range.
-    let results = write.open_table(OVER)?.len()?;
-    let order = write.open_table(ORDER)?;
+    let (order, over) = (write.open_table(ORDER)?, write.open_table(OVER)?);
+    let results = over.len()?;
     for harmless in [true, false] {
         if let Some(last) = order.range((class(harmless), 0)..=(class(harmless), u64::MAX))?.next_back() {
-            found.next_order = found.next_order.max(last?.0.value().1 + 1);
+            let (key, id) = last?;
+            found.next_order = found.next_order.max(key.value().1 + 1);
+            let newest = over.get(&id.value())?.and_then(|row| decode::<Over>(row.value()).ok());
+            let lived = newest.and_then(|over| over.lived_ms).unwrap_or(0);
+            found.lived_ms = found.lived_ms.max(lived);
         }
     }
     found.others = order.range((class(false), 0)..)?.count() as u64;
@@ -134,6 +140,7 @@ fn lost(id: CommandId) -> Over {
         state: State::Failed,
         time_ms: 0,
         true_ms: None,
+        lived_ms: None,
         reason: Some(reason("agent_state_lost", message, true)),
         exit_code: None,
         result: None,

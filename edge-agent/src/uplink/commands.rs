@@ -61,11 +61,14 @@ pub(super) struct Commands {
     others: u64,
     // The hub's wall clock, and the time since boot at which it was heard.
     heard: Option<(i64, Duration)>,
+    // How long the agent had run at least, all its starts together, and the time since boot at which this one began.
+    lived_ms: u64,
+    began: Duration,
 }
 
 impl Commands {
-    pub(super) fn new(found: FoundCommands) -> Self {
-        let FoundCommands { held, damaged, harmless, others, next_order } = found;
+    pub(super) fn new(found: FoundCommands, now: Now) -> Self {
+        let FoundCommands { held, damaged, harmless, others, next_order, lived_ms } = found;
         Self {
             queues: Queues::found(held, next_order),
             judge: None,
@@ -77,6 +80,8 @@ impl Commands {
             harmless,
             others,
             heard: None,
+            lived_ms,
+            began: now.up,
         }
     }
 
@@ -314,11 +319,16 @@ impl Uplink {
     /// Stages rows, reports and events; acts wait for the commit.
     fn carry_out(&mut self, effects: Effects, now: Now) {
         let Effects { writes, reports, notes, acts } = effects;
-        for change in writes {
+        let lived_ms = self.lived_ms(now);
+        for mut change in writes {
             self.commands.staged_changes += 1;
-            match &change {
-                Change::Over(over) if over.harmless => self.commands.harmless += 1,
-                Change::Over(_) => self.commands.others += 1,
+            match &mut change {
+                Change::Over(over) => {
+                    over.lived_ms = Some(lived_ms);
+                    let kept =
+                        if over.harmless { &mut self.commands.harmless } else { &mut self.commands.others };
+                    *kept += 1;
+                }
                 Change::Hold(_) | Change::Amend(_) => {}
             }
             self.staged.push(Write::Command(change));
@@ -338,6 +348,7 @@ impl Uplink {
             state: State::Failed,
             time_ms: now.wall_ms,
             true_ms: self.time(now).true_ms,
+            lived_ms: None,
             reason: Some(reason("agent_state_lost", message, true)),
             exit_code: None,
             result: None,
@@ -397,10 +408,15 @@ impl Uplink {
         Ok(oldest.first().and_then(|over| self.age_of(over, now)).is_some_and(|age| age > REMEMBER_AT_LEAST))
     }
 
-    /// How long ago it ended, where that can be told.
+    /// How long ago it ended at least, where that can be told. Not by wall clocks: one that is wrong by years would have
+    /// everything forgotten, and what must not run twice would.
     fn age_of(&self, over: &Over, now: Now) -> Option<Duration> {
-        let span = self.time(now).true_ms?.saturating_sub(over.true_ms?);
-        Some(Duration::from_millis(u64::try_from(span).unwrap_or(0)))
+        Some(Duration::from_millis(self.lived_ms(now).saturating_sub(over.lived_ms?)))
+    }
+
+    fn lived_ms(&self, now: Now) -> u64 {
+        let since = now.up.saturating_sub(self.commands.began).as_millis();
+        self.commands.lived_ms.saturating_add(u64::try_from(since).unwrap_or(u64::MAX))
     }
 
     fn time(&self, now: Now) -> Time {

@@ -109,6 +109,9 @@ impl World {
             self.step_edge(edge, busy);
         }
         self.deliver();
+        for line in std::mem::take(&mut self.book.lines) {
+            self.log(format_args!("{line}"));
+        }
     }
 
     /// The faults end: what is down comes up, clocks are right, disks have room. Twins are thrown away.

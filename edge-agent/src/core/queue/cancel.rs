@@ -65,6 +65,7 @@ impl Queues {
             state: State::Canceled,
             time_ms: time.now.wall_ms,
             true_ms: time.true_ms,
+            lived_ms: None,
             reason: Some(reason("canceled", "it was canceled before it arrived", false)),
             exit_code: None,
             result: None,

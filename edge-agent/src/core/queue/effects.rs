@@ -148,6 +148,7 @@ impl Queues {
             state,
             time_ms: time.now.wall_ms,
             true_ms: time.true_ms.or(command.closes.ms()),
+            lived_ms: None,
             reason,
             exit_code,
             result: result.clone().filter(small),

@@ -46,7 +46,7 @@ pub const STOP_PATIENCE: Duration = Duration::from_secs(10);
 pub const LIFE: Duration = Duration::from_secs(7 * 86_400);
 /// Results that are remembered, at about 200 bytes each.
 pub const REMEMBERED: u64 = 100_000;
-/// How long a result is remembered.
+/// How long a result is remembered, in time that the agent runs.
 pub const REMEMBER: Duration = Duration::from_secs(30 * 86_400);
 /// How long a result of a command that must not run twice is remembered even when there are too many: a day longer than
 /// any command lives.
@@ -186,6 +186,10 @@ pub struct Over {
     pub time_ms: i64,
     /// About when by trusted time, Unix milliseconds.
     pub true_ms: Option<i64>,
+    /// How long the agent had run by then, all its starts together, in milliseconds. Never more than the time that
+    /// passed, whatever clocks said: by this it is forgotten.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lived_ms: Option<u64>,
     /// Why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<Reason>,
