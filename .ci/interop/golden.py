@@ -44,8 +44,10 @@ def main():
         if path.name == "telemetry.bin":  # a zstd frame, read above
             continue
         payload = cbor2.loads(path.read_bytes())
-        if payload.get("v") != 1:
-            print(f"{path.name}: not a payload of version 1")
+        # A device's report is the data of an event and travels in its batch: it has no version of its own.
+        known = bool(payload.get("device")) if path.name == "device.bin" else payload.get("v") == 1
+        if not known:
+            print(f"{path.name}: not what version 1 has there")
             failures += 1
     return 1 if failures else 0
 
