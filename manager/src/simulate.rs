@@ -133,6 +133,11 @@ mod tests {
     }
 
     #[test]
+    fn commands_end_although_a_stream_of_reports_forked_within_the_session() {
+        seed(779, Faults::Heavy, true);
+    }
+
+    #[test]
     fn a_clock_that_jumps_by_years_lets_no_result_be_forgotten() {
         // A hub ten years behind, a node ten years ahead, and an agent that is killed after a run was over.
         seed(77, Faults::Heavy, true);

@@ -29,7 +29,7 @@ use serde::{Deserialize, Serialize};
 
 pub use advance::advance;
 pub use make::{KINDS, LIFE, OPEN, Rate, TIMEOUT, TTL, Wanted, cancel, make};
-pub use settle::{Born, abandon, born, late, report};
+pub use settle::{Born, abandon, born, late, relisted, report};
 pub use view::{Change, Due, OpenAt, Waiting};
 
 use super::fleet::NodeNo;

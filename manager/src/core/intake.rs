@@ -391,6 +391,10 @@ fn take_heartbeat(fleet: &mut Fleet, effects: &mut Effects, id: &NodeId, heartbe
     let Some(node) = fleet.nodes.get_mut(id) else { return };
     node.record.last_seen_ms = now.wall_ms;
     node.record.boots.learn(heartbeat.boot, heartbeat.up_ms, now.wall_ms);
+    if !heartbeat.partial {
+        let reports = heartbeat.lanes.get(&Lane::Command).map(Vec::as_slice).unwrap_or_default();
+        command::relisted(&mut fleet.commands, node.number, heartbeat.session, reports, &node.marks);
+    }
     let said = Said { boot: heartbeat.boot, up_ms: heartbeat.up_ms };
     for (lane, states) in &heartbeat.lanes {
         for state in states {

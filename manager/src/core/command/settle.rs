@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use fleet_schemas::{CommandId, NodeId, SessionId, StreamId, command::State, limits};
+use fleet_schemas::{CommandId, NodeId, SessionId, StreamId, command::State, limits, session::StreamState};
 
 use super::{
     Awaiting, Change, Command, Dispatch, Effects, Execution, Kept, NewReport, Place, Row, Step, doubtful,
@@ -74,7 +74,7 @@ pub(super) fn settle(dispatch: &mut Dispatch, node: NodeNo, marks: &BTreeMap<(La
     let here = |(stream, next): &(StreamId, u64)| match marks.get(&(Lane::Command, *stream)) {
         Some(mark) => match mark.life {
             Life::Open | Life::Closed => mark.seq + 1 >= *next,
-            // What it still holds of the stream comes under another; the next birth tells which.
+            // What it still holds of the stream comes under another: a heartbeat tells which.
             Life::Forked => false,
             Life::RolledBack => true,
         },
@@ -92,6 +92,29 @@ pub(super) fn settle(dispatch: &mut Dispatch, node: NodeNo, marks: &BTreeMap<(La
         }
     }
     dispatch.touched.insert(node);
+}
+
+/// A heartbeat of the session lists the streams anew. It takes the place of what its birth listed when a stream of that
+/// forked: once nothing is held of the forked one, its reports are under the others, and no other birth may come for long.
+pub fn relisted(
+    dispatch: &mut Dispatch,
+    node: NodeNo,
+    session: SessionId,
+    states: &[StreamState],
+    marks: &BTreeMap<(Lane, StreamId), Mark>,
+) {
+    let Some(agenda) = dispatch.agendas.get_mut(&node) else { return };
+    let Some(awaiting) = agenda.awaiting.as_mut().filter(|awaiting| awaiting.session == session) else {
+        return;
+    };
+    let forked = |stream: &StreamId| {
+        marks.get(&(Lane::Command, *stream)).is_some_and(|mark| mark.life == Life::Forked)
+    };
+    let holds = |state: &&StreamState| !forked(&state.stream) || state.floor_seq < state.next_seq;
+    if awaiting.upto.iter().any(|(stream, _)| forked(stream)) {
+        awaiting.upto = states.iter().filter(holds).map(|state| (state.stream, state.next_seq)).collect();
+        dispatch.touched.insert(node);
+    }
 }
 
 /// Takes one report. What is of no open execution is kept, and the store is to be asked.
