@@ -65,6 +65,8 @@ pub(super) struct Book {
     pub wrong: Vec<String>,
     /// A clock was set wrong: then time proves nothing.
     pub clocks_wrong: bool,
+    /// The hub's clock was: after its next start, what had expired by the wrong time may not have by the right one.
+    pub hub_clock_wrong: bool,
     /// What was asked, told and begun since it was last taken, for the log.
     pub lines: Vec<String>,
 }
@@ -243,7 +245,7 @@ pub(super) fn check(book: &Book, sites: &[Site], tampered: &BTreeSet<NodeId>, re
         }
     }
     // A hub whose clock went back by years between two starts takes up again what had ended by its old time.
-    let ordered = !restored && !book.clocks_wrong;
+    let ordered = !restored && !book.hub_clock_wrong;
     wrong.extend(order(book, tampered).into_iter().filter(|_| ordered));
     for (hub, site) in sites.iter().enumerate() {
         if let Some(consumer) = &site.consumer

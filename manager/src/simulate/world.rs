@@ -374,6 +374,7 @@ impl World {
             }
             Fault::HubClock { offset_ms } => {
                 self.book.clocks_wrong |= offset_ms != 0;
+                self.book.hub_clock_wrong |= offset_ms != 0;
                 self.sites[0].set_clock(offset_ms);
             }
             Fault::BackUpHub => self.backup = Some(self.sites[0].disk.image()),
