@@ -9,6 +9,8 @@ use fleet_schemas::{
 
 use crate::identity::Identity;
 
+pub mod device;
+
 /// What a session asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action<'a> {

@@ -11,6 +11,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::identity::Refusal;
+
 /// A number that only grows.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
@@ -289,6 +291,20 @@ impl Reason {
             Self::RetainedFull => "retained_full",
             Self::Persistent => "persistent",
             Self::RouterReplaced => "router_replaced",
+        }
+    }
+}
+
+impl From<Refusal> for Reason {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::BadCredentials => Self::BadCredentials,
+            Refusal::NotAuthorized => Self::NotAuthorized,
+            Refusal::Banned => Self::Banned,
+            Refusal::Expired => Self::Expired,
+            Refusal::ClientId => Self::ClientId,
+            Refusal::Busy => Self::Busy,
+            Refusal::Unavailable => Self::Unavailable,
         }
     }
 }

@@ -197,16 +197,7 @@ pub(crate) fn held_off(version: Version) -> Refused {
 }
 
 fn turned_away(version: Version, refusal: Refusal) -> Refused {
-    let reason = match refusal {
-        Refusal::BadCredentials => Reason::BadCredentials,
-        Refusal::NotAuthorized => Reason::NotAuthorized,
-        Refusal::Banned => Reason::Banned,
-        Refusal::Expired => Reason::Expired,
-        Refusal::ClientId => Reason::ClientId,
-        Refusal::Busy => Reason::Busy,
-        Refusal::Unavailable => Reason::Unavailable,
-    };
-    refused(version, reason, refusal.v4(), refusal.v5())
+    refused(version, Reason::from(refusal), refusal.v4(), refusal.v5())
 }
 
 fn refused(version: Version, reason: Reason, v4: u8, v5: u8) -> Refused {

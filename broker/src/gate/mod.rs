@@ -30,14 +30,9 @@ use crate::{
 };
 
 pub(crate) mod admit;
-pub(crate) mod caps;
 pub(crate) mod conn;
-pub(crate) mod connect;
-pub(crate) mod encode;
-pub(crate) mod frame;
 pub(crate) mod judge;
 pub(crate) mod outlet;
-pub(crate) mod pace;
 pub(crate) mod retained;
 pub(crate) mod rivals;
 pub(crate) mod session;
@@ -45,7 +40,10 @@ pub(crate) mod sessions;
 pub(crate) mod talk;
 pub(crate) mod tools;
 pub(crate) mod transport;
-pub(crate) mod wire;
+pub(crate) use crate::{
+    caps, pace,
+    packets::{connect, encode, frame, wire},
+};
 
 /// What all connections share.
 pub(crate) struct Gate {

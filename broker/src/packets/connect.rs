@@ -2,7 +2,7 @@
 //!
 //! Judges form only; who it is and what the will may be is decided in `admit`.
 
-use crate::gate::wire::{self, Take, Unreadable, Version};
+use crate::packets::wire::{self, Take, Unreadable, Version};
 
 /// A CONNECT packet.
 #[derive(Debug, PartialEq, Eq)]

@@ -174,7 +174,7 @@ mod tests {
             let mut stream = vec![];
             for body in &bodies {
                 stream.push(0x30);
-                crate::gate::encode::length(&mut stream, body.len());
+                crate::packets::encode::length(&mut stream, body.len());
                 stream.extend_from_slice(body);
             }
             let (mut reader, mut frames, mut rest) = (FrameReader::default(), vec![], &stream[..]);

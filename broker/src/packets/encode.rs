@@ -4,7 +4,7 @@
 
 use fleet_schemas::limits;
 
-use crate::gate::wire::Version;
+use crate::packets::wire::Version;
 
 /// The MQTT 5 DISCONNECT reason codes the gate uses (§3.14.2.1).
 pub(crate) mod code {
@@ -254,7 +254,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::gate::wire::{self, Packet};
+    use crate::packets::wire::{self, Packet};
 
     proptest! {
         #[test]

@@ -432,7 +432,7 @@ mod tests {
         fn any_bytes_give_a_packet_or_an_error(first: u8, body in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = decode(Version::V4, first, &body);
             let _ = decode(Version::V5, first, &body);
-            let _ = crate::gate::connect::decode(&body);
+            let _ = crate::packets::connect::decode(&body);
         }
     }
 }
