@@ -32,7 +32,7 @@ pub use make::{KINDS, LIFE, OPEN, Rate, TIMEOUT, TTL, Wanted, cancel, make};
 pub use settle::{Born, abandon, born, late, relisted, report};
 pub use view::{Change, Due, OpenAt, Waiting};
 
-use super::fleet::NodeNo;
+use super::{Now, fleet::NodeNo, time::WRONG_BY_MS};
 
 /// One instruction, to one node or to many.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -68,6 +68,15 @@ pub struct Command {
     pub by: String,
     /// The selector that chose the nodes, where one did.
     pub selector: Option<String>,
+}
+
+impl Command {
+    /// Whether it may not begin any more. One that was made long after now was made by a clock that has been set back
+    /// since: what is left of its time cannot be told, so nothing is.
+    #[must_use]
+    pub fn has_ended(&self, now: Now) -> bool {
+        now.wall_ms >= self.not_after_ms || self.created_ms.saturating_sub(now.wall_ms) > WRONG_BY_MS
+    }
 }
 
 /// A change of an execution's state.

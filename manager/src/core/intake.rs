@@ -436,8 +436,7 @@ fn take_batch(
         Offer::Fork => {
             reply(effects, id, lane, batch.stream, Some(Verdict::Fork { seq: batch.seq }));
             let mark = node.marks.entry(key).or_default();
-            if mark.life != mark::Life::Forked {
-                mark.fork(now.wall_ms);
+            if mark.fork(batch.seq, now.wall_ms) {
                 effects.marks.insert((id.clone(), lane, batch.stream));
                 let message = format!(
                     "lane {lane} delivered two different batches under number {}: a cloned card or a restored image",

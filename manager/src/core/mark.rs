@@ -84,6 +84,9 @@ pub struct Mark {
     pub at_ms: i64,
     // (first number, last number, digest) of recent batches.
     digests: VecDeque<(u64, u64, Digest)>,
+    // The lowest number that was called a fork in this session.
+    #[serde(skip)]
+    forked_at: Option<u64>,
 }
 
 /// What to do with a batch.
@@ -121,6 +124,7 @@ impl Default for Mark {
             said: None,
             at_ms: 0,
             digests: VecDeque::new(),
+            forked_at: None,
         }
     }
 }
@@ -165,10 +169,23 @@ impl Mark {
         }
     }
 
-    /// The batch that [`Mark::offer`] called a fork: the edge seals what it holds anew, so nothing more is owed.
-    pub fn fork(&mut self, now_ms: i64) {
-        self.life = Life::Forked;
-        self.at_ms = now_ms;
+    /// Batch `seq`, which [`Mark::offer`] called a fork: the edge seals what it holds from there on anew, so nothing
+    /// more is owed. Gives whether the stream was none before.
+    pub fn fork(&mut self, seq: u64, now_ms: i64) -> bool {
+        self.forked_at = Some(self.forked_at.map_or(seq, |before| before.min(seq)));
+        let is_new = self.life != Life::Forked;
+        if is_new {
+            self.life = Life::Forked;
+            self.at_ms = now_ms;
+        }
+        is_new
+    }
+
+    /// Whether the edge, by what it says after its birth, still has of this stream what is not here: numbers above the
+    /// mark, or numbers that were called a fork and that it has not yet sealed anew. What it holds below is acked.
+    #[must_use]
+    pub fn is_owed(&self, state: &StreamState) -> bool {
+        state.next_seq > self.seq + 1 || self.forked_at.is_some_and(|seq| seq < state.next_seq)
     }
 
     fn hear(&mut self, said: Said) {
@@ -184,6 +201,7 @@ impl Mark {
             return Settled::default();
         }
         let mut settled = Settled::default();
+        self.forked_at = None;
         match self.life {
             // The edge lists what it sealed anew, or what we had given up: only the numbers above the mark count.
             Life::Forked | Life::RolledBack => {}

@@ -1,6 +1,6 @@
 //! What must hold when the dust has settled. A broken rule is a sentence.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use fleet_schemas::{Lane, NodeId};
 
@@ -50,10 +50,7 @@ pub(super) fn check(world: &World) -> Vec<String> {
             if gone > lost {
                 wrong.push(format!("{node}: {gone} records of after its card was changed are missing, {lost} are booked as lost"));
             }
-            let reports = world.sites.iter().filter_map(|site| site.reports.get(node));
-            let reported = reports
-                .flatten()
-                .any(|kind| ["edge_rollback", "two_instances", "stream_forked"].contains(&kind.as_str()));
+            let reported = is_reported(world, node, &mut wrong);
             if !doubled.is_empty() && !reported {
                 wrong.push(format!("{node} has {} records twice and nothing says so", doubled.len()));
             }
@@ -70,6 +67,27 @@ pub(super) fn check(world: &World) -> Vec<String> {
         }
     }
     wrong
+}
+
+/// Whether a hub ever said that the node's card was set back or copied. A hub that is killed between its commit and its
+/// word has said it to its store.
+fn is_reported(world: &World, node: &NodeId, wrong: &mut Vec<String>) -> bool {
+    let mut kinds: BTreeSet<String> = BTreeSet::new();
+    for site in &world.sites {
+        kinds.extend(site.reports.get(node).into_iter().flatten().cloned());
+        let Some(consumer) = &site.consumer else { continue };
+        let fleet = consumer.shared().fleet();
+        let Some(known) = fleet.nodes.get(node) else { continue };
+        let filter = EventFilter { node: Some(known.number), limit: 1_000_000, ..EventFilter::default() };
+        match consumer.shared().state().events(filter) {
+            Ok(events) => {
+                let by_hub = events.iter().filter(|(_, row)| row.by_hub);
+                kinds.extend(by_hub.map(|(_, row)| row.event.kind.to_string()));
+            }
+            Err(error) => wrong.push(format!("{node}: events: {error}")),
+        }
+    }
+    ["edge_rollback", "two_instances", "stream_forked"].iter().any(|kind| kinds.contains(*kind))
 }
 
 /// Losses that no fault explains: a hub that was never set back has no hole to book.

@@ -61,7 +61,7 @@ fn finish(dispatch: &mut Dispatch, effects: &mut Effects, number: NodeNo, now: N
 
 /// How an execution ends now, if it does.
 fn end_of(command: &Command, execution: &Execution, now: Now) -> Option<(State, Reason)> {
-    let is_late = now.wall_ms >= command.not_after_ms;
+    let is_late = command.has_ended(now);
     let lost =
         || doubtful("agent_state_lost", "the node accepted it and has it no more; look there what it did");
     match execution.state() {

@@ -95,7 +95,7 @@ pub(super) fn settle(dispatch: &mut Dispatch, node: NodeNo, marks: &BTreeMap<(La
 }
 
 /// A heartbeat of the session lists the streams anew. It takes the place of what its birth listed when a stream of that
-/// forked: once nothing is held of the forked one, its reports are under the others, and no other birth may come for long.
+/// forked: once nothing of the forked one is owed, its reports are under the others, and no other birth may come for long.
 pub fn relisted(
     dispatch: &mut Dispatch,
     node: NodeNo,
@@ -107,12 +107,11 @@ pub fn relisted(
     let Some(awaiting) = agenda.awaiting.as_mut().filter(|awaiting| awaiting.session == session) else {
         return;
     };
-    let forked = |stream: &StreamId| {
-        marks.get(&(Lane::Command, *stream)).is_some_and(|mark| mark.life == Life::Forked)
-    };
-    let holds = |state: &&StreamState| !forked(&state.stream) || state.floor_seq < state.next_seq;
-    if awaiting.upto.iter().any(|(stream, _)| forked(stream)) {
-        awaiting.upto = states.iter().filter(holds).map(|state| (state.stream, state.next_seq)).collect();
+    let forked =
+        |stream: &StreamId| marks.get(&(Lane::Command, *stream)).filter(|mark| mark.life == Life::Forked);
+    let counts = |state: &&StreamState| forked(&state.stream).is_none_or(|mark| mark.is_owed(state));
+    if awaiting.upto.iter().any(|(stream, _)| forked(stream).is_some()) {
+        awaiting.upto = states.iter().filter(counts).map(|state| (state.stream, state.next_seq)).collect();
         dispatch.touched.insert(node);
     }
 }

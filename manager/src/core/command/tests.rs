@@ -3,7 +3,7 @@
 use fleet_schemas::{
     VERSION,
     batch::{Batch, Clock},
-    session::{Birth, Pending, StreamState, Versions},
+    session::{Birth, Heartbeat, OutboxUse, Pending, StreamState, Versions},
 };
 
 use super::*;
@@ -76,15 +76,7 @@ impl Scene {
 
     /// A birth of the present session, perhaps said again.
     fn born_again(&mut self, commands: &[CommandId], next_seq: u64) -> Effects {
-        let state = StreamState {
-            stream: STREAM,
-            floor_seq: self.seq,
-            floor_record: self.seq,
-            next_seq,
-            next_record: next_seq,
-            counted: next_seq - self.seq,
-            tombstoned: 0,
-        };
+        let state = self.stream_state(next_seq);
         let birth = Birth {
             v: VERSION,
             session: SessionId([self.session; 8]),
@@ -107,6 +99,37 @@ impl Scene {
             config: None,
         };
         self.say(Input::Birth(Box::new(birth)))
+    }
+
+    fn stream_state(&self, next_seq: u64) -> StreamState {
+        StreamState {
+            stream: STREAM,
+            floor_seq: self.seq,
+            floor_record: self.seq,
+            next_seq,
+            next_record: next_seq,
+            counted: next_seq - self.seq,
+            tombstoned: 0,
+        }
+    }
+
+    fn heartbeat(&mut self, next_seq: u64) -> Effects {
+        let heartbeat = Heartbeat {
+            v: VERSION,
+            session: SessionId([self.session; 8]),
+            boot: [1; 8],
+            up_ms: 0,
+            clock: Clock::Synced,
+            time_ms: self.now_ms,
+            interval_ms: 3_600_000,
+            system: BTreeMap::new(),
+            lanes: [(Lane::Command, vec![self.stream_state(next_seq)])].into(),
+            partial: false,
+            pending: Pending::default(),
+            outbox: OutboxUse::default(),
+            config: None,
+        };
+        self.say(Input::Heartbeat(Box::new(heartbeat)))
     }
 
     fn report(&mut self, id: CommandId, state: State) -> Effects {
@@ -136,7 +159,7 @@ impl Scene {
             lost: None,
             body: Vec::new(),
         };
-        let digest = seq.to_le_bytes();
+        let digest = u64::from(id.0[0]).wrapping_add(seq << 8).to_le_bytes();
         self.say(Input::Batch { lane: Lane::Command, batch, digest, body: Body::Reports(reports) })
     }
 
@@ -459,4 +482,53 @@ fn a_card_that_was_set_back_leaves_doubt() {
     let effects = scene.born(&[], 1);
     assert_eq!(ended(&effects, once), is(State::Failed, "agent_state_lost"));
     assert_eq!(told(&effects), Some((vec![often], vec![])));
+}
+
+#[test]
+fn what_was_made_by_a_clock_that_was_years_ahead_is_not_told_for_years() {
+    let mut scene = Scene::new();
+    scene.now_ms += 315_360_000_000;
+    let (queued, _) = scene.make(ping(&["b"]));
+    let (waiting, _) = scene.make(ping(&["a"]));
+    scene.born(&[], 1);
+    // The hub's next start: its clock is right.
+    scene.now_ms -= 315_360_000_000;
+    scene.fleet.commands.touch(2);
+    let effects = scene.born(&[], 1);
+    assert_eq!(told(&effects), None);
+    assert_eq!(ended(&effects, waiting), is(State::Expired, "not_received"));
+    assert_eq!(effects.rows[&(queued, 2)].execution.state(), State::Expired);
+}
+
+#[test]
+fn a_forked_stream_of_which_nothing_is_owed_is_not_waited_for() {
+    let mut scene = Scene::new();
+    scene.born(&[], 1);
+    let (id, _) = scene.make(Wanted { idempotent: true, ..ping(&["a"]) });
+    scene.report(id, State::Accepted);
+    // The twin of its card has something else under the number, and is told so.
+    scene.seq = 1;
+    scene.report(CommandId([98; 16]), State::Running);
+    // The machine that stays lists what it keeps for a hub that is set back: batch 1, which is acked.
+    scene.seq = 1;
+    let effects = scene.born(&[], 2);
+    assert_eq!((told(&effects), ended(&effects, id)), (None, None), "a birth alone says nothing of a fork");
+    let effects = scene.heartbeat(2);
+    assert_eq!(told(&effects), Some((vec![id], vec![])));
+}
+
+#[test]
+fn a_fork_that_was_told_is_waited_for_until_it_is_sealed_anew() {
+    let mut scene = Scene::new();
+    scene.born(&[], 1);
+    let (id, _) = scene.make(Wanted { idempotent: true, ..ping(&["a"]) });
+    scene.report(id, State::Accepted);
+    scene.seq = 1;
+    scene.born(&[], 3);
+    scene.report(CommandId([98; 16]), State::Running);
+    scene.seq = 1;
+    let effects = scene.heartbeat(2);
+    assert_eq!((told(&effects), ended(&effects, id)), (None, None));
+    let effects = scene.heartbeat(1);
+    assert_eq!(told(&effects), Some((vec![id], vec![])));
 }

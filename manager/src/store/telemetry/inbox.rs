@@ -5,7 +5,7 @@
 //! into their tables and removes sealed rows from the front. Must not know week files.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::RwLock,
 };
 
@@ -68,8 +68,9 @@ pub(super) struct Memory {
     pub unsealed: Unsealed,
     pub counters: HashMap<(u32, Lane), Counters>,
     marks: HashMap<MarkKey, Option<Box<[u8]>>>,
-    dirty_marks: HashSet<MarkKey>,
-    dirty_counters: HashSet<(u32, Lane)>,
+    // In order, so that the same input makes the same file.
+    dirty_marks: BTreeSet<MarkKey>,
+    dirty_counters: BTreeSet<(u32, Lane)>,
     /// Bytes of all rows that are in the file, sealed ones too.
     pub row_bytes: u64,
     /// Where those bytes are.
@@ -220,9 +221,10 @@ impl Inbox {
             (memory.quarantine_bytes, memory.next_seq)
         };
         let Staged { mut ends, mut arena, .. } = staged;
+        // In order, so that the same input makes the same file.
         let note = Note {
-            marks: staged.marks.into_iter().collect(),
-            counters: staged.counters.into_iter().collect(),
+            marks: staged.marks.into_iter().collect::<BTreeMap<_, _>>().into_iter().collect(),
+            counters: staged.counters.into_iter().collect::<BTreeMap<_, _>>().into_iter().collect(),
         };
         for part in note.parts() {
             let start = row::begin(&mut arena);

@@ -4,7 +4,7 @@
 //! by replaying the blobs since. Unsealed batches come on top when somebody asks. The newest is the one of
 //! the latest instant, of several there the greatest: no order of arrival can change it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use fleet_schemas::{
     DeviceId, MetricName,
@@ -47,7 +47,7 @@ pub struct SeriesName {
 
 /// Newest values by series; at most [`limits::SERIES_PER_NODE`], those that were silent longest go.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Table(HashMap<Name, (i64, f64)>);
+pub(super) struct Table(BTreeMap<Name, (i64, f64)>);
 
 /// Tables of the nodes that the sealer met.
 #[derive(Debug, Default)]
