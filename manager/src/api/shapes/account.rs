@@ -1,0 +1,103 @@
+//! The account of every record, and how the hub is.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// The account of every record.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ledger {
+    /// Whether no account is `broken`.
+    pub balanced: bool,
+    /// One per node and lane.
+    pub accounts: Vec<Account>,
+    /// With `verify`: what counting rows found to differ from the marks; empty when nothing does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub findings: Option<Vec<Finding>>,
+}
+
+/// One node's lane, in records.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Account {
+    /// The node.
+    pub node: String,
+    /// The lane.
+    pub lane: String,
+    /// `balanced|pending|broken`.
+    pub state: String,
+    /// Sum of the terms.
+    pub produced: u64,
+    /// In the store.
+    pub stored: u64,
+    /// Stored once, and gone by retention.
+    pub expired: u64,
+    /// Kept raw because the body was bad.
+    pub quarantined: u64,
+    /// Declared gone.
+    pub lost: u64,
+    /// Given up with the node.
+    pub written_off: u64,
+    /// Still in the outbox.
+    pub at_edge: u64,
+    /// Records that came again and were not stored again.
+    pub duplicates: u64,
+    /// Time of the snapshot.
+    pub as_of_ms: i64,
+    /// Why it is broken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// What counting rows found.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// The node.
+    pub node: String,
+    /// The lane.
+    pub lane: String,
+    /// Records by the marks.
+    pub expected: u64,
+    /// Records by counting.
+    pub counted: u64,
+}
+
+/// The hub in one look.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of the hub.
+    pub version: String,
+    /// The hub's clock.
+    pub now_ms: i64,
+    /// Whether it accepts data.
+    pub ready: bool,
+    /// Why not.
+    #[serde(default)]
+    pub reasons: Vec<String>,
+    /// Nodes by presence state.
+    #[serde(default)]
+    pub nodes_by_state: BTreeMap<String, u64>,
+    /// Accounts by state.
+    #[serde(default)]
+    pub accounts_by_state: BTreeMap<String, u64>,
+    /// Sums of all accounts, in records.
+    #[serde(default)]
+    pub records: BTreeMap<String, u64>,
+    /// Figures since the start of the hub, by name.
+    #[serde(default)]
+    pub counters: BTreeMap<String, u64>,
+    /// The filesystem that holds its data, where that can be told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<DiskSpace>,
+    /// Where it listens: `http`, `https` (instead of it), `mqtt`, `mqtts`, `node_https`.
+    #[serde(default)]
+    pub listeners: BTreeMap<String, String>,
+}
+
+/// A filesystem.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskSpace {
+    /// Bytes that are left for the hub.
+    pub free_bytes: u64,
+    /// Bytes in all.
+    pub total_bytes: u64,
+}
