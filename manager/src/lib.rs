@@ -1,7 +1,7 @@
 //! The hub and the operator's command line.
 //!
 //! `core/` decides and is pure; `store/` is the only room that names redb; `consume` commits what the core decides and
-//! only then speaks; `api/` and `cli/` show it. `run` starts and stops everything.
+//! only then speaks; `api/`, `console/` and `cli/` show it. `run` starts and stops everything.
 
 pub mod admit;
 pub mod api;
@@ -10,6 +10,7 @@ pub mod bench;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod console;
 pub mod consume;
 pub mod core;
 pub mod dialect;

@@ -22,6 +22,7 @@ use crate::{
     api,
     clock::{self, HubClock},
     config::{Config, ConfigError},
+    console::Sessions,
     consume::{self, Consumer},
     dialect,
     hub::{self, Hub, Running},
@@ -155,6 +156,8 @@ pub struct RunningHub {
     pub addresses: Addresses,
     /// The hub's certificates.
     pub pki: Arc<Pki>,
+    /// Who is logged in to the console.
+    pub sessions: Arc<Sessions>,
     /// The first admin's token, when this start made it: to be shown once.
     pub admin: Option<String>,
     data: PathBuf,
@@ -239,11 +242,13 @@ pub async fn start(config: &Config) -> Result<RunningHub, StartError> {
         ("legacy_http", legacy_http),
     ];
     let listeners = listeners.into_iter().filter_map(|(name, at)| Some((name.to_owned(), at?.to_string())));
+    let sessions = Arc::new(Sessions::default());
     let serves = api::Config {
         pki: pki.clone(),
         listeners: listeners.collect(),
         tls: http_tls,
         anonymous_viewer: config.anonymous_viewer,
+        sessions: sessions.clone(),
     };
     let http = tokio::spawn(api::serve(listener, hub.clone(), exporter, serves, stop()));
     let room = dialect::Room::new(&hub, voice, mqtts.map(|at| at.port()));
@@ -263,6 +268,7 @@ pub async fn start(config: &Config) -> Result<RunningHub, StartError> {
         hub,
         addresses,
         pki,
+        sessions,
         admin,
         data,
         broker,

@@ -33,8 +33,16 @@ pub(super) async fn of_node(
 
 async fn page(api: Arc<Api>, params: Params, node: Option<u32>) -> Result<Response, Refusal> {
     params.only(&["limit", "cursor"])?;
-    let limit = params.limit()?;
-    let before: Option<u64> = params.read("cursor")?;
+    Ok(Json(read(&api, node, params.read("cursor")?, params.limit()?).await?).into_response())
+}
+
+/// A page of the events of one node or of all, newest first.
+pub(crate) async fn read(
+    api: &Arc<Api>,
+    node: Option<u32>,
+    before: Option<u64>,
+    limit: usize,
+) -> Result<shapes::Page<shapes::Event>, Refusal> {
     // One more than asked tells whether there is a next page.
     let filter = EventFilter { node, before, after: None, limit: limit + 1 };
     let mut found = api.query(move |api| Ok(api.hub.events(filter)?)).await?;
@@ -42,7 +50,7 @@ async fn page(api: Arc<Api>, params: Params, node: Option<u32>) -> Result<Respon
     found.truncate(limit);
     let next = found.last().filter(|_| more).map(|event| event.number.to_string());
     let items = found.iter().map(event).collect();
-    Ok(Json(shapes::Page { items, next }).into_response())
+    Ok(shapes::Page { items, next })
 }
 
 /// An event's JSON.

@@ -21,7 +21,15 @@ use super::{
     rights::{Caller, Needs},
     token,
 };
-use crate::{attempts::Failed, core::identity::Role, metrics::catalogue};
+use crate::{
+    attempts::Failed,
+    console::{
+        self,
+        session::{self, Seat},
+    },
+    core::identity::{Hash, Role},
+    metrics::catalogue,
+};
 
 /// Requests answered at once; streams count only until their first byte.
 pub(super) const REQUESTS: usize = 256;
@@ -31,6 +39,13 @@ const RECOUNT: Duration = Duration::from_secs(600);
 /// Longest header that may hold a token, in bytes; ours have 55.
 const HEADER_BYTES: usize = 512;
 
+/// Who was let in.
+struct Admitted {
+    caller: Caller,
+    /// Its session of the console, if it came by one.
+    seat: Option<Seat>,
+}
+
 /// Answers, or refuses before anything is done.
 pub(super) async fn guard(State(api): State<Arc<Api>>, mut request: Request, next: Next) -> Response {
     let began = crate::clock::mono();
@@ -38,11 +53,15 @@ pub(super) async fn guard(State(api): State<Arc<Api>>, mut request: Request, nex
     let health = matches!(request.uri().path(), "/livez" | "/readyz" | "/metrics");
     let recount = request.uri().path() == "/api/v1/ledger";
     let admitted = admit(&api, &request).inspect_err(|refusal| count(&api, refusal));
-    let response = match admitted {
+    let mut response = match admitted {
+        Err(refusal) if console::is_page(request.uri().path()) => console::refused_at(refusal, &request),
         Err(refusal) => refusal.into_response(),
-        Ok(caller) => {
-            if let Some(caller) = caller {
+        Ok(admitted) => {
+            if let Some(Admitted { caller, seat }) = admitted {
                 request.extensions_mut().insert(caller);
+                if let Some(seat) = seat {
+                    request.extensions_mut().insert(seat);
+                }
             }
             // Health must answer when everything else is busy.
             let permit = if health { None } else { Some(api.requests.try_acquire()) };
@@ -55,6 +74,7 @@ pub(super) async fn guard(State(api): State<Arc<Api>>, mut request: Request, nex
             }
         }
     };
+    console::harden(response.headers_mut());
     let code = response.status();
     // Methods outside the standard are anybody's text, and would be labels without end.
     let known = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
@@ -65,7 +85,7 @@ pub(super) async fn guard(State(api): State<Arc<Api>>, mut request: Request, nex
 }
 
 /// Refuses what a foreign web page may have sent, and who may not do what is asked. Says who asks, where that matters.
-fn admit(api: &Api, request: &Request) -> Result<Option<Caller>, Refusal> {
+fn admit(api: &Api, request: &Request) -> Result<Option<Admitted>, Refusal> {
     let headers = request.headers();
     let text = |name: header::HeaderName| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
     let host = text(header::HOST);
@@ -96,26 +116,33 @@ fn admit(api: &Api, request: &Request) -> Result<Option<Caller>, Refusal> {
         Needs::Nothing => return Ok(None),
         Needs::Here if here => return Ok(None),
         Needs::Here => Role::Viewer,
-        Needs::Role(role) => role,
+        Needs::Role(role) | Needs::Session(role) => role,
     };
-    let caller = match presented {
-        Some(presented) => known(api, presented, peer)?,
-        None if api.config.anonymous_viewer && here => Caller::anonymous(),
-        None => return Err(Denied::NoToken.into()),
+    let seat = match needs {
+        Needs::Session(_) => api.seat(headers),
+        Needs::Nothing | Needs::Here | Needs::Role(_) => None,
     };
+    let caller = match (needs, presented) {
+        (Needs::Session(_), _) => seat.as_ref().and_then(|seat| api.holder(&seat.token)),
+        (Needs::Nothing | Needs::Here | Needs::Role(_), Some(presented)) => {
+            Some(known(api, bearer(presented), peer)?)
+        }
+        (Needs::Nothing | Needs::Here | Needs::Role(_), None) => None,
+    };
+    let anonymous = || (api.config.anonymous_viewer && here).then(Caller::anonymous);
+    let caller = caller.or_else(anonymous).ok_or(Denied::NoToken)?;
     if caller.role < role {
         return Err(Denied::Role { name: caller.name, has: caller.role, needs: role }.into());
     }
-    Ok(Some(caller))
+    Ok(Some(Admitted { caller, seat }))
 }
 
-/// The operator whose token was presented.
-fn known(api: &Api, presented: &[u8], peer: Option<IpAddr>) -> Result<Caller, Refusal> {
-    let now_ms = api.hub.clock().now().wall_ms;
-    let found = bearer(presented).and_then(|token| {
-        let hash = token::hash(token);
-        api.hub.with_identities(|identities| identities.operator(&hash, now_ms).map(Caller::of))
-    });
+/// The operator whose token was presented, if it is one.
+///
+/// # Errors
+/// [`Denied`], and slower for an address that guesses.
+pub(crate) fn known(api: &Api, presented: Option<&str>, peer: Option<IpAddr>) -> Result<Caller, Refusal> {
+    let found = presented.and_then(|token| api.holder(&token::hash(token)));
     if let Some(caller) = found {
         return Ok(caller);
     }
@@ -147,10 +174,19 @@ fn count(api: &Api, refusal: &Refusal) {
 
 impl Api {
     /// Whether a caller's token is still one, for answers that last.
-    pub(super) fn still(&self, caller: &Caller) -> bool {
+    pub(crate) fn still(&self, caller: &Caller) -> bool {
+        caller.token.is_none_or(|token| self.holder(&token).is_some())
+    }
+
+    /// The operator who holds the token of this hash.
+    fn holder(&self, token: &Hash) -> Option<Caller> {
         let now_ms = self.hub.clock().now().wall_ms;
-        let known = |hash| self.hub.with_identities(|all| all.operator(&hash, now_ms).is_some());
-        caller.token.is_none_or(known)
+        self.hub.with_identities(|all| all.operator(token, now_ms).map(Caller::of))
+    }
+
+    /// The console's session that a request's cookie names.
+    fn seat(&self, headers: &header::HeaderMap) -> Option<Seat> {
+        self.config.sessions.find(session::cookie(headers, self)?, crate::clock::mono())
     }
 }
 

@@ -10,26 +10,26 @@ mod commands;
 mod config;
 mod devices;
 mod enrolment;
-mod events;
+pub(crate) mod events;
 mod feed;
 pub(crate) mod field_tokens;
 mod genes;
 mod groups;
-mod guard;
+pub(crate) mod guard;
 mod idempotency;
 mod join_tokens;
 mod ledger;
-mod nodes;
+pub(crate) mod nodes;
 mod operators;
 mod patch;
 mod pki;
-mod problem;
+pub(crate) mod problem;
 mod prom;
-mod query;
+pub(crate) mod query;
 pub mod rights;
 pub mod shapes;
 mod status;
-mod stream;
+pub(crate) mod stream;
 mod telemetry;
 pub mod token;
 mod view;
@@ -44,7 +44,14 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, extract::DefaultBodyLimit, handler::Handler as _, http::Method, middleware};
+use axum::{
+    Router,
+    extract::DefaultBodyLimit,
+    handler::Handler as _,
+    http::{HeaderMap, Method},
+    middleware,
+    response::IntoResponse as _,
+};
 use tokio::{
     net::TcpListener,
     sync::{Semaphore, broadcast::error::RecvError, watch},
@@ -53,6 +60,7 @@ use tokio::{
 pub use crate::core::selector;
 use crate::{
     attempts::Attempts,
+    console::{self, Sessions},
     consume::{Shared, StoredEvent},
     core::{fleet::Node, identity::Role},
     hub::Hub,
@@ -85,14 +93,16 @@ pub struct Config {
     pub tls: bool,
     /// Whether programs of this machine may look without a token; for the demo.
     pub anonymous_viewer: bool,
+    /// Who is logged in to the console.
+    pub sessions: Arc<Sessions>,
 }
 
 /// What the routes share.
-struct Api {
-    config: Config,
+pub(crate) struct Api {
+    pub(crate) config: Config,
     rights: Rights,
     attempts: Mutex<Attempts>,
-    hub: Hub,
+    pub(crate) hub: Hub,
     exporter: Arc<Exporter>,
     devices: devices::Devices,
     keys: idempotency::Keys,
@@ -106,6 +116,8 @@ struct Api {
     streams_cut: metrics::Counter,
     loopback: bool,
     stopping: watch::Receiver<bool>,
+    /// What open pages of the console are told.
+    pub(crate) live: console::live::Live,
 }
 
 /// Serves the API on a bound listener until `stop`; then open requests have five seconds, streams end at once.
@@ -123,7 +135,8 @@ pub async fn serve(
     let (stopped, stopping) = watch::channel(false);
     let (routes, table) = routes().build();
     let api = Arc::new(Api::new(hub, exporter, config, Rights::new(table), loopback, stopping.clone()));
-    let follower = tokio::spawn(follow_devices(api.clone()));
+    let followers =
+        [tokio::spawn(follow_devices(api.clone())), tokio::spawn(console::live::gather(api.clone()))];
     let graceful = async move {
         stop.await;
         stopped.send_replace(true);
@@ -152,7 +165,7 @@ pub async fn serve(
         result = serving => result,
         () = deadline => Ok(()),
     };
-    follower.abort();
+    followers.iter().for_each(tokio::task::JoinHandle::abort);
     result
 }
 
@@ -192,11 +205,17 @@ impl Api {
             feeds: Arc::new(Semaphore::new(feed::FEEDS)),
             loopback,
             stopping,
+            live: console::live::Live::default(),
         }
     }
 
+    /// Becomes true when the API stops.
+    pub(crate) fn stopping(&self) -> watch::Receiver<bool> {
+        self.stopping.clone()
+    }
+
     /// Runs a store query on a thread that may block; waits for its turn.
-    async fn query<R: Send + 'static>(
+    pub(crate) async fn query<R: Send + 'static>(
         self: &Arc<Self>,
         ask: impl FnOnce(&Self) -> Result<R, problem::Refusal> + Send + 'static,
     ) -> Result<R, problem::Refusal> {
@@ -218,7 +237,7 @@ fn routes() -> Routes {
     let [viewer, operator, admin] = [Role::Viewer, Role::Operator, Role::Admin].map(Needs::Role);
     let import = nodes::import.layer(DefaultBodyLimit::max(IMPORT_BYTES));
     let command = commands::create.layer(DefaultBodyLimit::max(commands::BODY_BYTES));
-    Routes::new()
+    console::routes(Routes::new())
         .on(Needs::Nothing, Method::GET, "/livez", status::livez)
         .on(Needs::Nothing, Method::GET, "/readyz", status::readyz)
         .on(Needs::Nothing, Method::GET, "/version", status::version)
@@ -293,8 +312,10 @@ fn routes() -> Routes {
 
 fn router(routes: Router<Arc<Api>>, api: Arc<Api>) -> Router {
     routes
-        .fallback(async || {
-            problem::Refusal::NotFound("there is no such path; the API is below /api/v1".to_owned())
+        .fallback(async |headers: HeaderMap| {
+            let refusal =
+                problem::Refusal::NotFound("there is no such path; the API is below /api/v1".to_owned());
+            if console::reads_pages(&headers) { console::refused(refusal) } else { refusal.into_response() }
         })
         .method_not_allowed_fallback(async || problem::Refusal::Method)
         .layer(DefaultBodyLimit::max(BODY_BYTES))

@@ -57,7 +57,8 @@ pub(super) fn group(api: &Api, name: &str) -> Result<Selector, Refusal> {
     Ok(Selector::parse(&saved)?)
 }
 
-async fn shown(api: &Arc<Api>, nodes: Vec<Node>) -> Result<Vec<shapes::Node>, Refusal> {
+/// Nodes as `GET nodes` shows them.
+pub(crate) async fn shown(api: &Arc<Api>, nodes: Vec<Node>) -> Result<Vec<shapes::Node>, Refusal> {
     api.query(move |api| {
         let ids: Vec<_> = nodes.iter().map(|node| (node.record.id.clone(), node.number)).collect();
         let counts = api.devices.counts(&api.hub, &ids)?;

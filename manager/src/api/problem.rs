@@ -21,7 +21,7 @@ use crate::{
 
 /// Why a request is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Refusal {
+pub(crate) enum Refusal {
     /// The path, the query or the form of the body is wrong.
     #[error("{0}")]
     BadRequest(String),
@@ -87,7 +87,7 @@ pub(super) enum Refusal {
 
 /// What a request lacks.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Denied {
+pub(crate) enum Denied {
     /// No token was sent.
     #[error(
         "this needs an API token: `fleet login` with one that an admin made by `fleet operator create`, or send \
@@ -120,17 +120,18 @@ pub(super) enum Denied {
 
 impl Refusal {
     /// One wrong value.
-    pub(super) fn at(pointer: impl Into<String>, why: impl Into<String>) -> Self {
+    pub(crate) fn at(pointer: impl Into<String>, why: impl Into<String>) -> Self {
         Self::Invalid { detail: "nothing was changed".to_owned(), faults: vec![(pointer.into(), why.into())] }
     }
 
     /// One wrong query parameter.
-    pub(super) fn query(name: &str, why: impl Into<String>) -> Self {
+    pub(crate) fn query(name: &str, why: impl Into<String>) -> Self {
         let faults = vec![(format!("?{name}"), why.into())];
         Self::Invalid { detail: format!("the query's {name} is not understood"), faults }
     }
 
-    fn status(&self) -> StatusCode {
+    /// The HTTP status.
+    pub(crate) fn status(&self) -> StatusCode {
         match self {
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
             Self::Invalid { .. } | Self::TooMuch(_) => StatusCode::UNPROCESSABLE_ENTITY,
@@ -192,7 +193,7 @@ impl IntoResponse for Refusal {
 
 impl Denied {
     /// The metric's word for it.
-    pub(super) fn reason(&self) -> &'static str {
+    pub(crate) fn reason(&self) -> &'static str {
         match self {
             Self::NoToken => "no_token",
             Self::BadToken => "bad_token",

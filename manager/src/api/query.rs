@@ -15,11 +15,11 @@ use super::problem::Refusal;
 /// Items of a page unless asked otherwise.
 const PAGE: usize = 100;
 /// Most items of a page.
-pub(super) const PAGE_MOST: usize = 1_000;
+pub(crate) const PAGE_MOST: usize = 1_000;
 
 /// The query's parameters; each may stand once.
 #[derive(Debug)]
-pub(super) struct Params(BTreeMap<String, String>);
+pub(crate) struct Params(BTreeMap<String, String>);
 
 impl<S: Send + Sync> FromRequestParts<S> for Params {
     type Rejection = Refusal;
@@ -39,7 +39,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Params {
 
 impl Params {
     /// Refuses parameters that the path does not know: a misspelt filter must not select everything.
-    pub(super) fn only(&self, known: &[&str]) -> Result<(), Refusal> {
+    pub(crate) fn only(&self, known: &[&str]) -> Result<(), Refusal> {
         match self.0.keys().find(|name| !known.contains(&name.as_str())) {
             None => Ok(()),
             Some(name) => {
@@ -49,12 +49,12 @@ impl Params {
     }
 
     /// A parameter as text.
-    pub(super) fn text(&self, name: &str) -> Option<&str> {
+    pub(crate) fn text(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str)
     }
 
     /// A parameter, read.
-    pub(super) fn read<T: FromStr<Err: std::fmt::Display>>(&self, name: &str) -> Result<Option<T>, Refusal> {
+    pub(crate) fn read<T: FromStr<Err: std::fmt::Display>>(&self, name: &str) -> Result<Option<T>, Refusal> {
         self.text(name)
             .map(str::parse)
             .transpose()
@@ -62,12 +62,12 @@ impl Params {
     }
 
     /// `true` or `false`; absent is false.
-    pub(super) fn flag(&self, name: &str) -> Result<bool, Refusal> {
+    pub(crate) fn flag(&self, name: &str) -> Result<bool, Refusal> {
         Ok(self.read(name)?.unwrap_or(false))
     }
 
     /// How many items the page may have.
-    pub(super) fn limit(&self) -> Result<usize, Refusal> {
+    pub(crate) fn limit(&self) -> Result<usize, Refusal> {
         let limit = self.read("limit")?.unwrap_or(PAGE);
         if limit == 0 || limit > PAGE_MOST {
             return Err(Refusal::query("limit", format!("is not within 1 to {PAGE_MOST}")));
@@ -77,18 +77,18 @@ impl Params {
 }
 
 /// A node's id out of the path; what cannot be one is not found.
-pub(super) fn node_id(text: &str) -> Result<NodeId, Refusal> {
+pub(crate) fn node_id(text: &str) -> Result<NodeId, Refusal> {
     NodeId::parse(text).map_err(|_| no_node(text))
 }
 
 /// There is no such node.
-pub(super) fn no_node(text: &str) -> Refusal {
+pub(crate) fn no_node(text: &str) -> Refusal {
     Refusal::NotFound(format!("there is no node {text:?}; `fleet node ls` lists them"))
 }
 
 /// A body within its limit.
 #[derive(Debug)]
-pub(super) struct Body(pub Bytes);
+pub(crate) struct Body(pub Bytes);
 
 impl<S: Send + Sync> FromRequest<S> for Body {
     type Rejection = Refusal;
@@ -108,7 +108,7 @@ impl<S: Send + Sync> FromRequest<S> for Body {
 ///
 /// # Errors
 /// [`Refusal`] that names what is wrong and where.
-pub(super) fn json<T: serde::de::DeserializeOwned>(headers: &HeaderMap, body: &[u8]) -> Result<T, Refusal> {
+pub(crate) fn json<T: serde::de::DeserializeOwned>(headers: &HeaderMap, body: &[u8]) -> Result<T, Refusal> {
     let body = if body.is_empty() { b"{}" } else { body };
     if headers.contains_key(header::CONTENT_TYPE) || body != b"{}" {
         content_type(headers, &["application/json"])?;
@@ -122,7 +122,7 @@ pub(super) fn json<T: serde::de::DeserializeOwned>(headers: &HeaderMap, body: &[
 }
 
 /// Refuses a body of another type than these; a browser may send none of them across origins without asking.
-pub(super) fn content_type(headers: &HeaderMap, allowed: &[&str]) -> Result<(), Refusal> {
+pub(crate) fn content_type(headers: &HeaderMap, allowed: &[&str]) -> Result<(), Refusal> {
     let given = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let essence = given.split(';').next().unwrap_or_default().trim();
     if allowed.iter().any(|allowed| essence.eq_ignore_ascii_case(allowed)) {

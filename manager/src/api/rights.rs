@@ -24,6 +24,8 @@ pub enum Needs {
     Here,
     /// A token of this role, or of one that may do more.
     Role(Role),
+    /// To be logged in to the console in this role, or in one that may do more.
+    Session(Role),
 }
 
 /// A route and what it needs.
@@ -39,7 +41,7 @@ pub struct Right {
 
 /// Who asks, as the guard found out.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Caller {
+pub(crate) struct Caller {
     /// The operator's name.
     pub name: String,
     /// What it may do.
@@ -51,7 +53,7 @@ pub(super) struct Caller {
 }
 
 /// Routes being put together.
-pub(super) struct Routes {
+pub(crate) struct Routes {
     router: Router<std::sync::Arc<Api>>,
     table: Vec<Right>,
 }
@@ -67,7 +69,7 @@ impl Routes {
     }
 
     /// Adds a route.
-    pub(super) fn on<H, T>(mut self, needs: Needs, method: Method, path: &'static str, handler: H) -> Self
+    pub(crate) fn on<H, T>(mut self, needs: Needs, method: Method, path: &'static str, handler: H) -> Self
     where
         H: Handler<T, std::sync::Arc<Api>>,
         T: 'static,
@@ -103,18 +105,18 @@ impl Rights {
 
 impl Caller {
     /// Somebody who may look without a token.
-    pub(super) fn anonymous() -> Self {
+    pub(crate) fn anonymous() -> Self {
         Self { name: "anonymous".to_owned(), role: Role::Viewer, expires_ms: None, token: None }
     }
 
     /// The holder of a token.
-    pub(super) fn of(operator: &Operator) -> Self {
+    pub(crate) fn of(operator: &Operator) -> Self {
         let Operator { name, role, token, expires_ms, .. } = operator;
         Self { name: name.clone(), role: *role, expires_ms: *expires_ms, token: Some(*token) }
     }
 
     /// As it stands in the trail of changes.
-    pub(super) fn by(&self) -> String {
+    pub(crate) fn by(&self) -> String {
         format!("operator {}", self.name)
     }
 }

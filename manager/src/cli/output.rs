@@ -206,7 +206,7 @@ pub(super) fn paint(text: &str, tone: Tone, color: bool) -> String {
 
 /// The text with control characters replaced, so that a node cannot steer the operator's terminal.
 #[must_use]
-pub(super) fn clean(text: &str) -> String {
+pub(crate) fn clean(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
@@ -249,7 +249,7 @@ pub(super) fn read<T: serde::de::DeserializeOwned>(items: &[Value]) -> Result<Ve
 
 /// A time for people, UTC; the number itself when no calendar has it.
 #[must_use]
-pub(super) fn time(ms: i64) -> String {
+pub(crate) fn time(ms: i64) -> String {
     match jiff::Timestamp::from_millisecond(ms) {
         Ok(time) => time.strftime("%Y-%m-%d %H:%M:%S").to_string(),
         Err(_) => ms.to_string(),
@@ -258,7 +258,7 @@ pub(super) fn time(ms: i64) -> String {
 
 /// A number with at most four significant decimals and no needless zeros.
 #[must_use]
-pub(super) fn number(value: f64) -> String {
+pub(crate) fn number(value: f64) -> String {
     if value != 0.0 && (value.abs() >= 1e15 || value.abs() < 1e-4) {
         return format!("{value:.3e}");
     }
@@ -269,7 +269,7 @@ pub(super) fn number(value: f64) -> String {
 
 /// A count with thousands apart: `12,345`.
 #[must_use]
-pub(super) fn count(value: u64) -> String {
+pub(crate) fn count(value: u64) -> String {
     let digits = value.to_string();
     let mut text = String::new();
     for (at, digit) in digits.chars().enumerate() {
@@ -283,7 +283,7 @@ pub(super) fn count(value: u64) -> String {
 
 /// A size: `3.2 MiB`.
 #[must_use]
-pub(super) fn bytes(value: f64) -> String {
+pub(crate) fn bytes(value: f64) -> String {
     let mut value = value;
     for unit in ["B", "KiB", "MiB", "GiB", "TiB"] {
         if value.abs() < 1_024.0 || unit == "TiB" {

@@ -36,7 +36,7 @@ use crate::{
     config::Config,
     consume::FeedItem,
     core::{
-        identity::{Change, Token},
+        identity::{Change, Role, Token},
         presence::State,
         registry::Intent,
         time::millis,
@@ -213,14 +213,32 @@ async fn start_agent(
     started.map_err(|source| StartError::Agent { node: id.to_string(), source: Box::new(source) })
 }
 
+/// The console's address that logs somebody in as an admin, once.
+fn login_link(running: &RunningHub) -> Option<String> {
+    let now_ms = running.hub.clock().now().wall_ms;
+    let admin = running.hub.with_identities(|known| {
+        let admins = known.operators.values().filter(|operator| operator.role == Role::Admin);
+        let mut lasting = admins.filter(|admin| admin.expires_ms.is_none_or(|ends| ends > now_ms));
+        lasting.next().map(|admin| admin.token)
+    })?;
+    let secret = running.sessions.link(admin, clock::random(), clock::mono());
+    let scheme = if running.addresses.http_tls { "https" } else { "http" };
+    Some(format!("{scheme}://{}/login?link={secret}", local(running.addresses.http)))
+}
+
 fn introduce(running: &RunningHub, data: &Path, agents: &[AgentHandle]) {
     let addresses = &running.addresses;
+    let link = login_link(running);
     let data = data.display();
     println!(
         "A hub and {} nodes run in this process; each joined with a token and speaks MQTT over TLS.",
         agents.len()
     );
     println!();
+    if let Some(link) = link {
+        println!("  console    {link}");
+        println!("             logs in as admin, once, within 15 minutes; without it you may look");
+    }
     println!("  hub        {}/api/v1/nodes", addresses.http_url());
     println!("  metrics    {}/metrics", addresses.http_url());
     println!(

@@ -71,6 +71,8 @@ pub(crate) struct Site {
     pub(crate) hub: Hub,
     /// The token of the operator `admin`, who may do everything.
     pub(crate) admin: String,
+    /// Who is logged in to the console.
+    pub(crate) sessions: Arc<fleet_manager::console::Sessions>,
     pub(crate) http: SocketAddr,
     pub(crate) mqtt: SocketAddr,
     pub(crate) data: TempDir,
@@ -119,7 +121,8 @@ impl Site {
             ("node_https", "0.0.0.0:8443".into()),
         ];
         let listeners = listeners.map(|(name, address)| (name.to_owned(), address)).into();
-        let config = api::Config { pki, listeners, tls, anonymous_viewer };
+        let sessions = Arc::new(fleet_manager::console::Sessions::default());
+        let config = api::Config { pki, listeners, tls, anonymous_viewer, sessions: sessions.clone() };
         let (stop, stopped) = oneshot::channel();
         let until = async { drop(stopped.await) };
         let serving = tokio::spawn(api::serve(listener, hub.clone(), exporter, config, until));
@@ -131,7 +134,7 @@ impl Site {
         let admin = operator(&hub, &name, Role::Admin, None).await;
         std::fs::create_dir_all(data.path().join("access")).unwrap();
         std::fs::write(data.path().join("access/admin"), format!("admin\n{admin}\n")).unwrap();
-        Self { hub, admin, http, mqtt, data, broker, running, mirror, stop, serving }
+        Self { hub, admin, sessions, http, mqtt, data, broker, running, mirror, stop, serving }
     }
 
     /// A client that sends the admin's token.

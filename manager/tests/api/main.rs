@@ -5,6 +5,7 @@ mod cli;
 mod command_cli;
 mod commands;
 mod config;
+mod console;
 mod feed;
 mod given;
 mod http;

@@ -22,7 +22,7 @@ fn looking_takes_a_viewer_changing_an_operator_and_letting_in_an_admin() {
     for right in &table {
         let below = right.path.strip_prefix("/api/v1/");
         let Some(below) = below else {
-            assert!(matches!(right.needs, Needs::Nothing | Needs::Here), "{right:?}");
+            page(right);
             continue;
         };
         let admin = below.split('/').any(|part| ADMINS.contains(&part)) || below.starts_with("pki");
@@ -38,6 +38,21 @@ fn looking_takes_a_viewer_changing_an_operator_and_letting_in_an_admin() {
     for path in ["/livez", "/readyz", "/version", "/metrics"] {
         assert!(table.iter().any(|right| right.path == path), "{path}");
     }
+}
+
+/// Of people's pages: looking takes a viewer's session, changing an operator's, and who may get in is an admin's.
+fn page(right: &api::rights::Right) {
+    let open = ["/livez", "/readyz", "/version", "/metrics", "/login", "/assets/{file}"];
+    let least = match right.path {
+        path if open.contains(&path) => {
+            return assert!(matches!(right.needs, Needs::Nothing | Needs::Here), "{right:?}");
+        }
+        "/access" | "/audit" => Role::Admin,
+        "/logout" => Role::Viewer,
+        _ if right.method == Method::GET => Role::Viewer,
+        _ => Role::Operator,
+    };
+    assert_eq!(right.needs, Needs::Session(least), "{right:?}");
 }
 
 /// A request that goes as far as its arguments, and no further.
@@ -75,12 +90,31 @@ async fn every_route_is_closed_to_whoever_lacks_the_role() {
         (Some("fleet_nonsense"), None),
     ];
     for right in api::table() {
+        // Of people's pages: a token is none of theirs, and who has no session is sent to begin one.
+        if matches!(right.needs, Needs::Session(_)) {
+            let client =
+                reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build().unwrap();
+            let path = site.url(&right.path.replace("{id}", "nobody"));
+            for token in [None, Some(&site.admin)] {
+                let request = client.request(right.method.clone(), &path);
+                let request =
+                    token.map(|token| request.try_clone().unwrap().bearer_auth(token)).unwrap_or(request);
+                let answer = request.send().await.unwrap();
+                let to = answer.headers().get("location").and_then(|to| to.to_str().ok()).unwrap_or_default();
+                assert_eq!(
+                    (answer.status(), to.starts_with("/login")),
+                    (StatusCode::SEE_OTHER, true),
+                    "{right:?}"
+                );
+            }
+            continue;
+        }
         let (path, body) = harmless(&right.method, right.path);
         for (token, role) in callers {
             let (status, answer) = site.ask_as(token, right.method.clone(), &path, body).await;
             let open = match right.needs {
                 Needs::Nothing | Needs::Here => true,
-                Needs::Role(least) => role.is_some_and(|role| role >= least),
+                Needs::Role(least) | Needs::Session(least) => role.is_some_and(|role| role >= least),
             };
             let told = format!("{right:?} by {role:?}: {status} {answer}");
             match (open, role, token) {
