@@ -23,7 +23,7 @@ pub(super) const DATA_DEPTH: usize = limits::CBOR_DEPTH - 6;
 
 /// `{device?, samples: [{metric, value, unit?, time_ms?}]}`.
 #[derive(Debug, Deserialize)]
-struct Telemetry<'a> {
+pub(super) struct Telemetry<'a> {
     #[serde(borrow, default)]
     device: Option<Text<'a>>,
     #[serde(borrow)]
@@ -31,7 +31,7 @@ struct Telemetry<'a> {
 }
 
 #[derive(Debug, Deserialize)]
-struct RawSample<'a> {
+pub(super) struct RawSample<'a> {
     #[serde(borrow)]
     metric: Cow<'a, str>,
     value: f64,

@@ -15,7 +15,7 @@ use fleet_schemas::{
     command::{DEFAULT_QUEUE, Reason},
     limits,
 };
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use tokio::select;
@@ -23,6 +23,7 @@ use tokio::select;
 use super::{
     body::{DATA_DEPTH, depth},
     http::{Answer, Api, json, name_in, read},
+    parse::parse,
     problem::Problem,
 };
 use crate::{
@@ -48,7 +49,7 @@ type Shared = State<Arc<Api>>;
 
 /// `POST /api/v1/command`, also in the words of older agents (`type`, `payload`).
 #[derive(Debug, Deserialize)]
-struct Wanted {
+pub(super) struct Wanted {
     #[serde(alias = "type", alias = "command_type")]
     kind: MetricName,
     #[serde(default, alias = "payload")]
@@ -88,7 +89,8 @@ impl Default for Priority {
 
 /// `202` of that post.
 #[derive(Debug, Serialize)]
-struct Enqueued {
+#[cfg_attr(test, derive(serde::Deserialize))]
+pub(super) struct Enqueued {
     id: CommandId,
     status: &'static str,
     command: MetricName,
@@ -96,6 +98,7 @@ struct Enqueued {
 
 /// `GET /api/v1/queue`.
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(serde::Deserialize), serde(bound(deserialize = "'de: 'static")))]
 pub(super) struct QueueView {
     pub(super) running: Vec<CommandView>,
     pub(super) waiting: Vec<CommandView>,
@@ -104,6 +107,7 @@ pub(super) struct QueueView {
 
 /// One command, held or over.
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(serde::Deserialize))]
 pub(super) struct CommandView {
     pub(super) id: CommandId,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -131,7 +135,7 @@ pub(super) struct CommandView {
 
 /// `POST /api/v1/local/take`.
 #[derive(Debug, Deserialize)]
-struct TakeBody {
+pub(super) struct TakeBody {
     #[serde(default)]
     kinds: Vec<String>,
     #[serde(default)]
@@ -141,7 +145,8 @@ struct TakeBody {
 
 /// What an app gets.
 #[derive(Debug, Serialize)]
-struct Taken {
+#[cfg_attr(test, derive(serde::Deserialize))]
+pub(super) struct Taken {
     id: CommandId,
     kind: MetricName,
     queue: MetricName,
@@ -153,13 +158,13 @@ struct Taken {
 
 /// `POST /api/v1/local/{id}/extend`.
 #[derive(Debug, Deserialize)]
-struct ExtendBody {
+pub(super) struct ExtendBody {
     lease_s: Option<f64>,
 }
 
 /// `POST /api/v1/local/{id}/report`.
 #[derive(Debug, Deserialize)]
-struct ReportBody {
+pub(super) struct ReportBody {
     state: Outcome,
     exit_code: Option<i32>,
     message: Option<String>,
@@ -314,16 +319,6 @@ pub(super) fn done(id: CommandId, held: bool) -> Result<(), Problem> {
     let detail =
         format!("command {id} is not yours (any more): it was canceled, took too long, or its lease ran out");
     Err(Problem::new(StatusCode::CONFLICT, detail))
-}
-
-fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
-    serde_json::from_slice(body).map_err(|error| {
-        if error.is_data() {
-            Problem::field("", error.to_string())
-        } else {
-            Problem::new(StatusCode::BAD_REQUEST, format!("the body is not JSON: {error}"))
-        }
-    })
 }
 
 pub(super) fn parse_id(text: &str) -> Result<CommandId, Problem> {

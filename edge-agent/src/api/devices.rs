@@ -11,10 +11,10 @@ use axum::{
 };
 use fleet_schemas::{DeviceId, MetricName, limits};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use super::{
     http::{Answer, Api, json, read},
+    parse::parse,
     problem::Problem,
 };
 use crate::core::devices::{Declared, Device, Refused};
@@ -39,12 +39,13 @@ pub(super) struct Body {
 /// How long it sleeps.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Sleep {
+pub(super) struct Sleep {
     for_s: f64,
 }
 
 /// A device as it is shown.
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(serde::Deserialize))]
 pub(super) struct View {
     pub(super) id: DeviceId,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -71,7 +72,8 @@ pub(super) struct View {
 
 /// `GET /api/v1/devices`.
 #[derive(Debug, Serialize)]
-struct List {
+#[cfg_attr(test, derive(serde::Deserialize), serde(bound(deserialize = "'de: 'static")))]
+pub(super) struct List {
     items: Vec<View>,
     limit: usize,
 }
@@ -104,18 +106,19 @@ pub(super) async fn list(State(api): Shared) -> Answer {
 }
 
 pub(super) async fn one(State(api): Shared, Path(id): Path<String>) -> Answer {
-    let id = device_id(&id)?;
-    match api.outbox.device(id.clone()).await? {
-        Some(device) => json(&View::from(device)),
-        None => Err(unknown(&id)),
-    }
+    json(&find(&api, &device_id(&id)?).await?)
+}
+
+/// How a device is shown.
+pub(super) async fn find(api: &Api, id: &DeviceId) -> Result<View, Problem> {
+    let device = api.outbox.device(id.clone()).await?.ok_or_else(|| unknown(id))?;
+    Ok(View::from(device))
 }
 
 /// `PUT` or `POST /api/v1/devices/{id}`: 201 when it is new, else 200.
 pub(super) async fn declare(State(api): Shared, Path(id): Path<String>, request: Request) -> Answer {
     let id = device_id(&id)?;
-    let body = read(&api, request).await?;
-    let body = serde_json::from_slice(&body).map_err(|error| wrong_field(&body, &error))?;
+    let body = parse(&read(&api, request).await?)?;
     let (new, view) = register(&api, id, body).await?;
     let mut answer = json(&view)?;
     if new {
@@ -127,26 +130,30 @@ pub(super) async fn declare(State(api): Shared, Path(id): Path<String>, request:
 /// Declares a device; whether it is new, and how it is shown.
 pub(super) async fn register(api: &Api, id: DeviceId, body: Body) -> Result<(bool, View), Problem> {
     let new = api.outbox.declare_device(id.clone(), declared(body)?).await??;
-    let device = api.outbox.device(id.clone()).await?.ok_or_else(|| unknown(&id))?;
-    Ok((new, View::from(device)))
+    Ok((new, find(api, &id).await?))
 }
 
 pub(super) async fn remove(State(api): Shared, Path(id): Path<String>) -> Answer {
-    let id = device_id(&id)?;
-    match api.outbox.remove_device(id.clone()).await? {
-        true => Ok(StatusCode::NO_CONTENT.into_response()),
-        false => Err(unknown(&id)),
-    }
+    forget(&api, device_id(&id)?).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// Forgets a device that is known.
+pub(super) async fn forget(api: &Api, id: DeviceId) -> Result<(), Problem> {
+    if api.outbox.remove_device(id.clone()).await? { Ok(()) } else { Err(unknown(&id)) }
 }
 
 /// `POST /api/v1/devices/{id}/sleep`.
 pub(super) async fn sleep(State(api): Shared, Path(id): Path<String>, request: Request) -> Answer {
     let id = device_id(&id)?;
-    let body = read(&api, request).await?;
-    let Sleep { for_s } = serde_json::from_slice(&body).map_err(|error| wrong_body(&body, &error))?;
+    let Sleep { for_s } = parse(&read(&api, request).await?)?;
+    json(&sleeps(&api, id, for_s).await?)
+}
+
+/// Lets a device be silent for so many seconds.
+pub(super) async fn sleeps(api: &Api, id: DeviceId, for_s: f64) -> Result<View, Problem> {
     api.outbox.device_sleeps(id.clone(), span("/for_s", for_s)?).await??;
-    let device = api.outbox.device(id.clone()).await?.ok_or_else(|| unknown(&id))?;
-    json(&View::from(device))
+    find(api, &id).await
 }
 
 pub(super) fn device_id(text: &str) -> Result<DeviceId, Problem> {
@@ -161,13 +168,6 @@ pub(super) fn device_id(text: &str) -> Result<DeviceId, Problem> {
 fn unknown(id: &DeviceId) -> Problem {
     let detail = format!("there is no device {id}; GET /api/v1/devices lists those there are");
     Problem::new(StatusCode::NOT_FOUND, detail)
-}
-
-fn wrong_body(body: &[u8], error: &serde_json::Error) -> Problem {
-    match serde_json::from_slice::<Value>(body) {
-        Err(syntax) => Problem::new(StatusCode::BAD_REQUEST, format!("the body is not JSON: {syntax}")),
-        Ok(_) => Problem::field("", error.to_string()),
-    }
 }
 
 fn declared(body: Body) -> Result<Declared, Problem> {
@@ -196,22 +196,6 @@ fn declared(body: Body) -> Result<Declared, Problem> {
         heartbeat: body.heartbeat_s.map(|every| span("/heartbeat_s", every)).transpose()?,
         schedule: body.sleep_s.map(|every| span("/sleep_s", every)).transpose()?,
     })
-}
-
-/// The field that is wrong, where one alone is.
-fn wrong_field(body: &[u8], error: &serde_json::Error) -> Problem {
-    let problem = wrong_body(body, error);
-    let Ok(Value::Object(fields)) = serde_json::from_slice::<Value>(body) else { return problem };
-    let alone = |(key, value): (String, Value)| {
-        let one = Value::Object([(key.clone(), value)].into_iter().collect());
-        serde_json::from_value::<Body>(one).is_err().then_some(key)
-    };
-    match fields.into_iter().find_map(alone) {
-        Some(key) => {
-            Problem::field(format!("/{}", key.replace('~', "~0").replace('/', "~1")), error.to_string())
-        }
-        None => problem,
-    }
 }
 
 fn span(pointer: &str, seconds: f64) -> Result<Duration, Problem> {

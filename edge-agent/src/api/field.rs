@@ -26,6 +26,7 @@ const SECONDS_BELOW: f64 = 1e11;
 
 /// `201` of both.
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(serde::Deserialize))]
 pub(super) struct Taken {
     status: &'static str,
     node_id: String,

@@ -8,7 +8,7 @@ use axum::{
     extract::{Request, State},
     http::{HeaderMap, Response, StatusCode, header},
     response::IntoResponse,
-    routing::{get, post},
+    routing::MethodRouter,
 };
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
@@ -49,35 +49,45 @@ pub(crate) struct Api {
 pub(super) type Answer = Result<Response<Body>, Problem>;
 pub(super) type Shared = State<Arc<Api>>;
 
+macro_rules! routes {
+    ($($path:literal: $($method:ident $answer:path),+;)*) => {
+        /// Every route of the REST API: its path, and the methods it takes. What describes them is compared with this.
+        pub const ROUTES: &[(&str, &[&str])] = &[$(($path, &[$(stringify!($method)),+])),*];
+
+        fn routes() -> Router<Arc<Api>> {
+            Router::new()$(.route($path, MethodRouter::new()$(.$method($answer))+))*
+        }
+    };
+}
+
+routes! {
+    "/healthz": get health;
+    "/api/health": get health;
+    "/api/v1/status": get status;
+    "/api/v1/outbox": get outbox;
+    "/api/v1/config": get config::config;
+    "/api/v1/ledger": get ledger;
+    "/metrics": get metrics;
+    "/openapi.json": get openapi;
+    "/api/v1/telemetry": post telemetry;
+    "/api/v1/events": post events;
+    "/report": post field::report;
+    "/batch": post field::batch;
+    "/api/v1/command": post commands::enqueue;
+    "/api/command": post commands::enqueue;
+    "/api/v1/queue": get commands::queue;
+    "/api/v1/commands/{id}": get commands::one;
+    "/api/v1/local/take": post commands::take;
+    "/api/v1/local/{id}/extend": post commands::extend;
+    "/api/v1/local/{id}/report": post commands::report;
+    "/api/v1/devices": get devices::list;
+    "/api/v1/devices/{id}": get devices::one, put devices::declare, post devices::declare, delete devices::remove;
+    "/api/v1/devices/{id}/sleep": post devices::sleep;
+}
+
 pub(super) async fn router(api: Arc<Api>) -> Router {
     let counted = api.metrics.clone();
-    let router = Router::new()
-        .route("/healthz", get(health))
-        .route("/api/health", get(health))
-        .route("/api/v1/status", get(status))
-        .route("/api/v1/outbox", get(outbox))
-        .route("/api/v1/config", get(config::config))
-        .route("/api/v1/ledger", get(ledger))
-        .route("/metrics", get(metrics))
-        .route("/openapi.json", get(openapi))
-        .route("/api/v1/telemetry", post(telemetry))
-        .route("/api/v1/events", post(events))
-        .route("/report", post(field::report))
-        .route("/batch", post(field::batch))
-        .route("/api/v1/command", post(commands::enqueue))
-        .route("/api/command", post(commands::enqueue))
-        .route("/api/v1/queue", get(commands::queue))
-        .route("/api/v1/commands/{id}", get(commands::one))
-        .route("/api/v1/local/take", post(commands::take))
-        .route("/api/v1/local/{id}/extend", post(commands::extend))
-        .route("/api/v1/local/{id}/report", post(commands::report))
-        .route("/api/v1/devices", get(devices::list))
-        .route(
-            "/api/v1/devices/{id}",
-            get(devices::one).put(devices::declare).post(devices::declare).delete(devices::remove),
-        )
-        .route("/api/v1/devices/{id}/sleep", post(devices::sleep));
-    router
+    routes()
         .merge(grpc::routes(&api).await)
         .fallback(missing)
         .method_not_allowed_fallback(wrong_method)
@@ -90,7 +100,8 @@ pub(super) async fn router(api: Arc<Api>) -> Router {
 
 /// `GET /healthz`.
 #[derive(Debug, Serialize)]
-struct Health<'a> {
+#[cfg_attr(test, derive(serde::Deserialize))]
+pub(super) struct Health<'a> {
     status: &'static str,
     agent: &'static str,
     node_id: &'a str,

@@ -18,6 +18,7 @@ const RETRY_SECONDS: u16 = 5;
 
 /// A problem as it is answered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(serde::Deserialize))]
 pub(crate) struct Problem {
     #[serde(rename = "type")]
     kind: &'static str,

@@ -20,6 +20,7 @@ const UNTIMED_MS: i64 = i64::MIN;
 
 /// `202` of a write.
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(serde::Deserialize))]
 pub(super) struct Accepted {
     /// Records that are on disk.
     pub(super) accepted: u64,

@@ -34,14 +34,20 @@ Examples:
   FLEET_LOG=debug fleet-agent run                   more to read; for good: `level` under [log]
 
 The edge API, on 127.0.0.1:9099 unless told otherwise:
-  GET  /healthz /api/health /api/v1/status /api/v1/outbox /api/v1/ledger /api/v1/queue /api/v1/commands/{id} /metrics
+  GET  /healthz /api/health /api/v1/status /api/v1/outbox /api/v1/ledger /metrics
        /openapi.json, which describes all of it; the same as gRPC (fleet.edge.v1, with reflection) on the same port
   GET  /api/v1/config?wait_s=60&after=TAG   what the hub desires: at once, or when it is another than TAG
   POST /api/v1/telemetry   {\"device\":\"greenhouse\",\"samples\":[{\"metric\":\"humidity\",\"value\":61.5,\"unit\":\"%\"}]}
   POST /api/v1/events      {\"kind\":\"door_opened\",\"severity\":\"info\",\"message\":\"The door was opened.\"}
-  POST /api/v1/command     {\"kind\":\"exec\",\"params\":{\"argv\":[\"df\",\"-h\"]}}   what commands.toml allows
   POST /report /batch      readings as gateways in the field send them
-  POST /api/v1/local/take  {\"kinds\":[\"blink\"],\"wait_s\":60,\"lease_s\":30}   then /api/v1/local/{id}/extend and /report
+  GET  /api/v1/devices     the devices behind this node; one is known from its first sample on (`register` under [devices])
+  PUT or POST /api/v1/devices/{id}   {\"kind\":\"bme280\",\"firmware\":\"1.4.2\",\"heartbeat_s\":60}
+  GET or DELETE /api/v1/devices/{id}
+  POST /api/v1/devices/{id}/sleep    {\"for_s\":3600}   it may be silent for an hour
+  POST /api/v1/command /api/command  {\"kind\":\"exec\",\"params\":{\"argv\":[\"df\",\"-h\"]}}   what commands.toml allows
+  GET  /api/v1/queue /api/v1/commands/{id}
+  POST /api/v1/local/take  {\"kinds\":[\"blink\"],\"wait_s\":60,\"lease_s\":30}   an app takes a command of kind `local`
+  POST /api/v1/local/{id}/extend /api/v1/local/{id}/report   then it asks for more time, or says what became of it
 
 What the hub desires goes over agent.toml while the agent runs (`fleet config set` at the hub): /log/level,
 /node/heartbeat_s, /outbox/{batch_samples,keep_s,prompt_s,quota_bytes,upload_s}, /system/interval_s,

@@ -253,7 +253,9 @@ async fn commands_are_asked_for_watched_taken_and_reported() {
 
 #[tokio::test]
 async fn configuration_and_devices_are_told() {
-    let (_folder, config) = quiet("grpc-8");
+    let (_folder, mut config) = quiet("grpc-8");
+    config.upload.hour_bytes = Some(1_000_000);
+    config.devices.register = fleet_edge_agent::core::devices::Register::Explicit;
     let agent = start(config).await;
     let channel = channel(agent.api()).await;
     let mut config = ConfigClient::new(channel.clone());
@@ -266,7 +268,7 @@ async fn configuration_and_devices_are_told() {
     );
     let mut watched = config.watch(pb::WatchConfigRequest::default()).await.unwrap().into_inner();
     assert_eq!(watched.message().await.unwrap().unwrap(), found, "what there is comes at once");
-    let mut devices = DevicesClient::new(channel);
+    let mut devices = DevicesClient::new(channel.clone());
     let wanted = pb::RegisterDeviceRequest {
         id: "shed".into(),
         kind: Some("microclaw".into()),
@@ -287,6 +289,26 @@ async fn configuration_and_devices_are_told() {
             "{refused}"
         );
     }
+    let slept = pb::SleepDeviceRequest { id: "shed".into(), for_s: 600.0 };
+    let slept = devices.sleep(slept).await.unwrap().into_inner();
+    assert_eq!(slept.state, "sleeping");
+    let shed = || pb::GetDeviceRequest { id: "shed".into() };
+    assert_eq!(devices.get(shed()).await.unwrap().into_inner(), slept);
+    let long = pb::SleepDeviceRequest { id: "shed".into(), for_s: 1e9 };
+    assert!(devices.sleep(long).await.unwrap_err().message().starts_with("/for_s: "));
+    devices.remove(pb::RemoveDeviceRequest { id: "shed".into() }).await.unwrap();
+    assert_eq!(devices.get(shed()).await.unwrap_err().code(), Code::NotFound);
+    let status = StatusClient::new(channel).get(pb::GetStatusRequest {}).await.unwrap().into_inner();
+    assert_eq!(status.config, Some(found));
+    let (outbox, over_rest) = (status.outbox.unwrap(), get_json(&url(&agent, "/api/v1/outbox")).await);
+    assert_eq!(outbox.hour_budget.unwrap().budget_bytes, 1_000_000);
+    assert_eq!(over_rest["hour_budget"]["budget_bytes"], 1_000_000);
+    let lanes: Vec<_> = outbox.lanes.iter().map(|lane| (lane.lane.as_str(), lane.held_records)).collect();
+    let over_rest = over_rest["lanes"].as_object().unwrap().iter();
+    let over_rest = over_rest.map(|(lane, view)| (lane.as_str(), view["held_records"].as_u64().unwrap()));
+    let mut over_rest: Vec<_> = over_rest.collect();
+    over_rest.sort_by_key(|(name, _)| lanes.iter().position(|(lane, _)| lane == name));
+    assert_eq!(lanes, over_rest);
     agent.stop().await;
 }
 

@@ -4,8 +4,13 @@
 
 #![expect(dead_code, reason = "these shapes are described, not built")]
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+};
 
+use fleet_edge_agent::api::ROUTES;
 use serde_json::Value;
 use utoipa::{OpenApi, ToSchema};
 
@@ -65,9 +70,26 @@ struct Status {
     time_ms: i64,
     /// `synced` or `unsynced`.
     clock: String,
-    #[schema(nullable = false, value_type = Option<Object>)]
-    identity: Option<Value>,
+    #[schema(nullable = false)]
+    identity: Option<Identity>,
+    config: Config,
     outbox: Outbox,
+}
+
+/// What proves who the node is, once it has joined.
+#[derive(ToSchema)]
+struct Identity {
+    /// HTTPS of the hub, as host and port.
+    hub: String,
+    certificate_ends_ms: i64,
+    certificate_renews_ms: i64,
+    /// Whether a renewed one waits for its first session.
+    renewed: bool,
+    /// The CAs it trusts, by the hash of their public keys as in a join token.
+    trust: Vec<String>,
+    /// Why the hub refused the last session, if it did.
+    #[schema(nullable = false)]
+    refused: Option<String>,
 }
 
 /// What the outbox holds.
@@ -80,8 +102,24 @@ struct Outbox {
     pending_samples: u64,
     lost_records: u64,
     damaged_rows: u64,
+    /// This hour's budget of bytes, where there is one.
+    #[schema(nullable = false)]
+    hour_budget: Option<Budget>,
+    /// This day's.
+    #[schema(nullable = false)]
+    day_budget: Option<Budget>,
+    /// Whether batches wait for the next hour or day because a budget is gone.
+    #[schema(nullable = false)]
+    waits_for_budget: Option<bool>,
     /// By `event`, `command`, `telemetry` and `backfill`.
     lanes: BTreeMap<String, OutboxLane>,
+}
+
+#[derive(ToSchema)]
+struct Budget {
+    /// Headers included.
+    used_bytes: u64,
+    budget_bytes: u64,
 }
 
 #[derive(ToSchema)]
@@ -114,8 +152,8 @@ struct Config {
     #[schema(nullable = false)]
     applied: Option<HeldConfig>,
     /// Why the newest is not the one that runs.
-    #[schema(nullable = false, value_type = Option<Object>)]
-    failed: Option<Value>,
+    #[schema(nullable = false)]
+    failed: Option<Failed>,
     /// The document that runs; `apps` in it is for programs on the node.
     doc: Value,
     /// Names this answer.
@@ -124,10 +162,24 @@ struct Config {
 
 #[derive(ToSchema)]
 struct HeldConfig {
-    #[schema(value_type = Object)]
-    version: Value,
+    version: ConfigVersion,
     hash: String,
     retry: u64,
+}
+
+/// Ordered by epoch, then by n.
+#[derive(ToSchema)]
+struct ConfigVersion {
+    epoch: u64,
+    n: u64,
+}
+
+#[derive(ToSchema)]
+struct Failed {
+    /// A stable word.
+    code: String,
+    /// A sentence that says what to do.
+    message: String,
 }
 
 /// What somebody declares of a device; what is absent stays as it is.
@@ -372,13 +424,24 @@ struct Command {
     /// When it ended, by the agent's clock.
     #[schema(nullable = false)]
     at_ms: Option<i64>,
-    #[schema(nullable = false, value_type = Option<Object>)]
-    reason: Option<Value>,
+    #[schema(nullable = false)]
+    reason: Option<Reason>,
     #[schema(nullable = false)]
     exit_code: Option<i32>,
     result: Option<Value>,
     #[schema(nullable = false)]
     output: Option<String>,
+}
+
+#[derive(ToSchema)]
+struct Reason {
+    /// A stable word, such as `not_allowed`.
+    code: String,
+    /// A sentence that says what to do.
+    message: String,
+    /// Whether it may have been done, wholly or in part, although nobody can tell.
+    #[schema(nullable = false)]
+    may_have_executed: Option<bool>,
 }
 
 #[derive(ToSchema)]
@@ -598,32 +661,62 @@ async fn openapi_describes_every_route_and_only_those() {
         served == made,
         "the agent serves the document of its last build; build it again after a blessing"
     );
+    let pairs = served["paths"].as_object().unwrap().iter().flat_map(|(path, item)| {
+        item.as_object().unwrap().keys().map(move |method| (path.clone(), method.clone()))
+    });
+    let described: BTreeSet<_> = pairs.collect();
+    let routes: BTreeSet<_> = (ROUTES.iter())
+        .flat_map(|(path, methods)| methods.iter().map(|method| ((*path).to_owned(), (*method).to_owned())))
+        .collect();
+    assert_eq!(described, routes);
     let client = reqwest::Client::new();
-    let mut described = Vec::new();
     for (path, item) in served["paths"].as_object().unwrap() {
         let url = url(&agent, &path.replace("{id}", "none"));
-        for (method, other) in [("get", "post"), ("post", "get")] {
+        for method in ["get", "put", "post", "delete"] {
             let request = client.request(method.to_uppercase().parse().unwrap(), &url);
             let answer = request.header("content-type", "application/json").send().await.unwrap();
             let status = answer.status().as_u16();
             if item.get(method).is_some() {
                 let known = item[method]["responses"].get(status.to_string());
                 assert!(known.is_some(), "{method} {path} answers {status}");
-                described.push(path.clone());
             } else {
                 assert_eq!(status, 405, "{method} {path}");
                 let allow = answer.headers()["allow"].to_str().unwrap().to_lowercase();
-                assert!(allow.contains(other), "{allow}");
+                let allowed = item.as_object().unwrap().keys().all(|method| allow.contains(method.as_str()));
+                assert!(allowed, "{path}: {allow}");
             }
         }
     }
-    // What `fleet-agent run --help` lists is described.
-    let (_, help, _) =
-        crate::process::ask(std::process::Command::new(crate::process::BINARY).args(["run", "--help"]));
-    for word in help.split_whitespace().filter(|word| word.starts_with('/')) {
-        let path = word.split('?').next().unwrap_or_default().trim_end_matches(',');
-        assert!(described.iter().any(|found| found == path) || !path.starts_with("/api"), "{word}");
-    }
     assert_eq!(get_json(&url(&agent, "/nowhere")).await["status"], 404);
     agent.stop().await;
+}
+
+#[test]
+fn the_help_lists_every_route_and_only_those() {
+    let (_, help, _) =
+        crate::process::ask(std::process::Command::new(crate::process::BINARY).args(["run", "--help"]));
+    let edge = help.split("The edge API,").nth(1).and_then(|rest| rest.split("\n\n").next()).unwrap();
+    let mut listed = BTreeSet::new();
+    let mut methods = Vec::new();
+    let mut bare = false;
+    for word in edge.split_whitespace() {
+        if ["GET", "PUT", "POST", "DELETE"].contains(&word) {
+            // A method goes for the paths behind it, and stands with those that follow it at once.
+            if !bare {
+                methods.clear();
+            }
+            methods.push(word.to_lowercase());
+            bare = true;
+        } else if word.starts_with('/') {
+            let path = word.split('?').next().unwrap_or_default().trim_end_matches(',');
+            listed.extend(methods.iter().map(|method| (path.to_owned(), method.clone())));
+            bare = false;
+        } else {
+            bare = bare && word == "or";
+        }
+    }
+    let routes = ROUTES
+        .iter()
+        .flat_map(|(path, methods)| methods.iter().map(|method| ((*path).to_owned(), (*method).to_owned())));
+    assert_eq!(listed, routes.collect());
 }

@@ -21,6 +21,11 @@ impl pb::devices_server::Devices for Edge {
         }))
     }
 
+    async fn get(&self, request: Request<pb::GetDeviceRequest>) -> Result<Response<pb::Device>, Status> {
+        let id = devices::device_id(&request.into_inner().id)?;
+        Ok(Response::new(devices::find(&self.0, &id).await?.into()))
+    }
+
     async fn register(
         &self,
         request: Request<pb::RegisterDeviceRequest>,
@@ -37,6 +42,18 @@ impl pb::devices_server::Devices for Edge {
         };
         let (_, view) = devices::register(&self.0, id, body).await?;
         Ok(Response::new(view.into()))
+    }
+
+    async fn remove(&self, request: Request<pb::RemoveDeviceRequest>) -> Result<Response<pb::Done>, Status> {
+        let id = devices::device_id(&request.into_inner().id)?;
+        devices::forget(&self.0, id).await?;
+        Ok(Response::new(pb::Done {}))
+    }
+
+    async fn sleep(&self, request: Request<pb::SleepDeviceRequest>) -> Result<Response<pb::Device>, Status> {
+        let (_, _held, pb::SleepDeviceRequest { id, for_s }) = request.into_parts();
+        let id = devices::device_id(&id)?;
+        Ok(Response::new(devices::sleeps(&self.0, id, for_s).await?.into()))
     }
 }
 

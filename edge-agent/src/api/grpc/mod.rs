@@ -37,7 +37,7 @@ pub mod pb {
 }
 
 /// What the reflection service tells.
-const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/edge.bin"));
+pub(super) const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/edge.bin"));
 
 /// The services of [`pb`].
 #[derive(Clone)]

@@ -1,16 +1,16 @@
 //! What the agent says of itself.
 
-use fleet_schemas::batch::Clock;
+use fleet_schemas::{Lane, batch::Clock};
 use tonic::{Request, Response, Status};
 
 use super::{
     super::{
         problem::Problem,
-        view::{LedgerView, OutboxView, StatusView},
+        view::{BudgetView, LaneView, LedgerView, OutboxView, StatusView, StreamView},
     },
     Edge, pb,
 };
-use crate::uplink;
+use crate::{identity::live::IdentityView, uplink};
 
 impl Edge {
     async fn stand(&self) -> Result<uplink::Status, Status> {
@@ -65,12 +65,17 @@ impl pb::status_server::Status for Edge {
             time_ms: view.time_ms,
             clock: clock.to_owned(),
             outbox: Some(view.outbox.into()),
+            session: view.session.map(|session| session.to_string()).unwrap_or_default(),
+            store_id: view.store_id.map(|store| store.to_string()).unwrap_or_default(),
+            identity: view.identity.map(Into::into),
+            config: Some(view.config.into()),
         }))
     }
 }
 
 impl From<OutboxView> for pb::OutboxState {
     fn from(view: OutboxView) -> Self {
+        let budget = |BudgetView { used_bytes, budget_bytes }| pb::Budget { used_bytes, budget_bytes };
         Self {
             bytes: view.bytes,
             quota_bytes: view.quota_bytes,
@@ -79,6 +84,46 @@ impl From<OutboxView> for pb::OutboxState {
             pending_samples: view.pending_samples,
             lost_records: view.lost_records,
             damaged_rows: view.damaged_rows,
+            hour_budget: view.hour_budget.map(budget),
+            day_budget: view.day_budget.map(budget),
+            waits_for_budget: view.waits_for_budget,
+            lanes: view.lanes.into_iter().map(lane).collect(),
+        }
+    }
+}
+
+fn lane((lane, view): (Lane, LaneView)) -> pb::OutboxLane {
+    pb::OutboxLane {
+        lane: lane.as_str().to_owned(),
+        in_flight: view.in_flight,
+        unacked_batches: view.unacked_batches,
+        held_records: view.held_records,
+        streams: view.streams.into_iter().map(stream).collect(),
+    }
+}
+
+fn stream(view: StreamView) -> pb::OutboxStream {
+    pb::OutboxStream {
+        stream: view.stream.to_string(),
+        mark: view.mark,
+        floor_seq: view.floor_seq,
+        next_seq: view.next_seq,
+        floor_record: view.floor_record,
+        next_record: view.next_record,
+        records: view.records,
+        lost_records: view.lost_records,
+    }
+}
+
+impl From<IdentityView> for pb::Identity {
+    fn from(view: IdentityView) -> Self {
+        Self {
+            hub: view.hub,
+            certificate_ends_ms: view.certificate_ends_ms,
+            certificate_renews_ms: view.certificate_renews_ms,
+            renewed: view.renewed,
+            trust: view.trust,
+            refused: view.refused.unwrap_or_default(),
         }
     }
 }
