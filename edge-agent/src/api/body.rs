@@ -14,7 +14,7 @@ use fleet_schemas::{
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::problem::Problem;
+use super::{parse, problem::Problem};
 
 /// Most events in one request.
 pub(crate) const EVENTS: usize = 100;
@@ -73,7 +73,7 @@ impl<'a> Names<'a> {
 /// The samples of a body; those without a time get `now_ms`.
 pub(crate) fn telemetry(body: &[u8], now_ms: i64) -> Result<Vec<Sample>, Problem> {
     let telemetry: Telemetry<'_> =
-        serde_json::from_slice(body).map_err(|error| locate(body, &error, in_telemetry))?;
+        serde_json::from_slice(body).map_err(|_| locate::<Telemetry<'_>>(body, in_telemetry))?;
     let raw = telemetry.samples.iter().map(|raw| Raw {
         metric: &raw.metric,
         value: Some(raw.value),
@@ -148,12 +148,12 @@ pub(super) struct RawEvent {
 
 /// The events of a body: one, or a list of at most [`EVENTS`].
 pub(crate) fn events(body: &[u8], now_ms: i64) -> Result<Vec<Event>, Problem> {
-    let wrong = |error: serde_json::Error| locate(body, &error, in_events);
     if body.trim_ascii_start().first() != Some(&b'[') {
-        let raw: RawEvent = serde_json::from_slice(body).map_err(wrong)?;
+        let raw: RawEvent = serde_json::from_slice(body).map_err(|_| locate::<RawEvent>(body, in_events))?;
         return Ok(vec![event(raw, now_ms)?]);
     }
-    let raw: Vec<RawEvent> = serde_json::from_slice(body).map_err(wrong)?;
+    let raw: Vec<RawEvent> =
+        serde_json::from_slice(body).map_err(|_| locate::<Vec<RawEvent>>(body, in_events))?;
     check_events(raw.len())?;
     let numbered = raw.into_iter().enumerate();
     numbered.map(|(at, raw)| event(raw, now_ms).map_err(|problem| problem.below(&format!("/{at}")))).collect()
@@ -204,11 +204,14 @@ pub(super) fn depth(value: &Value) -> usize {
     }
 }
 
-/// Tells where a body that could not be read is wrong: 400 when it is no JSON, 422 with a pointer otherwise.
-fn locate(body: &[u8], error: &serde_json::Error, search: fn(&Value) -> Option<Problem>) -> Problem {
+/// Tells where a body that could not be read as a `T` is wrong: 400 when it is no JSON, 422 with a pointer otherwise.
+fn locate<'a, T: Deserialize<'a>>(body: &'a [u8], search: fn(&Value) -> Option<Problem>) -> Problem {
     match serde_json::from_slice::<Value>(body) {
         Err(syntax) => Problem::new(StatusCode::BAD_REQUEST, format!("the body is not JSON: {syntax}")),
-        Ok(tree) => search(&tree).unwrap_or_else(|| Problem::field("", error.to_string())),
+        // What the tree does not show, as a field that is given twice, is found by reading it once more.
+        Ok(tree) => search(&tree)
+            .or_else(|| parse::read::<T>(body).err())
+            .unwrap_or_else(|| Problem::field("", "it cannot be read")),
     }
 }
 

@@ -12,6 +12,11 @@ pub(super) fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Problem
     if body.trim_ascii_start().starts_with(b"[") {
         return Err(Problem::field("", "give an object here"));
     }
+    read(body)
+}
+
+/// Reads a body of any shape.
+pub(super) fn read<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Problem> {
     let mut json = serde_json::Deserializer::from_slice(body);
     let read = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let (path, error) = (pointer(error.path()), error.into_inner());
@@ -38,11 +43,12 @@ fn pointer(path: &Path) -> String {
     pointer
 }
 
-/// The path of a field that is missing ends where it should be; its name is only in serde's text.
+/// The path of a field that is missing, or there twice, ends at what has it; its name is only in serde's text.
 fn below(mut path: String, error: &serde_json::Error) -> String {
     let text = error.to_string();
-    let missing = text.strip_prefix("missing field `").and_then(|rest| rest.split('`').next());
-    if let Some(field) = missing {
+    let begins = ["missing field `", "duplicate field `"];
+    let rest = begins.iter().find_map(|begin| text.strip_prefix(begin));
+    if let Some(field) = rest.and_then(|rest| rest.split('`').next()) {
         path.push('/');
         path += field;
     }
@@ -69,6 +75,7 @@ mod tests {
             (r#"{"name":"a","list":[1,2]}"#, 200, None),
             (r#"{"name":1}"#, 422, Some("/name")),
             (r#"{"list":[]}"#, 422, Some("/name")),
+            (r#"{"name":"a","name":"b"}"#, 422, Some("/name")),
             (r#"{"name":"a","list":[1,"x"]}"#, 422, Some("/list/1")),
             (r#"{"name":"a","list":[300]}"#, 422, Some("/list/0")),
             (r#"{"name":"a","a/b~":1}"#, 422, Some("/a~1b~0")),

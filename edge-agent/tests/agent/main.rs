@@ -11,6 +11,7 @@ mod drivers;
 mod edge_api;
 mod grpc;
 mod grpc_kill;
+mod hostile;
 mod hub;
 mod identity;
 mod join;

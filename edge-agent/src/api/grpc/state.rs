@@ -98,11 +98,11 @@ fn lane((lane, view): (Lane, LaneView)) -> pb::OutboxLane {
         in_flight: view.in_flight,
         unacked_batches: view.unacked_batches,
         held_records: view.held_records,
-        streams: view.streams.into_iter().map(stream).collect(),
+        streams: view.streams.iter().map(stream).collect(),
     }
 }
 
-fn stream(view: StreamView) -> pb::OutboxStream {
+fn stream(view: &StreamView) -> pb::OutboxStream {
     pb::OutboxStream {
         stream: view.stream.to_string(),
         mark: view.mark,
