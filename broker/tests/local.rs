@@ -209,7 +209,7 @@ fn what_a_board_says_is_heard_in_order_and_what_it_is_told_arrives() {
     board.say(&said.concat());
     let words: Vec<_> = (0..4).map(|_| site.next()).collect();
     assert!(words.iter().all(|heard| heard.device == device("shed") && heard.session == words[0].session));
-    assert!(matches!(words[0].word, Word::Bound));
+    assert!(matches!(words[0].word, Word::Bound { proven: false }));
     assert!(matches!(&words[1].word, Word::Said { on: On::Status, ack: None, .. }));
     let Word::Said { on: On::Sensor(kind), payload, .. } = &words[2].word else { panic!("{:?}", words[2]) };
     assert_eq!(
@@ -237,7 +237,7 @@ fn a_message_at_qos_1_is_acknowledged_when_the_listener_says_so() {
     let mut site = site(|_| {});
     let mut board = site.board("esp-1");
     board.say(&publish("clawland/shed/status", b"{}", Some(513)));
-    assert!(matches!(site.next().word, Word::Bound));
+    assert!(matches!(site.next().word, Word::Bound { proven: false }));
     let Word::Said { ack: Some(ack), .. } = site.next().word else { panic!("no ack is asked for") };
     // An answer to this comes before the acknowledgement, which is not due.
     board.say(&[0xC0, 0]);
@@ -256,7 +256,8 @@ fn a_password_says_whose_session_it_is_and_a_wrong_one_opens_none() {
     let mut right = site.client();
     right.say(&connect("c", Some(("shed", "secret")), 4, false));
     assert_eq!(right.read(4), [0x20, 2, 0, 0]);
-    assert_eq!(site.next().device, device("shed"));
+    let bound = site.next();
+    assert!(bound.device == device("shed") && matches!(bound.word, Word::Bound { proven: true }));
     // Held to it, whatever its client id and topics say.
     right.say(&publish("clawland/barn/status", b"{}", None));
     assert!(right.closed());
@@ -274,7 +275,7 @@ fn what_a_board_would_not_say_is_refused_and_neighbours_go_on() {
     let most = PACKET_BYTES - 3 - 2 - topic.len();
     let mut fits = site.board("fits");
     fits.say(&publish(topic, &vec![b' '; most], None));
-    assert!(matches!(site.next().word, Word::Bound));
+    assert!(matches!(site.next().word, Word::Bound { proven: false }));
     assert!(matches!(site.next().word, Word::Said { .. }));
     for (packet, reason) in [
         (publish(topic, &vec![b' '; most + 1], None), Reason::TooLarge),
@@ -364,7 +365,7 @@ fn a_stop_ends_all_sessions() {
     let mut site = site(|_| {});
     let mut board = site.board("one");
     board.say(&publish("clawland/shed/status", b"{}", None));
-    assert!(matches!(site.next().word, Word::Bound));
+    assert!(matches!(site.next().word, Word::Bound { proven: false }));
     drop(site.stop.take());
     let mut gone = false;
     while !gone {

@@ -328,6 +328,9 @@ impl Config {
         if let Err(why) = self.upload.policy() {
             return wrong("upload", "", why);
         }
+        if let Err(why) = self.devices.check() {
+            return wrong("devices", "", why);
+        }
         for file in &self.file {
             if let Err(why) = file.check() {
                 return wrong("file", &file.path, why);
@@ -562,6 +565,8 @@ mod tests {
             ("[outbox]\nbatch_samples = 0", "outbox.batch_samples"),
             ("[outbox]\nupload_s = -1", "duration"),
             ("[[driver]]\nname = \"a\"", "program"),
+            ("[devices]\nlisten = \"0.0.0.0:1883\"\nopen = true", "private network"),
+            ("[devices]\nsessions = 0", "1 to 1024"),
             ("nonsense", "agent.toml"),
         ] {
             let (_folder, flags) = folder(text);

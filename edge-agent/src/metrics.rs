@@ -94,6 +94,30 @@ const COLLECT_FAILURES: Family = counter(
     &["kind", "reason"],
     "Reads that failed, and lines, values and samples of files and exporters that were not taken, by reason.",
 );
+const DEVICE_SESSIONS: Family =
+    gauge("fleet_agent_device_sessions", &[], "Sessions of devices at the MQTT listener.");
+const DEVICE_SESSIONS_OPENED: Family = counter(
+    "fleet_agent_device_sessions_opened_total",
+    &[],
+    "Sessions of devices opened at the MQTT listener.",
+);
+const DEVICE_MESSAGES: Family = counter(
+    "fleet_agent_device_messages_total",
+    &["result"],
+    "What devices said over MQTT: taken, or why it was not kept.",
+);
+const DEVICE_TOLD: Family =
+    counter("fleet_agent_device_told_total", &[], "Messages written to connections of devices.");
+const DEVICE_THROTTLES: Family = counter(
+    "fleet_agent_device_throttles_total",
+    &[],
+    "Times that a device was not read because it said too much.",
+);
+const DEVICE_REFUSALS: Family = counter(
+    "fleet_agent_device_refusals_total",
+    &["reason"],
+    "Connections, sessions and subscriptions of devices that were refused or ended, by reason.",
+);
 
 /// Every family there is, in the order of this page.
 pub const CATALOGUE: &[Family] = &[
@@ -123,6 +147,12 @@ pub const CATALOGUE: &[Family] = &[
     ALERT_OUTPUTS,
     COLLECTED,
     COLLECT_FAILURES,
+    DEVICE_SESSIONS,
+    DEVICE_SESSIONS_OPENED,
+    DEVICE_MESSAGES,
+    DEVICE_TOLD,
+    DEVICE_THROTTLES,
+    DEVICE_REFUSALS,
 ];
 
 /// One agent's registry.
@@ -211,6 +241,27 @@ impl Metrics {
 
     pub(crate) fn collect_failed(&self, kind: &'static str, reason: &'static str, count: u64) {
         register_counter(&self.recorder, &COLLECT_FAILURES, &[kind, reason]).increment(count);
+    }
+
+    pub(crate) fn device_message(&self, result: &'static str) {
+        register_counter(&self.recorder, &DEVICE_MESSAGES, &[result]).increment(1);
+    }
+
+    /// What the listener counts by itself.
+    pub(crate) fn device_front(&self, stats: &fleet_broker::Stats) {
+        register_gauge(&self.recorder, &DEVICE_SESSIONS, &[]).set(stats.sessions.get() as f64);
+        let absolute = |family, labels: &[&str], value| {
+            register_counter(&self.recorder, family, labels).absolute(value);
+        };
+        absolute(&DEVICE_SESSIONS_OPENED, &[], stats.sessions_opened.get());
+        absolute(&DEVICE_TOLD, &[], stats.down_messages.get());
+        absolute(&DEVICE_THROTTLES, &[], stats.throttles.get());
+        for reason in fleet_broker::Reason::ALL {
+            let count = stats.reason(reason);
+            if count > 0 {
+                absolute(&DEVICE_REFUSALS, &[reason.as_str()], count);
+            }
+        }
     }
 
     pub(crate) fn driver_lines(&self, driver: &str) -> Counter {

@@ -30,7 +30,7 @@ use crate::{
         config::{Run, View},
         queue::Act,
     },
-    desired,
+    desired, devices,
     identity::{live, upkeep},
     metrics::Metrics,
     mqtt::{self, HubUrl, Proof},
@@ -101,6 +101,9 @@ pub enum StartError {
     /// The edge API.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// The listener of devices.
+    #[error(transparent)]
+    Devices(#[from] devices::ListenError),
 }
 
 /// A running agent.
@@ -110,6 +113,7 @@ pub enum StartError {
 pub struct Handle {
     node: NodeId,
     address: SocketAddr,
+    devices: Option<SocketAddr>,
     outbox: outbox::Handle,
     clock: Clock,
     facts: Facts,
@@ -139,6 +143,12 @@ impl Handle {
     #[must_use]
     pub fn api(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where devices are served over MQTT, if they are.
+    #[must_use]
+    pub fn devices(&self) -> Option<SocketAddr> {
+        self.devices
     }
 
     /// What `GET /api/v1/status` says.
@@ -213,6 +223,7 @@ pub async fn start(mut config: Config) -> Result<Handle, StartError> {
     // Bound first: an address that is taken must not cost an opening of the outbox.
     let auth = api::Auth::load(&config.api, &config.data)?;
     let bound = api::bind(&config.api).await?;
+    let front = devices::listen::bind(&config.devices, &config.data)?;
     let clock = Clock::new(config.clock);
     let metrics = Arc::new(Metrics::new(node.as_str(), VERSION));
     let now = clock.now();
@@ -234,6 +245,7 @@ pub async fn start(mut config: Config) -> Result<Handle, StartError> {
         started: now.up,
     };
     let address = bound.address;
+    let devices = front.as_ref().map(|front| front.address);
     let (stop, stopping) = stop::channel();
     let (restarter, restart) = watch::channel(false);
     let parts = Parts {
@@ -251,8 +263,8 @@ pub async fn start(mut config: Config) -> Result<Handle, StartError> {
             "no hub: records are only collected until this machine joins one (`fleet-agent join HUB --token T`)"
         );
     }
-    let ended = tokio::spawn(parts.run((bound, auth), facts.clone(), thread, stopping));
-    Ok(Handle { node, address, outbox, clock, facts, metrics, stop, restart, ended })
+    let ended = tokio::spawn(parts.run(Doors { bound, auth, front }, facts.clone(), thread, stopping));
+    Ok(Handle { node, address, devices, outbox, clock, facts, metrics, stop, restart, ended })
 }
 
 /// Who the node is, as it is told to the hub.
@@ -279,6 +291,13 @@ struct Parts {
     clock: Clock,
     outbox: outbox::Handle,
     metrics: Arc<Metrics>,
+}
+
+/// Where others come in.
+struct Doors {
+    bound: api::Bound,
+    auth: api::Auth,
+    front: Option<devices::listen::Bound>,
 }
 
 /// Tasks that end together.
@@ -309,17 +328,11 @@ impl Tasks {
 }
 
 impl Parts {
-    async fn run(
-        self,
-        doors: (api::Bound, api::Auth),
-        facts: Facts,
-        thread: thread::JoinHandle<()>,
-        mut stopping: Stop,
-    ) {
+    async fn run(self, doors: Doors, facts: Facts, thread: thread::JoinHandle<()>, mut stopping: Stop) {
         let (hang_up, hanging_up) = stop::channel();
         // Before the hub can send any.
         commands::end_orphans(self.own_folder(), &self.outbox).await;
-        let kinds = self.config.commands.kinds(&self.config.data);
+        let kinds = self.kinds();
         let acts = self.outbox.attach(Arc::new(kinds), commands::ACTS).await;
         let runs = self.outbox.attach_config(self.config.desired.probation, desired::RUNS).await;
         let listener = self.outbox.listen().await;
@@ -349,10 +362,14 @@ impl Parts {
         fs::canonicalize(&self.config.data).unwrap_or_else(|_| self.config.data.clone())
     }
 
+    fn kinds(&self) -> commands::Kinds {
+        self.config.commands.kinds(&self.config.data, self.config.devices.listen.is_some())
+    }
+
     /// What hands records in.
     fn sources(
         &self,
-        (bound, auth): (api::Bound, api::Auth),
+        Doors { bound, auth, front }: Doors,
         facts: Facts,
         acts: mpsc::Receiver<Act>,
         runs: mpsc::Receiver<Run>,
@@ -361,7 +378,8 @@ impl Parts {
     ) -> Tasks {
         let mut tasks = Tasks(Vec::new());
         let surroundings = commands::Surroundings {
-            kinds: self.config.commands.kinds(&self.config.data),
+            kinds: self.kinds(),
+            line: front.as_ref().map(|front| front.line.clone()),
             folder: self.own_folder(),
             facts: facts.clone(),
             clock: self.clock.clone(),
@@ -369,6 +387,14 @@ impl Parts {
             restart: self.restart.clone(),
         };
         tasks.spawn("commands".to_owned(), commands::run(surroundings, acts, stop.clone()));
+        if let Some(front) = front {
+            let surroundings = devices::listen::Surroundings {
+                clock: self.clock.clone(),
+                outbox: self.outbox.clone(),
+                metrics: self.metrics.clone(),
+            };
+            tasks.spawn("devices".to_owned(), devices::listen::run(front, surroundings, stop.clone()));
+        }
         let api = Arc::new(api::Api {
             places: api::Places::new(self.config.api.connections),
             config: self.config.api.clone(),

@@ -28,6 +28,7 @@ pub mod rule;
 pub mod session;
 pub mod telemetry;
 pub mod topic;
+pub mod unit;
 
 pub use id::{CommandId, DeviceId, MetricName, NodeId, SessionId, StoreId, StreamId};
 pub use lane::Lane;

@@ -45,6 +45,8 @@ struct Conn {
 
 struct Open {
     session: Session,
+    /// Whether a password says whose it is.
+    proven: bool,
     place: Place,
     pace: Pace,
 }
@@ -309,8 +311,9 @@ impl Conn {
         let place = self.shared.crowd.enter(key).ok_or_else(|| no(Reason::Busy, UNAVAILABLE))?;
         let keepalive = if connect.keepalive == 0 { KEEPALIVE } else { connect.keepalive };
         let keepalive = Duration::from_secs(u64::from(keepalive));
+        let proven = device.is_some();
         let session = Session::new(device, connect.client_id, keepalive, now);
-        Ok(Open { session, place, pace: Pace::new(now) })
+        Ok(Open { session, proven, place, pace: Pace::new(now) })
     }
 
     fn order(&mut self, order: Option<Order>, effects: &mut Effects) {
@@ -367,7 +370,7 @@ impl Conn {
         let word = match word {
             session::Word::Bound(device) => {
                 crowd.bind(number, &device);
-                Word::Bound
+                Word::Bound { proven: open.proven }
             }
             session::Word::Hears(hears) => {
                 crowd.hears(number, hears);

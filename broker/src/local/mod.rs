@@ -70,8 +70,11 @@ pub struct Heard {
 /// What happens in one session.
 #[derive(Debug)]
 pub enum Word {
-    /// It is this device's from now on.
-    Bound,
+    /// It is this device's from now on: by its password, or only by its word.
+    Bound {
+        /// By its password.
+        proven: bool,
+    },
     /// The device said something.
     Said {
         /// On which of its topics.

@@ -10,12 +10,13 @@ use serde::{Deserialize, Deserializer};
 
 use super::allow::{Plan, Source, Wish};
 use crate::{
-    core::queue::{LOCAL, RESTART, reason},
+    core::queue::{DEVICE, LOCAL, RESTART, reason},
+    devices::Order,
     uplink::Judge,
 };
 
 /// Every kind, as refusals name them.
-const KINDS: [&str; 5] = ["exec", LOCAL, "ping", "query", RESTART];
+const KINDS: [&str; 6] = [DEVICE, "exec", LOCAL, "ping", "query", RESTART];
 
 /// What a command asks for, read.
 #[derive(Debug, Clone, PartialEq)]
@@ -30,6 +31,8 @@ pub(super) enum Work {
     Restart,
     /// For an app on the node.
     Local,
+    /// Tell a device.
+    Device(Order),
 }
 
 /// What can be asked for.
@@ -53,6 +56,8 @@ pub(crate) struct Kinds {
     pub(crate) allow: Source,
     /// Whether the agent can start itself again: not when it is a part of another program.
     pub(crate) restarts: bool,
+    /// Whether devices are served here, so that they hear commands.
+    pub(crate) devices: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -116,6 +121,12 @@ impl Kinds {
                 Ok(Work::Restart)
             }
             LOCAL => Ok(Work::Local),
+            DEVICE if !self.devices => {
+                let message = "devices hear commands over the node's MQTT listener, which is off; write its address \
+                               into agent.toml: [devices] listen = \"ADDRESS:1883\"";
+                Err(reason("no_listener", message, false))
+            }
+            DEVICE => Order::read(params).map(Work::Device),
             unknown => {
                 let message =
                     format!("this agent knows no {unknown:?}, but {}; a newer agent may", KINDS.join(", "));
@@ -174,7 +185,7 @@ mod tests {
         let allow = "[command.df]\nprogram = \"df\"\nargs = [\"{n}\"]\nparams.n.type = \"int\"";
         let allow = Source { file: "/nonexistent/commands.toml".into(), otherwise: Some(allow.into()) };
         let params = if params.is_null() { Value::Null } else { Value::serialized(params).unwrap() };
-        Kinds { allow, restarts: true }.read(&MetricName::parse(kind).unwrap(), &params)
+        Kinds { allow, restarts: true, devices: true }.read(&MetricName::parse(kind).unwrap(), &params)
     }
 
     #[test]
@@ -197,12 +208,25 @@ mod tests {
     }
 
     #[test]
+    fn a_command_for_a_device_needs_a_listener_that_it_hears() {
+        let params = json!({"device": "shed", "action": "restart"});
+        assert!(matches!(read("device", &params), Ok(Work::Device(_))));
+        let allow = Source { file: "/nonexistent/commands.toml".into(), otherwise: None };
+        let off = Kinds { allow, restarts: true, devices: false };
+        let refused = off.read(&MetricName::parse("device").unwrap(), &Value::serialized(&params).unwrap());
+        let refused = refused.unwrap_err();
+        assert_eq!(refused.code, "no_listener");
+        assert!(refused.message.contains("[devices] listen"), "{}", refused.message);
+    }
+
+    #[test]
     fn what_cannot_be_read_is_refused_with_what_could() {
         for (kind, params, code) in [
             ("dance", Json::Null, "unknown_kind"),
             ("query", json!({"what": "weather"}), "bad_params"),
             ("query", Json::Null, "bad_params"),
             ("restart", json!({"what": "machine"}), "bad_params"),
+            ("device", json!({"device": "shed"}), "bad_params"),
             ("exec", Json::Null, "bad_params"),
             ("exec", json!({"name": "df", "argv": ["df"]}), "bad_params"),
             ("exec", json!({"argv": [["df"]]}), "bad_params"),

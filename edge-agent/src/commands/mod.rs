@@ -29,6 +29,7 @@ use crate::{
     api::Facts,
     clock::Clock,
     core::queue::{Act, Command, End, Ending, Stage},
+    devices::Line,
     outbox,
     stop::Stop,
 };
@@ -74,9 +75,10 @@ pub struct Config {
 }
 
 impl Config {
-    pub(crate) fn kinds(&self, data: &std::path::Path) -> Kinds {
+    /// `devices`: whether there is a listener over which devices hear commands.
+    pub(crate) fn kinds(&self, data: &std::path::Path, devices: bool) -> Kinds {
         let file = self.file.clone().unwrap_or_else(|| data.join(FILE));
-        Kinds { allow: Source { file, otherwise: self.allow.clone() }, restarts: self.restarts }
+        Kinds { allow: Source { file, otherwise: self.allow.clone() }, restarts: self.restarts, devices }
     }
 }
 
@@ -89,6 +91,8 @@ pub(crate) struct Surroundings {
     pub(crate) facts: Facts,
     pub(crate) clock: Clock,
     pub(crate) outbox: outbox::Handle,
+    /// Over which devices are told, if any are served.
+    pub(crate) line: Option<Line>,
     /// Told when the agent has to start again.
     pub(crate) restart: Arc<watch::Sender<bool>>,
 }
@@ -174,7 +178,7 @@ async fn act(
     surroundings: &Surroundings,
     stopping: &mut oneshot::Receiver<()>,
 ) -> Option<End> {
-    let Surroundings { kinds, folder, facts, clock, outbox, restart } = surroundings;
+    let Surroundings { kinds, folder, facts, clock, outbox, line, restart } = surroundings;
     // Read again: the allow-list may have changed while the command waited.
     let work = match kinds.read(&command.kind, &command.params) {
         Ok(work) => work,
@@ -196,6 +200,11 @@ async fn act(
             // The next start completes it.
             restart.send_replace(true);
             None
+        }
+        Work::Device(order) => {
+            // Without one, none would have been read.
+            let line = line.as_ref()?;
+            Some(line.tell(&order, Duration::from_millis(command.timeout_ms), stopping).await)
         }
         // An app takes it from the queue itself; none ever comes here.
         Work::Local => None,

@@ -16,7 +16,8 @@ use tokio::{
 use tracing::{error, info, warn};
 
 use super::{
-    Config, Handle, OpenError, REQUESTS, Request, SubmitError, commands::Desk, config::Clerk, file, tap::Tap,
+    Config, Handle, OpenError, REQUESTS, Request, SubmitError, commands::Desk, config::Clerk, devices::Links,
+    file, tap::Tap,
 };
 use crate::{
     clock::Clock,
@@ -61,6 +62,7 @@ pub async fn spawn(
         desk: Desk::default(),
         clerk: Clerk::new(view),
         tap: None,
+        links: Links::default(),
     };
     let handle = Handle { requests: sender, config: config_view, commands: keeper.desk.changes() };
     let (opened, open) = oneshot::channel();
@@ -79,7 +81,7 @@ pub(super) struct Keeper {
     folder: PathBuf,
     pub(super) profile: Profile,
     pub(super) clock: Clock,
-    metrics: Arc<Metrics>,
+    pub(super) metrics: Arc<Metrics>,
     // Absent after a disk error, until it could be opened again.
     pub(super) uplink: Option<Uplink>,
     broken: Arc<str>,
@@ -89,8 +91,9 @@ pub(super) struct Keeper {
     // Those that have to do with commands.
     pub(super) desk: Desk,
     pub(super) clerk: Clerk,
+    pub(super) links: Links,
     // Where rules hear what is accepted.
-    tap: Option<Tap>,
+    pub(super) tap: Option<Tap>,
 }
 
 /// The connection that is up.
@@ -335,6 +338,7 @@ impl Keeper {
             uplink.connected(link.session, now);
         }
         self.desk.equip(&mut uplink);
+        self.links.equip(&mut uplink, now);
         uplink.set_upload(self.config.policy.clone(), now);
         self.patience = REOPEN_FIRST;
         self.uplink = Some(uplink);

@@ -123,7 +123,9 @@ impl Uplink {
         }
         if !samples.is_empty() {
             self.stage_rows(samples);
-            self.seal_due = self.seal_due.min(now.up + self.config.prompt);
+            if !self.meter.has_schedule() {
+                self.seal_due = self.seal_due.min(now.up + self.config.prompt);
+            }
         }
         self.seal_records(Lane::Event, &events, now);
         if !self.staged.is_empty() {

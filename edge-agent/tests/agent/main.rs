@@ -4,6 +4,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+#[path = "../common/board.rs"]
+#[expect(dead_code, reason = "shared with tests that do more with it")]
+mod board;
 mod budget;
 mod config;
 mod devices;
@@ -15,6 +18,7 @@ mod hostile;
 mod hub;
 mod identity;
 mod join;
+mod listener;
 mod openapi;
 mod process;
 mod rules;

@@ -5,6 +5,10 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod apps;
+#[path = "../common/board.rs"]
+#[expect(dead_code, reason = "shared with tests that do more with it")]
+mod board;
+mod devices;
 mod hub;
 mod programs;
 mod starts;
@@ -36,10 +40,15 @@ pub(crate) struct Site {
     pub(crate) hub: Hub,
     pub(crate) agent: Handle,
     pub(crate) folder: TempDir,
+    pub(crate) config: Config,
 }
 
 impl Site {
     pub(crate) async fn start(node: &str, allowed: &str) -> Self {
+        Self::start_with(node, allowed, |_| {}).await
+    }
+
+    pub(crate) async fn start_with(node: &str, allowed: &str, change: impl FnOnce(&mut Config)) -> Self {
         let hub = Hub::start(node);
         let folder = tempfile::tempdir().unwrap();
         let mut config = Config { data: folder.path().join("data"), ..Config::default() };
@@ -48,10 +57,11 @@ impl Site {
         config.system.interval = Duration::ZERO;
         config.hub.secret = Some(Secret(format!("secret-{node}")));
         config.hub.url = Some(format!("mqtt://{}", hub.address).parse().unwrap());
+        change(&mut config);
         std::fs::create_dir(&config.data).unwrap();
         std::fs::write(config.data.join("commands.toml"), allowed).unwrap();
-        let agent = run::start(config).await.unwrap();
-        let site = Self { hub, agent, folder };
+        let agent = run::start(config.clone()).await.unwrap();
+        let site = Self { hub, agent, folder, config };
         until("a birth", async || site.hub.births().len(), |births| *births > 0).await;
         site
     }

@@ -8,6 +8,7 @@ use fleet_schemas::{
     event::{Event, Severity},
     limits,
     telemetry::Sample,
+    unit,
 };
 use serde_json::{Map, Value, json};
 
@@ -398,16 +399,7 @@ fn unit_of(unit: Option<&Value>, name: &str) -> Option<MetricName> {
         Value::Object(each) => each.get(name)?.as_str()?,
         _ => return None,
     };
-    // The units that boards in the field write, in UCUM; others pass as they are.
-    let text = match text {
-        "C" | "°C" | "celsius" => "Cel",
-        "F" | "°F" | "fahrenheit" => "[degF]",
-        "lux" => "lx",
-        "ppm" => "[ppm]",
-        "percent" => "%",
-        other => other,
-    };
-    MetricName::parse(text).ok()
+    MetricName::parse(unit::ucum(text)).ok()
 }
 
 /// Reads one reading of a NanoClaw: `{node_id, sensor_type, value, unit, timestamp?}`.
