@@ -12,7 +12,7 @@ use std::{
 use fleet_schemas::{enrol, topic::check_form};
 use serde::{Deserialize, Serialize};
 
-use crate::{hub, mirror, store::telemetry};
+use crate::{alerts, hub, mirror, notify, store::telemetry};
 
 /// Name of the file in the data folder.
 pub const FILE: &str = "fleet.toml";
@@ -37,6 +37,8 @@ pub struct Config {
     pub home_assistant: HomeAssistant,
     /// What clients may take.
     pub limits: Limits,
+    /// What raises alerts, and who is told.
+    pub alerts: Alerts,
     /// Whether programs of this machine may look at the API without a token; for the demo.
     #[serde(skip)]
     pub anonymous_viewer: bool,
@@ -65,6 +67,18 @@ pub struct Listen {
     pub names: Vec<String>,
     /// Most MQTT sessions of nodes.
     pub sessions: usize,
+}
+
+/// What raises alerts, and who is told.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Alerts {
+    /// The file of rules; absent: `rules.yaml` in the data folder.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rules: Option<PathBuf>,
+    /// Who is told.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub receivers: Vec<notify::Receiver>,
 }
 
 /// What clients may take.
@@ -126,6 +140,7 @@ impl Default for Config {
             keep: Keep::default(),
             home_assistant: HomeAssistant::default(),
             limits: Limits::default(),
+            alerts: Alerts::default(),
             anonymous_viewer: false,
         }
     }
@@ -196,6 +211,8 @@ pub struct Overrides {
     pub node_https: Option<SocketAddr>,
     /// `--legacy-http`.
     pub legacy_http: Option<SocketAddr>,
+    /// `--rules`.
+    pub rules: Option<PathBuf>,
 }
 
 /// The configuration cannot be used. The text fits after "failed to start: ".
@@ -251,6 +268,9 @@ impl Config {
         listen.mqtts = overrides.mqtts.unwrap_or(listen.mqtts);
         listen.node_https = overrides.node_https.unwrap_or(listen.node_https);
         listen.legacy_http = overrides.legacy_http.or(listen.legacy_http);
+        config.alerts.rules = overrides.rules.clone().or(config.alerts.rules);
+        notify::check(&config.alerts.receivers)
+            .map_err(|why| ConfigError::Value { key: "alerts.receivers", why })?;
         if config.keep.days == 0 {
             let why = "at least one day is kept".to_owned();
             return Err(ConfigError::Value { key: "keep.days", why });
@@ -294,6 +314,13 @@ impl Config {
     pub fn mirror(&self) -> mirror::Config {
         let HomeAssistant { enabled, prefix } = &self.home_assistant;
         mirror::Config { home_assistant: enabled.then(|| prefix.clone()) }
+    }
+
+    /// What the engine of alerts is told.
+    #[must_use]
+    pub fn alerts(&self, board: &notify::Board) -> alerts::Config {
+        let Alerts { rules, .. } = &self.alerts;
+        alerts::Config { data: self.data.clone(), rules: rules.clone(), routes: board.routes() }
     }
 
     /// What the broker is told.

@@ -27,6 +27,7 @@ pub use readiness::Readiness;
 pub use round::Round;
 
 use crate::{
+    alerts::Alerts,
     clock::{self, HubClock},
     consume::{self, Consumer, FeedItem, Shared, StoredEvent},
     core::{
@@ -93,6 +94,7 @@ struct Inner {
     shared: Shared,
     door: Arc<OnceLock<Door>>,
     ear: Arc<OnceLock<Ear>>,
+    alerts: OnceLock<Alerts>,
     clock: Arc<HubClock>,
     intents: mpsc::SyncSender<Pending>,
     feed: broadcast::Sender<Arc<FeedItem>>,
@@ -155,6 +157,7 @@ pub fn start(
         shared: shared.clone(),
         door: Arc::clone(&door),
         ear: Arc::clone(&ear),
+        alerts: OnceLock::new(),
         clock: clock.clone(),
         intents,
         feed: feed.clone(),
@@ -335,6 +338,28 @@ impl Hub {
     /// Says who hears acks for nodes that the hub speaks for; once, before it speaks.
     pub fn set_ear(&self, ear: Ear) {
         let _ = self.0.ear.set(ear);
+    }
+
+    /// What the threads share.
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.0.shared
+    }
+
+    /// Says who judges alerts; once.
+    pub fn set_alerts(&self, alerts: Alerts) {
+        let _ = self.0.alerts.set(alerts);
+    }
+
+    /// Who judges alerts, where somebody does.
+    #[must_use]
+    pub fn alerts(&self) -> Option<&Alerts> {
+        self.0.alerts.get()
+    }
+
+    /// Tells followers of something that was committed elsewhere.
+    pub(crate) fn tell(&self, item: Arc<FeedItem>) {
+        // Nobody may be listening.
+        let _ = self.0.feed.send(item);
     }
 
     /// The trail of changes, newest first, with their numbers.

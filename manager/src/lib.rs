@@ -4,6 +4,7 @@
 //! only then speaks; `api/`, `console/` and `cli/` show it. `run` starts and stops everything.
 
 pub mod admit;
+pub mod alerts;
 pub mod api;
 mod attempts;
 pub mod bench;
@@ -19,6 +20,7 @@ pub mod hub;
 pub mod metrics;
 pub mod mirror;
 pub mod node_port;
+pub mod notify;
 pub mod pki;
 pub mod run;
 pub mod simulate;

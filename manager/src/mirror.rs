@@ -26,7 +26,7 @@ use fleet_broker::Publisher;
 use fleet_schemas::{NodeId, Topic, topic::Hub as Told};
 use tokio::sync::{mpsc, watch};
 
-use crate::{admit, consume::Shared, core::fleet::Node, hub::Hub};
+use crate::{admit, alerts, consume::Shared, core::fleet::Node, hub::Hub};
 use filter::Reach;
 use latest::Table;
 
@@ -80,6 +80,14 @@ impl Mirror {
     pub fn retained(&self, filter: &str, visit: &mut dyn FnMut(&str, &[u8]) -> ControlFlow<()>) {
         let Some(reach) = Reach::of(filter) else { return };
         self.attend();
+        if reach.alert
+            && let Err(error) = alerts::retained(&self.shared.state(), reach.only.as_ref(), visit)
+        {
+            tracing::warn!(%error, "failed to read the alerts that fire");
+        }
+        if !(reach.node || reach.latest) {
+            return;
+        }
         let mut after = None;
         loop {
             let nodes = self.nodes(reach.only.as_ref(), after.as_ref());

@@ -15,10 +15,15 @@ use std::{
 use fleet_broker::Broker;
 use fleet_schemas::{StoreId, enrol};
 use serde::{Deserialize, Serialize};
-use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+    task::JoinHandle,
+};
 
 use crate::{
     admit::{self, Admission},
+    alerts::{self, Alerts},
     api,
     clock::{self, HubClock},
     config::{Config, ConfigError},
@@ -28,7 +33,7 @@ use crate::{
     hub::{self, Hub, Running},
     metrics,
     mirror::{self, Mirror},
-    node_port,
+    node_port, notify,
     pki::{self, Pki},
     store::disk::Folder,
 };
@@ -165,6 +170,7 @@ pub struct RunningHub {
     admission: Arc<Admission>,
     threads: Running,
     mirror: mirror::Running,
+    alerts: alerts::Running,
     upkeep: Vec<JoinHandle<()>>,
     stop_http: watch::Sender<bool>,
     http: JoinHandle<io::Result<()>>,
@@ -211,7 +217,15 @@ pub async fn start(config: &Config) -> Result<RunningHub, StartError> {
             return Err(error.into());
         }
     };
-    let mirror = mirror.start(hub.clone(), publisher).map_err(StartError::Thread)?;
+    let mirror = mirror.start(hub.clone(), publisher.clone()).map_err(StartError::Thread)?;
+    let stop_http = watch::Sender::new(false);
+    let board = notify::Board::new(config.alerts.receivers.clone());
+    let (handle, asked) = Alerts::new(board.clone());
+    let (notices, waiting) = mpsc::channel(alerts::NOTICES);
+    let mut upkeep = notify::start(&hub, &handle, &board, &exporter, waiting, &stop_http.subscribe())
+        .map_err(consume::Error::State)?;
+    let alerts = alerts::start(&hub, publisher, config.alerts(&board), (handle, asked), &exporter, notices)
+        .map_err(StartError::Thread)?;
     let (mqtt, mqtts) = (broker.mqtt_addr(), broker.mqtts_addr());
     let http_tls = config.listen.http_tls;
     let legacy_http = legacy.as_ref().map(|(_, bound)| *bound);
@@ -226,7 +240,6 @@ pub async fn start(config: &Config) -> Result<RunningHub, StartError> {
         );
     }
     write_addresses(&config.data, &addresses).map_err(folder)?;
-    let stop_http = watch::Sender::new(false);
     let stop = || {
         let mut stopping = stop_http.subscribe();
         async move {
@@ -261,7 +274,7 @@ pub async fn start(config: &Config) -> Result<RunningHub, StartError> {
     let routes = node_port::router(hub.clone(), pki.clone(), mqtts_port, field);
     let node_https = node_port::serve::serve(node_listener, pki.keys(), routes, node_port::LIMITS, stop());
     let node_https = tokio::spawn(node_https);
-    let upkeep = vec![second_looks, upkeep::keys(pki.clone(), hub.clone())];
+    upkeep.extend([second_looks, upkeep::keys(pki.clone(), hub.clone())]);
     let data = config.data.clone();
     tracing::info!(?addresses, data = %data.display(), "the hub runs");
     Ok(RunningHub {
@@ -275,6 +288,7 @@ pub async fn start(config: &Config) -> Result<RunningHub, StartError> {
         admission,
         threads,
         mirror,
+        alerts,
         upkeep,
         stop_http,
         http,
@@ -323,6 +337,7 @@ impl RunningHub {
             admission,
             threads,
             mirror,
+            alerts,
             upkeep,
             stop_http,
             http,
@@ -336,6 +351,9 @@ impl RunningHub {
             task.abort();
             // Ended by that, most likely; what it holds of the stores is let go of.
             let _ = task.await;
+        }
+        if tokio::task::spawn_blocking(|| alerts.stop()).await.is_err() {
+            tracing::error!("stopping alerts panicked");
         }
         if tokio::task::spawn_blocking(|| mirror.stop()).await.is_err() {
             tracing::error!("stopping the mirror panicked");

@@ -4,6 +4,7 @@
 //! commit. Owns limits on requests; every refusal is a problem (RFC 9457).
 
 mod access;
+mod alerts;
 pub mod any;
 mod audit;
 mod commands;
@@ -27,6 +28,7 @@ pub(crate) mod problem;
 mod prom;
 pub(crate) mod query;
 pub mod rights;
+mod rules;
 pub mod shapes;
 mod status;
 pub(crate) mod stream;
@@ -306,6 +308,19 @@ fn routes() -> Routes {
         .on(admin, Method::GET, "/api/v1/pki", pki::get)
         .on(admin, Method::POST, "/api/v1/pki/rotate", pki::rotate)
         .on(viewer, Method::GET, "/api/v1/pki/ca.pem", pki::ca)
+        .on(viewer, Method::GET, "/api/v1/alerts", alerts::list)
+        .on(viewer, Method::GET, "/api/v1/alerts/{id}", alerts::get)
+        .on(operator, Method::POST, "/api/v1/alerts/{id}/acknowledge", alerts::acknowledge)
+        .on(operator, Method::POST, "/api/v1/alerts/{id}/silence", alerts::silence)
+        .on(viewer, Method::GET, "/api/v1/silences", alerts::silences)
+        .on(operator, Method::POST, "/api/v1/silences", alerts::create_silence)
+        .on(operator, Method::DELETE, "/api/v1/silences/{id}", alerts::remove_silence)
+        .on(viewer, Method::GET, "/api/v1/receivers", alerts::receivers)
+        .on(operator, Method::POST, "/api/v1/receivers/{name}/test", alerts::test_receiver)
+        .on(viewer, Method::GET, "/api/v1/rules", rules::list)
+        .on(operator, Method::PUT, "/api/v1/rules", rules::put)
+        .on(operator, Method::PUT, "/api/v1/rules/kits/{name}", rules::put_kit)
+        .on(operator, Method::DELETE, "/api/v1/rules/kits/{name}", rules::remove_kit)
         .on(viewer, Method::GET, "/api/v1/feed", feed::get)
         .on(viewer, Method::POST, "/api/v1/prom/read", prom::read)
 }

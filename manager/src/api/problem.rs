@@ -8,8 +8,10 @@ use axum::{
 
 use super::{selector::SelectorError, shapes};
 use crate::{
+    alerts::{self, PutError},
     consume,
     core::{
+        alert::AlertError,
         config::{ConfigError, Unfit},
         identity::Role,
         registry::RegistryError,
@@ -260,6 +262,27 @@ impl From<ConfigError> for Refusal {
             ConfigError::Unfit { unfit: Unfit::Invalid(faults), .. } => {
                 let faults = faults.into_iter().map(|fault| (fault.pointer, fault.why)).collect();
                 Self::Invalid { detail, faults }
+            }
+        }
+    }
+}
+
+impl From<alerts::Error> for Refusal {
+    fn from(error: alerts::Error) -> Self {
+        let detail = error.to_string();
+        match error {
+            alerts::Error::Alert(AlertError::Unknown(_) | AlertError::NoSilence(_))
+            | alerts::Error::NoReceiver(_)
+            | alerts::Error::NoKit(_) => Self::NotFound(detail),
+            alerts::Error::Alert(AlertError::Silences) => Self::Conflict(detail),
+            alerts::Error::Alert(AlertError::Until) => Self::at("/until_ms", detail),
+            alerts::Error::Alert(AlertError::Everything) => Self::at("", detail),
+            alerts::Error::Put(PutError::Refused(refused)) => {
+                let place = format!("{}:{}:{}", refused.file, refused.line, refused.column);
+                Self::Invalid { detail, faults: vec![(place, refused.reason)] }
+            }
+            alerts::Error::Put(PutError::Disk(_)) | alerts::Error::Unavailable(_) => {
+                Self::Unavailable(detail)
             }
         }
     }

@@ -4,6 +4,7 @@
 
 mod access;
 mod account;
+mod alert;
 mod commands;
 pub mod config;
 mod nodes;
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 pub use access::*;
 pub use account::*;
+pub use alert::*;
 pub use commands::*;
 pub use nodes::*;
 pub use records::*;

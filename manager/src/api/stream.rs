@@ -1,7 +1,8 @@
 //! `stream`: what was committed, as server-sent events.
 //!
 //! `node` (presence, summary or figures changed), `event`, `samples` (every sample), `latest` (newest values, at most
-//! once a second and node) and `execution` (a command was made, or its state, output or cancel at a node changed). A
+//! once a second and node), `execution` (a command was made, or its state, output or cancel at a node changed) and
+//! `alert` (one changed; `dropped` is one that was pending and is over). A
 //! reader who falls behind the feed is told by a last message `cut` and reads again; one who does not read at all loses
 //! the stream. So does one whose token is taken away.
 
@@ -32,7 +33,7 @@ use super::{
     rights::Caller,
     view,
 };
-use crate::{consume::FeedItem, core::config};
+use crate::{alerts, consume::FeedItem, core::config};
 
 /// Streams at once: each has a task and a place in the feed.
 pub(super) const STREAMS: usize = 128;
@@ -45,7 +46,7 @@ const ALIVE: Duration = Duration::from_secs(15);
 const STALLED: Duration = Duration::from_secs(10);
 /// How often newest values are told.
 const LATEST: Duration = Duration::from_secs(1);
-const KINDS: [&str; 6] = ["node", "event", "samples", "latest", "execution", "config"];
+const KINDS: [&str; 7] = ["node", "event", "samples", "latest", "execution", "config", "alert"];
 
 /// Newest values of one node.
 #[derive(Debug, Default, Serialize)]
@@ -63,7 +64,7 @@ struct Filter {
     kinds: BTreeSet<String>,
 }
 
-/// `GET stream?node=&kind=&command=`: `kind` is a list of `node,event,samples,latest,execution,config`; without it
+/// `GET stream?node=&kind=&command=`: `kind` is a list of `node,event,samples,latest,execution,config,alert`; without it
 /// `node,event,latest`. `command` leaves the executions of one command.
 pub(super) async fn get(
     State(api): State<Arc<Api>>,
@@ -215,6 +216,15 @@ async fn told(
             // Which nodes follow is told by their own items.
             let asked = filter.node.is_none() && filter.command.is_none();
             Ok((asked && kind("config")).then(|| message("config", &config_shown(change))))
+        }
+        FeedItem::Alert(change) => {
+            let shown = match &change.alert {
+                Some(alert) if wanted(&alert.node) => json!(alerts::shown(alert)),
+                Some(_) => return Ok(None),
+                // It was pending, and is over before anybody was told.
+                None => json!({ "id": change.number.to_string(), "state": "dropped" }),
+            };
+            Ok(kind("alert").then(|| message("alert", &shown)))
         }
         FeedItem::Node(_) | FeedItem::Event(_) | FeedItem::Samples { .. } => Ok(None),
     }

@@ -1,6 +1,6 @@
 //! `fleet hub` and `fleet demo`: flags, handed over to [`crate::run`].
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, path::PathBuf};
 
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
@@ -38,6 +38,9 @@ pub struct ListenArgs {
     /// network for everybody to read. Not served unless given
     #[arg(long, env = "FLEET_LEGACY_HTTP", value_name = "ADDR")]
     pub legacy_http: Option<SocketAddr>,
+    /// The file of rules, rules.yaml in the data folder unless given
+    #[arg(long, env = "FLEET_RULES", value_name = "FILE")]
+    pub rules: Option<PathBuf>,
 }
 
 /// Flags of `fleet hub`; unset ones leave `fleet.toml` and the defaults alone.
@@ -109,6 +112,7 @@ fn load(listen: &ListenArgs, common: &Common) -> Result<Config, Failure> {
         mqtts: listen.mqtts,
         node_https: listen.node_https,
         legacy_http: listen.legacy_http,
+        rules: listen.rules.clone(),
     };
     Config::load(common.data(), &overrides).map_err(|error| failed(&StartError::Config(error)))
 }

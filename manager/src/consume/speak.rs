@@ -13,6 +13,7 @@ use fleet_schemas::{
 
 use super::Shared;
 use crate::{
+    alerts::AlertChange,
     core::{
         Now,
         command::Change,
@@ -47,6 +48,8 @@ pub enum FeedItem {
     Execution(Box<Change>),
     /// A layer of the configuration, or its schema, has a new revision.
     Config(Box<config::Change>),
+    /// An alert changed.
+    Alert(Box<AlertChange>),
 }
 
 /// An event with its number and its node.

@@ -7,7 +7,9 @@ use std::{
 };
 
 use fleet_schemas::{
-    Lane, NodeId, SessionId, StreamId, cbor,
+    Lane, NodeId, SessionId, StreamId,
+    batch::Clock,
+    cbor,
     config::Reported,
     session::{Heartbeat, OutboxUse, Versions},
 };
@@ -118,6 +120,8 @@ pub struct Vital {
     pub pending_samples: u64,
     /// When it arrived, hub time, Unix milliseconds.
     pub at_ms: i64,
+    /// How far the node's clock was ahead of the hub's then, in milliseconds, if it claims to be right.
+    pub clock_offset_ms: Option<i64>,
 }
 
 impl Vital {
@@ -129,6 +133,8 @@ impl Vital {
             outbox: heartbeat.outbox,
             pending_samples: heartbeat.pending.samples,
             at_ms,
+            clock_offset_ms: (heartbeat.clock == Clock::Synced)
+                .then(|| heartbeat.time_ms.saturating_sub(at_ms)),
         }
     }
 

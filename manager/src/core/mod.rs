@@ -1,6 +1,7 @@
 //! What the hub decides, as values: the ledger, presence, the registry. Reads no clock, touches no store, bus or
 //! socket; the consumer around it commits what is decided here and only then speaks.
 
+pub mod alert;
 pub mod audit;
 pub mod command;
 pub mod config;

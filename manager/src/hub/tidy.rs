@@ -130,6 +130,17 @@ impl Tidier {
             }
         }
         loop {
+            match self.shared.state().expire_alerts(before_ms, EVENTS_AT_ONCE) {
+                Ok(EVENTS_AT_ONCE..) if !self.stop.load(Ordering::Acquire) => {}
+                Ok(_) => break,
+                Err(error) => {
+                    self.health.failed(error.to_string());
+                    tracing::error!(%error, "failed to remove old alerts");
+                    break;
+                }
+            }
+        }
+        loop {
             match self.shared.state().expire_commands(before_ms, COMMANDS_AT_ONCE) {
                 Ok(COMMANDS_AT_ONCE..) if !self.stop.load(Ordering::Acquire) => {}
                 Ok(_) => break,

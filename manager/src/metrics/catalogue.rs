@@ -116,6 +116,15 @@ catalogue! {
     HISTORY_SECONDS = histogram("fleet_history_read_duration_seconds", "Time for answering a remote read.");
     HISTORY_NODES = counter("fleet_history_nodes_read_total", &[], "Nodes whose samples were looked at for remote reads.");
     HISTORY_SAMPLES = counter("fleet_history_samples_read_total", &[], "Samples given to remote reads.");
+    ALERTS = gauge("fleet_alerts", &["state", "severity"], "Open alerts: pending, firing, and those of which nobody is told because they are acknowledged, silenced or inhibited.");
+    ALERT_RULES = gauge("fleet_alert_rules", &[], "Rules that are judged.");
+    ALERT_RULES_REFUSED = gauge("fleet_alert_rules_refused", &[], "1 while files of rules that changed are refused, and the old rules count.");
+    ALERT_JUDGEMENTS = counter("fleet_alert_judgements_total", &[], "Judgements: one rule for one device at one time.");
+    ALERT_SECONDS = histogram("fleet_alert_evaluation_duration_seconds", "Time of one round of the alert engine, its commit included.");
+    ALERT_LAG = gauge("fleet_alert_lag_seconds", &[], "How long the oldest batch of the last round had waited to be judged.");
+    NOTICES = counter("fleet_alert_notifications_total", &["receiver", "outcome"], "Notifications by outcome: sent, or failed after all attempts.");
+    NOTICES_DROPPED = counter("fleet_alert_notifications_dropped_total", &[], "Notifications that were dropped because too many waited.");
+    NOTICES_PENDING = gauge("fleet_alert_notifications_pending", &["receiver"], "Notifications that wait for a receiver.");
     PROCESS_RSS = gauge("fleet_process_resident_memory_bytes", &[], "Resident memory of the hub.");
     PROCESS_CPU = counter("fleet_process_cpu_seconds_total", &[], "Processor time of the hub, user and system.");
     PROCESS_FILES = gauge("fleet_process_open_files", &[], "Files and sockets that the hub has open.");

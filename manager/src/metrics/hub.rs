@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use fleet_broker::{Reason, Stats as Broker};
-use fleet_schemas::command::State as CommandState;
+use fleet_schemas::{command::State as CommandState, event::Severity};
 
 use super::{
     Exporter, Scrape,
@@ -73,6 +73,7 @@ pub fn scrape(hub: &Hub, streams: usize) -> Result<Scrape, crate::consume::Error
         scrape.count(&c::REFUSED_PAYLOADS, &[message, reason], count);
     }
     broker(&stats.broker, &mut scrape);
+    alerts(hub, &mut scrape);
     if let Some(process) = process::read() {
         scrape.set(&c::PROCESS_RSS, &[], process.rss_bytes as f64);
         scrape.amount(&c::PROCESS_CPU, &[], process.cpu_ms as f64 / 1_000.0);
@@ -111,6 +112,22 @@ fn nodes(hub: &Hub, scrape: &mut Scrape) {
         scrape.set(&c::NODE_LAST_SEEN, &[id], node.last_seen_ms as f64 / 1_000.0);
         scrape.set(&c::NODE_OUTBOX, &[id], node.outbox as f64);
     }
+}
+
+fn alerts(hub: &Hub, scrape: &mut Scrape) {
+    let Some(alerts) = hub.alerts() else { return };
+    let figures = alerts.figures();
+    for severity in [Severity::Info, Severity::Warning, Severity::Error, Severity::Critical] {
+        for state in ["pending", "firing", "acknowledged", "silenced", "inhibited"] {
+            let count = figures.open.get(&(state, severity.as_str())).copied().unwrap_or(0);
+            scrape.set(&c::ALERTS, &[state, severity.as_str()], count as f64);
+        }
+    }
+    scrape.set(&c::ALERT_RULES, &[], figures.rules as f64);
+    scrape.set(&c::ALERT_RULES_REFUSED, &[], f64::from(u8::from(figures.refused)));
+    scrape.count(&c::ALERT_JUDGEMENTS, &[], figures.judgements);
+    scrape.set(&c::ALERT_LAG, &[], figures.lag_s);
+    scrape.count(&c::NOTICES_DROPPED, &[], figures.dropped);
 }
 
 /// What is told of one node: copied, so that the registry is free while labels are made.

@@ -305,7 +305,7 @@ async fn narrate(running: &RunningHub, mut feed: broadcast::Receiver<Arc<FeedIte
                     }
                 }
                 Ok(FeedItem::Event(event)) => println!("{}  {}: {}", stamp(), event.node, event.event.message),
-                Ok(FeedItem::Execution(_) | FeedItem::Config(_)) | Err(RecvError::Lagged(_)) => {}
+                Ok(FeedItem::Execution(_) | FeedItem::Config(_) | FeedItem::Alert(_)) | Err(RecvError::Lagged(_)) => {}
                 Err(RecvError::Closed) => return,
             }
         }

@@ -2,6 +2,7 @@
 //!
 //! One writer, one transaction per group of inputs. Decides nothing; readers see what was committed.
 
+mod alerts;
 mod commands;
 mod config;
 mod devices;
@@ -15,6 +16,7 @@ use fleet_schemas::{Lane, NodeId, StoreId, StreamId, cbor, event::Event};
 use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition};
 use serde::{Deserialize, Serialize};
 
+pub use alerts::{AlertCommit, AlertFilter, FoundAlerts, KEPT as ALERTS_KEPT, Notice};
 pub use commands::{CommandFilter, CommandPage, Counts, ExecutionFilter, OpenCommand, ReportRow};
 pub use feed::EventPage;
 pub use genes::{GENES, GeneRow, Kept};
@@ -225,6 +227,7 @@ impl StateStore {
         config::open(&write)?;
         genes::open(&write)?;
         devices::open(&write)?;
+        alerts::open(&write)?;
         write.commit().map_err(store)?;
         Ok(Self { db: Arc::new(db), store_id })
     }

@@ -139,7 +139,7 @@ struct RawRule {
     #[serde(default)]
     labels: Option<Spanned<BTreeMap<String, String>>>,
     #[serde(default)]
-    selector: Option<String>,
+    selector: Option<Spanned<String>>,
     #[serde(default = "yes")]
     enabled: bool,
     #[serde(default, rename = "name")]
@@ -165,6 +165,15 @@ enum Span {
 /// # Errors
 /// [`FileError`]: none of it is taken.
 pub fn read(text: &str, scope: Scope<'_>) -> Result<Vec<Rule>, FileError> {
+    let rules = read_all(text, scope)?.into_iter();
+    Ok(rules.filter_map(|(rule, enabled)| enabled.then_some(rule)).collect())
+}
+
+/// Reads a whole file: every rule, and whether it is enabled.
+///
+/// # Errors
+/// [`FileError`]: none of it is taken.
+pub fn read_all(text: &str, scope: Scope<'_>) -> Result<Vec<(Rule, bool)>, FileError> {
     let top = |reason: String| FileError { line: 1, column: 1, reason };
     if text.len() > FILE_BYTES {
         return Err(top(format!("larger than {FILE_BYTES} bytes; keep rules apart")));
@@ -187,16 +196,14 @@ pub fn read(text: &str, scope: Scope<'_>) -> Result<Vec<Rule>, FileError> {
     if file.alerts.len() > RULES {
         return Err(top(format!("more than {RULES} rules; keep them apart")));
     }
-    let mut rules: Vec<Rule> = Vec::with_capacity(file.alerts.len());
+    let mut rules: Vec<(Rule, bool)> = Vec::with_capacity(file.alerts.len());
     for raw in file.alerts {
         let (at, enabled) = (raw.id.referenced, raw.enabled);
         let rule = raw.check(text, scope)?;
-        if rules.iter().any(|other| other.id == rule.id) {
+        if rules.iter().any(|(other, _)| other.id == rule.id) {
             return Err(wrong(at, format!("the id {} is taken by another rule", rule.id)));
         }
-        if enabled {
-            rules.push(rule);
-        }
+        rules.push((rule, enabled));
     }
     Ok(rules)
 }
@@ -254,7 +261,7 @@ impl RawRule {
             message,
             outputs: outputs(self.outputs)?,
             labels: labels(self.labels)?,
-            selector: self.selector,
+            selector: selector(self.selector, scope)?,
         })
     }
 }
@@ -290,6 +297,14 @@ fn seconds(given: Option<&Spanned<Span>>) -> Result<Duration, FileError> {
         Span::Text(text) => span(text),
     };
     read.ok_or_else(|| wrong(given.referenced, "give seconds, or a time such as 90s, 5m, 2h; at most 7 days"))
+}
+
+fn selector(given: Option<Spanned<String>>, scope: Scope<'_>) -> Result<Option<String>, FileError> {
+    let Some(given) = given else { return Ok(None) };
+    if let Some(check) = scope.selector {
+        check(&given.value).map_err(|reason| wrong(given.referenced, reason))?;
+    }
+    Ok(Some(given.value))
 }
 
 fn outputs(given: Option<Spanned<Vec<String>>>) -> Result<Vec<String>, FileError> {

@@ -53,7 +53,7 @@ use std::{fmt, time::Duration};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 pub use eval::{Fact, Series, View};
-pub use file::{FileError, Rule, Target, read};
+pub use file::{FileError, Rule, Target, read, read_all};
 pub use message::Message;
 pub use parse::{Condition, ConditionError, Kind, Scope};
 pub use state::{Phase, State, Transition};

@@ -27,6 +27,8 @@ pub enum Kind {
 pub struct Scope<'a> {
     /// Names and what they are.
     pub facts: &'a [(&'a str, Kind)],
+    /// Says what is wrong with a selector, where somebody reads them.
+    pub selector: Option<fn(&str) -> Result<(), String>>,
 }
 
 /// A condition that was read.
@@ -89,6 +91,34 @@ impl Condition {
     #[must_use]
     pub fn uses_time(&self) -> bool {
         self.uses_time
+    }
+
+    /// Whether time alone changes it: it asks how long ago something was, or looks at a window.
+    #[must_use]
+    pub fn uses_clock(&self) -> bool {
+        let mut found = self.uses_silence();
+        self.term.walk(&mut |term| found |= matches!(term, Term::Over(..)));
+        found
+    }
+
+    /// Whether it asks how long ago the device was seen.
+    #[must_use]
+    pub fn uses_silence(&self) -> bool {
+        let mut found = false;
+        self.term.walk(&mut |term| found |= matches!(term, Term::LastSeen));
+        found
+    }
+
+    /// The facts that it names.
+    #[must_use]
+    pub fn facts(&self) -> Vec<&str> {
+        let mut found = Vec::new();
+        self.term.walk(&mut |term| {
+            if let Term::Fact(name) = term {
+                found.push(&**name);
+            }
+        });
+        found
     }
 
     /// The windows it looks at.

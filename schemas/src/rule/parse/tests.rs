@@ -37,6 +37,7 @@ impl View for Shed {
 
 const SCOPE: Scope<'_> = Scope {
     facts: &[("presence", Kind::Text), ("outbox_records", Kind::Number), ("in_maintenance", Kind::Truth)],
+    selector: None,
 };
 
 fn parse(text: &str) -> Result<Condition, ConditionError> {

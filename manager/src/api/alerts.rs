@@ -1,0 +1,253 @@
+//! `alerts`, `silences` and `receivers`: what fires, who takes care of it, who is told.
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    extract::{Path, State},
+    http::{HeaderMap, StatusCode},
+    response::{IntoResponse as _, Response},
+};
+use fleet_schemas::{DeviceId, event::Severity, rule::RuleId};
+use serde::Deserialize;
+
+use super::{
+    Api, nodes,
+    problem::Refusal,
+    query::{Body, Params, json, node_id},
+    rights::Caller,
+    shapes::{self, Page},
+};
+use crate::{
+    alerts::{self, Alerts},
+    core::alert::{Alert, Silence, Stage},
+    store::state::AlertFilter,
+};
+
+/// Longest comment, in bytes.
+const COMMENT_BYTES: usize = 1_024;
+
+impl Api {
+    /// The engine of alerts.
+    pub(super) fn alerts(&self) -> Result<&Alerts, Refusal> {
+        self.hub.alerts().ok_or_else(|| Refusal::Unavailable("alerts are not judged here".to_owned()))
+    }
+}
+
+/// Reads `warning` and what else a severity is called.
+fn severity(text: &str) -> Result<Severity, Refusal> {
+    let read = serde_json::from_value(serde_json::Value::from(text));
+    read.map_err(|_| Refusal::query("severity", "is none of info, warning, error, critical"))
+}
+
+/// `GET alerts?state=&severity=&rule=&node=&site=&causes=&limit=&cursor=`: newest first. `state` is a list of
+/// `pending,firing,resolved`, or `open`; `severity` the least; `causes=true` leaves out those that another stands for.
+pub(super) async fn list(State(api): State<Arc<Api>>, params: Params) -> Result<Response, Refusal> {
+    params.only(&["state", "severity", "rule", "node", "site", "causes", "limit", "cursor"])?;
+    let stages = match params.text("state") {
+        None => Vec::new(),
+        Some("open") => vec![Stage::Pending, Stage::Firing],
+        Some(states) => {
+            let known = |state: &str| {
+                Stage::parse(state).ok_or_else(|| {
+                    Refusal::query("state", format!("{state:?} is none of pending, firing, resolved, open"))
+                })
+            };
+            states.split(',').map(known).collect::<Result<_, _>>()?
+        }
+    };
+    let rule = params.text("rule").map(RuleId::parse).transpose();
+    let node = params.text("node").map(node_id).transpose()?;
+    let filter = AlertFilter {
+        stages,
+        node: node.map(|node| nodes::number(&api, &node)).transpose()?,
+        rule: rule.map_err(|why| Refusal::query("rule", why))?,
+        site: params.text("site").map(str::to_owned),
+        least: params.text("severity").map(severity).transpose()?,
+        causes: params.flag("causes")?,
+        before: params.read("cursor")?,
+        limit: params.limit()?,
+    };
+    let (found, next) = api.query(move |api| Ok(api.hub.state().alerts(&filter)?)).await?;
+    let items = found.iter().map(alerts::shown).collect();
+    Ok(Json(Page { items, next: next.map(|number: u64| number.to_string()) }).into_response())
+}
+
+async fn find(api: &Arc<Api>, id: &str) -> Result<Alert, Refusal> {
+    let unknown = || Refusal::NotFound(format!("there is no alert {id:?}; `fleet alert ls` lists them"));
+    let number: u64 = id.parse().map_err(|_| unknown())?;
+    api.query(move |api| Ok(api.hub.state().alert(number)?)).await?.ok_or_else(unknown)
+}
+
+/// `GET alerts/{id}`.
+pub(super) async fn get(
+    State(api): State<Arc<Api>>,
+    Path(id): Path<String>,
+    params: Params,
+) -> Result<Response, Refusal> {
+    params.only(&[])?;
+    Ok(Json(alerts::shown(&find(&api, &id).await?)).into_response())
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Acknowledge {
+    #[serde(default)]
+    comment: Option<String>,
+}
+
+fn comment(given: Option<String>) -> Result<Option<String>, Refusal> {
+    match given {
+        Some(text) if text.len() > COMMENT_BYTES => {
+            Err(Refusal::at("/comment", format!("at most {COMMENT_BYTES} bytes are kept")))
+        }
+        given => Ok(given.filter(|text| !text.is_empty())),
+    }
+}
+
+/// `POST alerts/{id}/acknowledge` with `{comment?}`: somebody takes care of it.
+pub(super) async fn acknowledge(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    Path(id): Path<String>,
+    params: Params,
+    headers: HeaderMap,
+    Body(body): Body,
+) -> Result<Response, Refusal> {
+    params.only(&[])?;
+    let Acknowledge { comment: said } = json(&headers, &body)?;
+    let alert = find(&api, &id).await?;
+    api.alerts()?.acknowledge(alert.number, caller.by(), comment(said)?).await?;
+    Ok(Json(alerts::shown(&find(&api, &id).await?)).into_response())
+}
+
+/// How long, and about what.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Wanted {
+    rule: Option<RuleId>,
+    node: Option<String>,
+    device: Option<DeviceId>,
+    site: Option<String>,
+    for_s: Option<u32>,
+    until_ms: Option<i64>,
+    comment: Option<String>,
+}
+
+impl Wanted {
+    fn silence(self, caller: &Caller, now_ms: i64) -> Result<Silence, Refusal> {
+        let until_ms = match (self.for_s, self.until_ms) {
+            (Some(seconds), None) => now_ms.saturating_add(i64::from(seconds) * 1_000),
+            (None, Some(until_ms)) => until_ms,
+            (None, None) => return Err(Refusal::at("/for_s", "say for how many seconds, or until_ms")),
+            (Some(_), Some(_)) => return Err(Refusal::at("/for_s", "give for_s or until_ms, not both")),
+        };
+        Ok(Silence {
+            number: 0,
+            rule: self.rule,
+            node: self.node.as_deref().map(node_id).transpose()?,
+            device: self.device,
+            site: self.site,
+            until_ms,
+            since_ms: now_ms,
+            by: caller.by(),
+            comment: comment(self.comment)?,
+        })
+    }
+}
+
+/// `POST alerts/{id}/silence` with `{for_s | until_ms, comment?}`: of its rule, node and device.
+pub(super) async fn silence(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    Path(id): Path<String>,
+    params: Params,
+    headers: HeaderMap,
+    Body(body): Body,
+) -> Result<Response, Refusal> {
+    params.only(&[])?;
+    let wanted: Wanted = json(&headers, &body)?;
+    if wanted.rule.is_some() || wanted.node.is_some() || wanted.device.is_some() || wanted.site.is_some() {
+        return Err(Refusal::at(
+            "",
+            "the alert says what it is about; `silences` takes a rule, a node, a site",
+        ));
+    }
+    let alert = find(&api, &id).await?;
+    let mut silence = wanted.silence(&caller, api.hub.clock().now().wall_ms)?;
+    silence.rule = Some(alert.rule);
+    silence.node = Some(alert.node);
+    silence.device = Some(alert.device);
+    let made = api.alerts()?.silence(silence).await?;
+    Ok((StatusCode::CREATED, Json(shown(&made))).into_response())
+}
+
+fn shown(silence: &Silence) -> shapes::Silence {
+    shapes::Silence {
+        id: silence.number.to_string(),
+        rule: silence.rule.as_ref().map(ToString::to_string),
+        node: silence.node.as_ref().map(ToString::to_string),
+        device: silence.device.as_ref().map(ToString::to_string),
+        site: silence.site.clone(),
+        since_ms: silence.since_ms,
+        until_ms: silence.until_ms,
+        by: silence.by.clone(),
+        comment: silence.comment.clone(),
+    }
+}
+
+/// `GET silences`: those that have not ended, all on one page.
+pub(super) async fn silences(State(api): State<Arc<Api>>, params: Params) -> Result<Response, Refusal> {
+    params.only(&["limit", "cursor"])?;
+    let found = api.query(|api| Ok(api.hub.state().silences()?)).await?;
+    Ok(Json(Page { items: found.iter().map(shown).collect(), next: None }).into_response())
+}
+
+/// `POST silences` with `{rule?, node?, device?, site?, for_s | until_ms, comment?}`.
+pub(super) async fn create_silence(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    params: Params,
+    headers: HeaderMap,
+    Body(body): Body,
+) -> Result<Response, Refusal> {
+    params.only(&[])?;
+    let wanted: Wanted = json(&headers, &body)?;
+    let made = api.alerts()?.silence(wanted.silence(&caller, api.hub.clock().now().wall_ms)?).await?;
+    Ok((StatusCode::CREATED, Json(shown(&made))).into_response())
+}
+
+/// `DELETE silences/{id}`: what still fires is told at once.
+pub(super) async fn remove_silence(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    Path(id): Path<String>,
+    params: Params,
+) -> Result<Response, Refusal> {
+    params.only(&[])?;
+    let unknown =
+        || Refusal::NotFound(format!("there is no silence {id:?}; `fleet alert silences` lists them"));
+    let number = id.parse().map_err(|_| unknown())?;
+    api.alerts()?.unsilence(number, caller.by()).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// `GET receivers`.
+pub(super) async fn receivers(State(api): State<Arc<Api>>, params: Params) -> Result<Response, Refusal> {
+    params.only(&["limit", "cursor"])?;
+    let items: Vec<shapes::Receiver> = api.alerts()?.receivers();
+    Ok(Json(Page { items, next: None }).into_response())
+}
+
+/// `POST receivers/{name}/test`: says to it that somebody tries it. 202: whether it took it is in `GET receivers`.
+pub(super) async fn test_receiver(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    Path(name): Path<String>,
+    params: Params,
+) -> Result<Response, Refusal> {
+    params.only(&[])?;
+    api.alerts()?.test(name.clone(), caller.by()).await?;
+    let items = api.alerts()?.receivers().into_iter().find(|receiver| receiver.name == name);
+    Ok((StatusCode::ACCEPTED, Json(items)).into_response())
+}
