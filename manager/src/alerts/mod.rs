@@ -6,6 +6,8 @@
 mod judge;
 pub mod rules;
 mod speak;
+#[cfg(test)]
+mod tests;
 mod thread;
 
 use std::{

@@ -261,10 +261,10 @@ alerts:
     fn a_mistake_is_told_with_its_place_and_takes_everything_with_it() {
         let wrong =
             read_all(&texts("rules:\n  - {id: a, condition: 'precense == \"offline\"'}")).unwrap_err();
-        assert_eq!((wrong.file.as_str(), wrong.line, wrong.column), (FILE, 2, 24));
+        assert_eq!((wrong.file.as_str(), wrong.line, wrong.column), (FILE, 2, 25));
         assert!(wrong.reason.contains("precense") && wrong.reason.contains("outbox_records"), "{wrong}");
         let wrong =
-            read_all(&texts("rules:\n  - {id: a, condition: flapping, selector: 'site=='}")).unwrap_err();
+            read_all(&texts("rules:\n  - {id: a, condition: flapping, selector: 'site in (,'}")).unwrap_err();
         assert_eq!((wrong.line, wrong.column), (2, 44), "{wrong}");
         let taken = read_all(&texts("rules: [{id: greenhouse.hot, condition: flapping}]")).unwrap_err();
         assert!(taken.reason.contains("taken"), "{taken}");

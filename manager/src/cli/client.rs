@@ -178,7 +178,22 @@ impl Client {
         kind: &str,
         body: Vec<u8>,
     ) -> Result<T, Failure> {
-        let request = self.request(Method::POST, path, query)?.header(header::CONTENT_TYPE, kind);
+        self.send_file(Method::POST, path, query, kind, body).await
+    }
+
+    /// A file in the body, by any method.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub(super) async fn send_file<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &[&str],
+        query: &[(&str, &str)],
+        kind: &str,
+        body: Vec<u8>,
+    ) -> Result<T, Failure> {
+        let request = self.request(method, path, query)?.header(header::CONTENT_TYPE, kind);
         decode(&self.answer(request, body.into()).await?.1)
     }
 

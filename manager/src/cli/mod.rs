@@ -4,6 +4,7 @@
 //! `simulate` hand over to [`crate::run`] and [`crate::simulate`].
 
 mod access;
+mod alert;
 mod audit;
 mod bench;
 mod client;
@@ -26,6 +27,7 @@ pub(crate) mod output;
 mod period;
 mod pki;
 mod place;
+mod rule;
 mod selector;
 mod serve;
 mod simulate;
@@ -121,6 +123,12 @@ enum Verb {
     /// Tell nodes what to do, watch them, and take it back
     #[command(subcommand)]
     Command(command::CommandVerb),
+    /// What fires, who takes care of it, who is told
+    #[command(subcommand)]
+    Alert(alert::AlertVerb),
+    /// What raises alerts: check, try on recorded samples, apply, import
+    #[command(subcommand)]
+    Rule(rule::RuleVerb),
     /// Saved selectors
     #[command(subcommand)]
     Group(group::GroupVerb),
@@ -208,6 +216,11 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Demo(args) => serve::demo(*args, &common).await,
         Verb::Node(verb) => node::run(verb, &context()?).await,
         Verb::Command(verb) => command::run(verb, &context()?).await,
+        Verb::Alert(verb) => alert::run(verb, &context()?).await,
+        Verb::Rule(verb) => match rule::run_here(verb, out)? {
+            Some(verb) => rule::run(verb, &context()?).await,
+            None => Ok(()),
+        },
         Verb::Group(verb) => group::run(verb, &context()?).await,
         Verb::Config(verb) => config::run(verb, &context()?).await,
         Verb::JoinToken(verb) => join_token::run(verb, &context()?).await,

@@ -105,6 +105,7 @@ impl Tick {
             FeedItem::Samples { node, .. } => note(&mut self.sampled, node),
             FeedItem::Execution(change) => drop(self.commands.insert(change.command)),
             FeedItem::Config(_) => self.config = true,
+            FeedItem::Alert(_) => {}
         }
     }
 }

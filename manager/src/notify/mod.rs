@@ -130,6 +130,7 @@ pub struct Board(Arc<Vec<(Receiver, Mutex<Standing>)>>);
 #[derive(Debug, Default)]
 struct Standing {
     pending: usize,
+    sent: u64,
     failure: Option<String>,
 }
 
@@ -158,16 +159,18 @@ impl Board {
                 severity: receiver.severity.map(|severity| severity.as_str().to_owned()),
                 labels: receiver.labels.clone(),
                 pending_count: standing.pending,
+                sent_count: standing.sent,
                 failure: standing.failure.clone(),
             }
         };
         self.0.iter().map(shown).collect()
     }
 
-    fn set(&self, at: usize, pending: usize, failure: Option<&str>) {
+    fn set(&self, at: usize, pending: usize, sent: usize, failure: Option<&str>) {
         if let Some((_, standing)) = self.0.get(at) {
             let mut standing = standing.lock().unwrap_or_else(PoisonError::into_inner);
-            *standing = Standing { pending, failure: failure.map(str::to_owned) };
+            let sent = standing.sent + sent as u64;
+            *standing = Standing { pending, sent, failure: failure.map(str::to_owned) };
         }
     }
 }

@@ -98,6 +98,7 @@ pub fn start(
         // Told from the start, so that a rate can be taken of the first.
         work.sent.increment(0);
         work.failed.increment(0);
+        work.pending.set(work.held.len() as f64);
         let (way, words) = mpsc::channel(NOTICES);
         ways.insert(receiver.name.clone(), way);
         tasks.push(tokio::spawn(work.run(words, stop.clone())));
@@ -158,7 +159,7 @@ impl Work {
                 Ok(()) => pause = PAUSES.0,
                 Err(why) => {
                     tracing::warn!(receiver = self.receiver.name, again_in = ?pause, "a notification was not taken: {why}");
-                    self.board.set(self.at, self.held.len(), Some(&why));
+                    self.board.set(self.at, self.held.len(), 0, Some(&why));
                     tokio::select! {
                         () = time::sleep(pause) => {}
                         () = stopped(&mut stop) => return,
@@ -207,14 +208,14 @@ impl Work {
             Ok(()) => {
                 self.sent.increment(count as u64);
                 self.take(count).await;
-                self.board.set(self.at, self.held.len(), None);
+                self.board.set(self.at, self.held.len(), count, None);
                 Ok(())
             }
             Err(PostError::Never(why)) => {
                 tracing::error!(receiver = self.receiver.name, "a notification is given up: {why}");
                 self.failed.increment(count as u64);
                 self.take(count).await;
-                self.board.set(self.at, self.held.len(), Some(&why));
+                self.board.set(self.at, self.held.len(), 0, Some(&why));
                 Ok(())
             }
             Err(PostError::Again(why)) => Err(why),
@@ -251,7 +252,7 @@ impl Work {
         for part in all.chunks(AT_ONCE) {
             if let Err(error) = self.push(part).await {
                 tracing::warn!(receiver = self.receiver.name, "it was not told again of what fires: {error}");
-                self.board.set(self.at, self.held.len(), Some(&error.to_string()));
+                self.board.set(self.at, self.held.len(), 0, Some(&error.to_string()));
                 return;
             }
         }

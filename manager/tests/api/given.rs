@@ -4,6 +4,7 @@ use std::{net::SocketAddr, ops::ControlFlow, sync::Arc, time::Duration};
 
 use fleet_broker::{Broker, Credentials, Directory, Grants, Identity, Refusal, Verdict};
 use fleet_manager::{
+    alerts::{self, Alerts},
     api,
     clock::{self, HubClock},
     consume::{Consumer, FeedItem},
@@ -14,6 +15,7 @@ use fleet_manager::{
     hub::{self, Hub, Running},
     metrics::{self, Exporter},
     mirror::{self, Mirror},
+    notify,
     pki::Pki,
     store::{
         disk::{Disk, Folder},
@@ -37,7 +39,11 @@ use reqwest::{
 use rumqttc::{AsyncClient, MqttOptions, QoS};
 use serde_json::Value;
 use tempfile::TempDir;
-use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, oneshot, watch},
+    task::JoinHandle,
+};
 
 /// Longest wait for anything: generous, because the machine may be busy.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -79,6 +85,9 @@ pub(crate) struct Site {
     broker: Broker,
     running: Running,
     mirror: mirror::Running,
+    alerts: alerts::Running,
+    /// Ends the tasks of receivers when it is dropped.
+    notifying: watch::Sender<bool>,
     stop: oneshot::Sender<()>,
     serving: JoinHandle<std::io::Result<()>>,
 }
@@ -96,6 +105,17 @@ impl Site {
 
     /// `tls`: the API by HTTPS. `anonymous_viewer`: as the demo serves it.
     pub(crate) async fn with(disk: Arc<dyn Disk>, data: TempDir, tls: bool, anonymous_viewer: bool) -> Self {
+        Self::telling(disk, data, tls, anonymous_viewer, Vec::new()).await
+    }
+
+    /// One that tells receivers of alerts.
+    pub(crate) async fn telling(
+        disk: Arc<dyn Disk>,
+        data: TempDir,
+        tls: bool,
+        anonymous_viewer: bool,
+        receivers: Vec<notify::Receiver>,
+    ) -> Self {
         let config = hub::Config::default();
         let hub_clock = Arc::new(HubClock::default());
         let fresh = StoreId(clock::random());
@@ -110,7 +130,14 @@ impl Site {
         let observer = metrics::observer(&exporter);
         let (hub, running) =
             hub::start(consumer, link, broker.stats(), hub_clock, &config, observer).unwrap();
-        let mirror = mirror.start(hub.clone(), publisher).unwrap();
+        let mirror = mirror.start(hub.clone(), publisher.clone()).unwrap();
+        let board = notify::Board::new(receivers);
+        let (handle, asked) = Alerts::new(board.clone());
+        let (notices, waiting) = mpsc::channel(alerts::NOTICES);
+        let notifying = watch::Sender::new(false);
+        notify::start(&hub, &handle, &board, &exporter, waiting, &notifying.subscribe()).unwrap();
+        let judging = alerts::Config { data: data.path().to_owned(), rules: None, routes: board.routes() };
+        let alerts = alerts::start(&hub, publisher, judging, (handle, asked), &exporter, notices).unwrap();
         let clock = hub.clone();
         let pki = Arc::new(Pki::open(data.path(), &[], Arc::new(move || clock.clock().read())).unwrap());
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
@@ -134,7 +161,21 @@ impl Site {
         let admin = operator(&hub, &name, Role::Admin, None).await;
         std::fs::create_dir_all(data.path().join("access")).unwrap();
         std::fs::write(data.path().join("access/admin"), format!("admin\n{admin}\n")).unwrap();
-        Self { hub, admin, sessions, http, mqtt, data, broker, running, mirror, stop, serving }
+        Self {
+            hub,
+            admin,
+            sessions,
+            http,
+            mqtt,
+            data,
+            broker,
+            running,
+            mirror,
+            alerts,
+            notifying,
+            stop,
+            serving,
+        }
     }
 
     /// A client that sends the admin's token.
@@ -145,7 +186,9 @@ impl Site {
     pub(crate) async fn stop(self) {
         self.stop.send(()).unwrap();
         tokio::time::timeout(PATIENCE, self.serving).await.unwrap().unwrap().unwrap();
+        self.notifying.send_replace(true);
         tokio::task::spawn_blocking(|| {
+            self.alerts.stop();
             self.mirror.stop();
             self.broker.shutdown();
             self.running.stop();

@@ -2,11 +2,19 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use fleet_manager::{clock, metrics::catalogue, store::disk::Memory};
+use fleet_manager::{
+    clock,
+    metrics::catalogue,
+    notify,
+    store::disk::{Folder, Memory},
+};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::given::{Node, PATIENCE, Site};
+use crate::{
+    alerts::receiver,
+    given::{Node, PATIENCE, Site},
+};
 
 fn ids(list: &Value) -> Vec<&str> {
     list["items"].as_array().unwrap().iter().map(|item| item["id"].as_str().unwrap()).collect()
@@ -249,7 +257,10 @@ async fn what_a_foreign_page_sends_is_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn everything_scraped_is_in_the_catalogue_and_the_other_way_round() {
-    let site = Site::start().await;
+    let data = tempfile::tempdir().unwrap();
+    let disk = Arc::new(Folder::new(data.path()));
+    let nobody = receiver("nobody", notify::Kind::Webhook, "http://127.0.0.1:9/".to_owned());
+    let site = Site::telling(disk, data, false, false, vec![nobody]).await;
     let mut node = Node::born(&site, "edge-1").await;
     node.measures(&[(clock::wall_ms(), "", "x", 1.0)]).await;
     // A payload that cannot be read, so that refusals have something to tell.

@@ -1,6 +1,7 @@
 //! The HTTP API and the command line against a real hub: gate, router, stores on disk, sockets.
 #![expect(clippy::unwrap_used, reason = "functions of a test may fail it")]
 
+mod alerts;
 mod cli;
 mod command_cli;
 mod commands;

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use crate::given::{Node, PATIENCE, Site};
 
 /// A third-party program: what it hears, in order.
-struct Tool {
+pub(crate) struct Tool {
     client: AsyncClient,
     heard: mpsc::UnboundedReceiver<(String, Value, bool)>,
     polling: tokio::task::JoinHandle<()>,
@@ -25,7 +25,7 @@ impl Drop for Tool {
 
 impl Tool {
     /// Connects and subscribes; returns when the hub has agreed.
-    async fn on(site: &Site, name: &str, filter: &str) -> Self {
+    pub(crate) async fn on(site: &Site, name: &str, filter: &str) -> Self {
         let mut options = MqttOptions::new(name, site.mqtt.ip().to_string(), site.mqtt.port());
         options.set_credentials(name, "secret");
         options.set_max_packet_size(limits::PACKET_BYTES, limits::PACKET_BYTES);
@@ -54,7 +54,7 @@ impl Tool {
     }
 
     /// The next message on a topic; others are passed over.
-    async fn next(&mut self, topic: &str) -> (Value, bool) {
+    pub(crate) async fn next(&mut self, topic: &str) -> (Value, bool) {
         let next = async {
             loop {
                 let (on, payload, retained) = self.heard.recv().await.expect("the tool is connected");

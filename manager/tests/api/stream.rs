@@ -7,13 +7,13 @@ use serde_json::{Value, json};
 use crate::given::{Node, PATIENCE, Site};
 
 /// An open stream and what it has said.
-struct Stream {
+pub(crate) struct Stream {
     response: std::pin::Pin<Box<dyn futures_util::Stream<Item = reqwest::Result<axum::body::Bytes>> + Send>>,
     text: String,
 }
 
 impl Stream {
-    async fn open(site: &Site, query: &str) -> Self {
+    pub(crate) async fn open(site: &Site, query: &str) -> Self {
         let url = site.url(&format!("/api/v1/stream{query}"));
         let response: Response = site.client().get(url).send().await.unwrap();
         assert_eq!(response.headers()["content-type"], "text/event-stream");
@@ -21,7 +21,7 @@ impl Stream {
     }
 
     /// The next message's type and data.
-    async fn next(&mut self) -> (String, Value) {
+    pub(crate) async fn next(&mut self) -> (String, Value) {
         let whole = async {
             loop {
                 while let Some(end) = self.text.find("\n\n") {

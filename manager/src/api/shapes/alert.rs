@@ -184,6 +184,9 @@ pub struct Receiver {
     /// Notifications that wait for it.
     #[serde(default)]
     pub pending_count: usize,
+    /// Notifications that it took since the hub's start.
+    #[serde(default)]
+    pub sent_count: u64,
     /// Why the last attempt failed, until one succeeds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<String>,

@@ -66,6 +66,10 @@ impl Engine {
     /// stands for all.
     pub(super) fn join_outage(&mut self, number: u64) {
         let Some(alert) = self.alerts.get(&number) else { return };
+        let stands = alert.inhibited_by.is_some() || self.outages.contains_key(&number);
+        if stands || self.down_alert(alert.node_no) != Some(number) {
+            return;
+        }
         let Some(site) = self.dark_part(alert.site.as_deref()) else { return };
         let rule = alert.rule.clone();
         let there = self

@@ -117,6 +117,10 @@ impl Engine {
     /// Tells receivers that an alert fires, if they may be told now.
     pub(super) fn tell(&mut self, number: u64, now_ms: i64) {
         let due = self.untold.get(&number).is_some_and(|at_ms| *at_ms <= now_ms);
+        if due {
+            // Others may have gone dark since it began to fire.
+            self.join_outage(number);
+        }
         let quiet = |alert: &Alert| alert.inhibited_by.is_some() || alert.silenced_until_ms.is_some();
         if !due || self.alerts.get(&number).is_none_or(quiet) {
             return;
