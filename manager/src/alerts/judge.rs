@@ -598,7 +598,7 @@ fn log(alert: &Alert, word: Word) {
     let Alert { rule, node, device, severity, message, .. } = alert;
     match word {
         Word::Firing => {
-            tracing::warn!(%rule, %node, %device, severity = severity.as_str(), "alert: {message}")
+            tracing::warn!(%rule, %node, %device, severity = severity.as_str(), "alert: {message}");
         }
         Word::Resolved => tracing::info!(%rule, %node, %device, "alert is over: {message}"),
     }

@@ -249,7 +249,13 @@ impl Work {
                 drop(answer.send(put.map_err(Error::Put)));
             }
             Ask::PutKit { name, text, by, answer } => {
-                let put = self.kit(judge, &name, text, entry(&by, "rules.kit", name.clone(), None), now)?;
+                let put = self.kit(
+                    judge,
+                    &name,
+                    text.as_deref(),
+                    entry(&by, "rules.kit", name.clone(), None),
+                    now,
+                )?;
                 self.show_rules(judge);
                 drop(answer.send(put));
             }
@@ -273,7 +279,7 @@ impl Work {
         &self,
         judge: &mut Judge,
         name: &str,
-        text: Option<String>,
+        text: Option<&str>,
         audit: Entry,
         now: Now,
     ) -> Result<Result<(), Error>, consume::Error> {
@@ -282,12 +288,11 @@ impl Work {
         if text.is_none() && !known {
             return Ok(Err(Error::NoKit(name.to_owned())));
         }
-        let kept = text.clone();
-        let change = |texts: &mut super::rules::Texts| match kept {
-            Some(text) => drop(texts.kits.insert(name.to_owned(), text)),
+        let change = |texts: &mut super::rules::Texts| match text {
+            Some(text) => drop(texts.kits.insert(name.to_owned(), text.to_owned())),
             None => drop(texts.kits.remove(name)),
         };
-        let put = judge.put_rules(change, |files| files.write_kit(name, text.as_deref()), audit, now)?;
+        let put = judge.put_rules(change, |files| files.write_kit(name, text), audit, now)?;
         Ok(put.map_err(Error::Put))
     }
 

@@ -55,7 +55,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 pub use eval::{Fact, Series, View};
 pub use file::{FileError, Rule, Target, read, read_all};
 pub use message::Message;
-pub use parse::{Condition, ConditionError, Kind, Scope};
+pub use parse::{CheckSelector, Condition, ConditionError, Kind, Scope};
 pub use state::{Phase, State, Transition};
 pub use window::{Aggregate, Window};
 

@@ -22,13 +22,16 @@ pub enum Kind {
     Truth,
 }
 
+/// Says what is wrong with a selector.
+pub type CheckSelector = fn(&str) -> Result<(), String>;
+
 /// What conditions may name beside the language's own terms.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Scope<'a> {
     /// Names and what they are.
     pub facts: &'a [(&'a str, Kind)],
     /// Says what is wrong with a selector, where somebody reads them.
-    pub selector: Option<fn(&str) -> Result<(), String>>,
+    pub selector: Option<CheckSelector>,
 }
 
 /// A condition that was read.
