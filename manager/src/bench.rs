@@ -7,6 +7,7 @@ pub mod agent;
 mod certificates;
 mod child;
 pub mod commands;
+pub mod console;
 mod data;
 pub mod event;
 pub mod fan_in;

@@ -106,14 +106,18 @@ fn hash(password: &str) -> Result<String, Refusal> {
 /// `GET access?limit=&cursor=`: by name.
 pub(super) async fn list(State(api): State<Arc<Api>>, params: Params) -> Result<Response, Refusal> {
     params.only(&["limit", "cursor"])?;
-    let (limit, after) = (params.limit()?, params.text("cursor").unwrap_or_default().to_owned());
+    Ok(Json(read(&api, params.text("cursor").unwrap_or_default(), params.limit()?)).into_response())
+}
+
+/// A page of the tools with access, by name, after one of them.
+pub(crate) fn read(api: &Api, after: &str, limit: usize) -> Page<shapes::Access> {
     let (items, more) = api.hub.with_identities(|identities| {
-        let mut rest = identities.access.values().filter(|access| access.name.as_str() > after.as_str());
+        let mut rest = identities.access.values().filter(|access| access.name.as_str() > after);
         let items: Vec<_> = rest.by_ref().take(limit).map(shown).collect();
         (items, rest.next().is_some())
     });
     let next = items.last().filter(|_| more).map(|access| access.name.clone());
-    Ok(Json(Page { items, next }).into_response())
+    Page { items, next }
 }
 
 fn shown(access: &Access) -> shapes::Access {

@@ -19,14 +19,38 @@ use crate::{core::audit::Entry, store::state::AuditFilter};
 /// Entries read from the store at once while a filter looks for its own.
 const READ: usize = 1_000;
 
+/// Which entries.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Wanted {
+    /// Older than this.
+    pub(crate) before: Option<u64>,
+    /// Not older than this, Unix milliseconds.
+    pub(crate) since_ms: Option<i64>,
+    /// By whom: `operator NAME`, or only the name.
+    pub(crate) who: Option<String>,
+    /// Such as `node.revoke`, or its first word.
+    pub(crate) action: Option<String>,
+    /// At most so many.
+    pub(crate) limit: usize,
+}
+
 /// `GET audit?limit=&cursor=&who=&action=&since_ms=`: `who` is `operator NAME`, or only the name; `action` such as
 /// `node.revoke`, or its first word.
 pub(super) async fn list(State(api): State<Arc<Api>>, params: Params) -> Result<Response, Refusal> {
     params.only(&["limit", "cursor", "who", "action", "since_ms"])?;
-    let limit = params.limit()?;
-    let mut before: Option<u64> = params.read("cursor")?;
-    let since_ms: Option<i64> = params.read("since_ms")?;
-    let (who, action) = (params.text("who").map(str::to_owned), params.text("action").map(str::to_owned));
+    let wanted = Wanted {
+        before: params.read("cursor")?,
+        since_ms: params.read("since_ms")?,
+        who: params.text("who").map(str::to_owned),
+        action: params.text("action").map(str::to_owned),
+        limit: params.limit()?,
+    };
+    Ok(Json(read(&api, wanted).await?).into_response())
+}
+
+/// A page of the trail.
+pub(crate) async fn read(api: &Arc<Api>, wanted: Wanted) -> Result<Page<shapes::AuditEntry>, Refusal> {
+    let Wanted { mut before, since_ms, who, action, limit } = wanted;
     let found = api.query(move |api| {
         let mut found = Vec::new();
         // One more than asked tells whether there is a next page.
@@ -53,7 +77,7 @@ pub(super) async fn list(State(api): State<Arc<Api>>, params: Params) -> Result<
     found.truncate(limit);
     let next = found.last().filter(|_| more).map(|(number, _)| number.to_string());
     let items = found.into_iter().map(|(_, entry)| shown(entry)).collect();
-    Ok(Json(Page::<shapes::AuditEntry> { items, next }).into_response())
+    Ok(Page { items, next })
 }
 
 fn is_by(entry: &Entry, who: &str) -> bool {

@@ -92,19 +92,29 @@ pub(super) async fn create(
 ) -> Result<Response, Refusal> {
     params.only(&[])?;
     content_type(&headers, &["application/json"])?;
-    let claim = match api.keys.turn(&headers, &caller, &[b"commands", &body])? {
-        Turn::Again(answer) => return Ok(accepted(answer)),
+    Ok(accepted(make(&api, &caller, &headers, body).await?))
+}
+
+/// Makes a command of the JSON that `POST commands` takes; gives the JSON that it answers.
+pub(crate) async fn make(
+    api: &Arc<Api>,
+    caller: &Caller,
+    headers: &HeaderMap,
+    body: Bytes,
+) -> Result<Bytes, Refusal> {
+    let claim = match api.keys.turn(headers, caller, &[b"commands", &body])? {
+        Turn::Again(answer) => return Ok(answer),
         Turn::First(claim) => claim,
     };
     let ask: Ask = serde_json::from_slice(&body)
         .map_err(|error| Refusal::BadRequest(format!("the body is not a command: {error}")))?;
-    let nodes = chosen(&api, &ask)?;
-    let wanted = wanted(ask, nodes, &caller, api.hub.clock().now().wall_ms)?;
+    let nodes = chosen(api, &ask)?;
+    let wanted = wanted(ask, nodes, caller, api.hub.clock().now().wall_ms)?;
     let id = wanted.id;
     api.hub.intend(&caller.by(), Intent::Command(Box::new(wanted))).await?;
-    let answer = brief(&api, id, ExecutionFilter { limit: ANSWERED, ..ExecutionFilter::default() }).await?;
+    let answer = brief(api, id, ExecutionFilter { limit: ANSWERED, ..ExecutionFilter::default() }).await?;
     claim.done(&answer);
-    Ok(accepted(answer))
+    Ok(answer)
 }
 
 fn accepted(answer: Bytes) -> Response {
@@ -221,7 +231,7 @@ async fn brief(api: &Arc<Api>, id: CommandId, filter: ExecutionFilter) -> Result
 }
 
 /// The id in a path.
-pub(super) fn command_id(text: &str) -> Result<CommandId, Refusal> {
+pub(crate) fn command_id(text: &str) -> Result<CommandId, Refusal> {
     text.parse().map_err(|_| no_command(text))
 }
 
@@ -249,10 +259,17 @@ pub(super) async fn list(Shared(api): Shared<Arc<Api>>, params: Params) -> Resul
         before: params.read("cursor")?,
         limit: params.limit()?,
     };
+    Ok(Json(read(&api, filter).await?).into_response())
+}
+
+/// A page of commands, newest first.
+pub(crate) async fn read(
+    api: &Arc<Api>,
+    filter: CommandFilter,
+) -> Result<shapes::Page<shapes::Command>, Refusal> {
     let page = api.query(move |api| Ok(api.hub.state().commands(&filter)?)).await?;
     let items = page.items.iter().map(|(command, counts)| show::command(command, counts)).collect();
-    let next = page.next.map(|id| id.to_string());
-    Ok(Json(shapes::Page::<shapes::Command> { items, next }).into_response())
+    Ok(shapes::Page { items, next: page.next.map(|id| id.to_string()) })
 }
 
 /// `GET nodes/{id}/commands?state=&kind=&limit=&cursor=`: what this node was asked, newest first.
@@ -263,29 +280,36 @@ pub(super) async fn of_node(
 ) -> Result<Response, Refusal> {
     params.only(&["state", "kind", "limit", "cursor"])?;
     let id = node_id(&id)?;
-    let number = nodes::number(&api, &id)?;
     let filter = CommandFilter {
-        node: Some(number),
+        node: Some(nodes::number(&api, &id)?),
         state: state(&params)?,
         kind: params.text("kind").map(str::to_owned),
         before: params.read("cursor")?,
         limit: params.limit()?,
     };
-    let page = api
-        .query(move |api| {
-            let store = api.hub.state();
-            let page = store.commands(&filter)?;
-            let mut items = Vec::with_capacity(page.items.len());
-            for (command, counts) in &page.items {
-                let Some(execution) = store.execution(command.id, number)? else { continue };
-                let mut shown = show::command(command, counts);
-                shown.executions = vec![show::execution(id.as_str(), command, &execution)];
-                items.push(shown);
-            }
-            Ok(shapes::Page { items, next: page.next.map(|id| id.to_string()) })
-        })
-        .await?;
-    Ok(Json(page).into_response())
+    Ok(Json(read_of(&api, id, filter).await?).into_response())
+}
+
+/// What a node was asked, newest first, with what became of it there; `filter` names the node, too.
+pub(crate) async fn read_of(
+    api: &Arc<Api>,
+    id: NodeId,
+    filter: CommandFilter,
+) -> Result<shapes::Page<shapes::Command>, Refusal> {
+    let number = nodes::number(api, &id)?;
+    api.query(move |api| {
+        let store = api.hub.state();
+        let page = store.commands(&filter)?;
+        let mut items = Vec::with_capacity(page.items.len());
+        for (command, counts) in &page.items {
+            let Some(execution) = store.execution(command.id, number)? else { continue };
+            let mut shown = show::command(command, counts);
+            shown.executions = vec![show::execution(id.as_str(), command, &execution)];
+            items.push(shown);
+        }
+        Ok(shapes::Page { items, next: page.next.map(|id| id.to_string()) })
+    })
+    .await
 }
 
 /// `GET commands/{id}?node=&state=&limit=&cursor=`: with its parameters, and its executions with their history, output
@@ -303,9 +327,17 @@ pub(super) async fn get(
         state: state(&params)?,
         limit: params.limit()?,
     };
+    Ok(Json(whole(&api, id, filter).await?).into_response())
+}
+
+/// A command with a page of its executions.
+pub(crate) async fn whole(
+    api: &Arc<Api>,
+    id: CommandId,
+    filter: ExecutionFilter,
+) -> Result<shapes::Command, Refusal> {
     let shown = api.query(move |api| show::whole(api, id, &filter)).await?;
-    let shown = shown.ok_or_else(|| no_command(&id.to_string()))?;
-    Ok(Json(shown).into_response())
+    shown.ok_or_else(|| no_command(&id.to_string()))
 }
 
 /// `POST commands/{id}/cancel` with `{nodes?}`: at once what waits at the hub; the nodes are asked for the rest.
@@ -319,26 +351,39 @@ pub(super) async fn cancel(
 ) -> Result<Response, Refusal> {
     params.only(&[])?;
     let id = command_id(&id)?;
+    if !body.is_empty() {
+        content_type(&headers, &["application/json"])?;
+    }
+    Ok(accepted(unmake(&api, &caller, &headers, id, body).await?))
+}
+
+/// Cancels a command by the JSON that `POST commands/{id}/cancel` takes; gives the JSON that it answers.
+pub(crate) async fn unmake(
+    api: &Arc<Api>,
+    caller: &Caller,
+    headers: &HeaderMap,
+    id: CommandId,
+    body: Bytes,
+) -> Result<Bytes, Refusal> {
     let ask = if body.is_empty() {
         CancelAsk::default()
     } else {
-        content_type(&headers, &["application/json"])?;
         serde_json::from_slice(&body)
             .map_err(|error| Refusal::BadRequest(format!("the body is not {{\"nodes\": […]}}: {error}")))?
     };
-    let claim = match api.keys.turn(&headers, &caller, &[b"cancel", &id.0, &body])? {
-        Turn::Again(answer) => return Ok(accepted(answer)),
+    let claim = match api.keys.turn(headers, caller, &[b"cancel", &id.0, &body])? {
+        Turn::Again(answer) => return Ok(answer),
         Turn::First(claim) => claim,
     };
-    let nodes = ask.nodes.map(|names| named(&api, &names)).transpose()?;
+    let nodes = ask.nodes.map(|names| named(api, &names)).transpose()?;
     let known = api.query(move |api| Ok(api.hub.state().command(id)?)).await?;
     if known.is_none() {
         return Err(no_command(&id.to_string()));
     }
     api.hub.intend(&caller.by(), Intent::CancelCommand { id, nodes }).await?;
-    let answer = brief(&api, id, ExecutionFilter { limit: ANSWERED, ..ExecutionFilter::default() }).await?;
+    let answer = brief(api, id, ExecutionFilter { limit: ANSWERED, ..ExecutionFilter::default() }).await?;
     claim.done(&answer);
-    Ok(accepted(answer))
+    Ok(answer)
 }
 
 #[cfg(test)]

@@ -32,6 +32,7 @@ use crate::{
 mod node;
 mod show;
 
+pub(crate) use node::shown as read_of;
 pub(super) use node::{get as of_node, retry};
 
 /// Times that a change is decided anew because another was faster, where the caller expects no revision.

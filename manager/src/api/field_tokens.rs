@@ -95,15 +95,19 @@ async fn make(api: &Api, caller: &Caller, wanted: Wanted) -> Result<shapes::NewF
 /// `GET field-tokens?limit=&cursor=`: by id.
 pub(super) async fn list(State(api): State<Arc<Api>>, params: Params) -> Result<Response, Refusal> {
     params.only(&["limit", "cursor"])?;
-    let (limit, after) = (params.limit()?, params.text("cursor").unwrap_or_default().to_owned());
+    Ok(Json(read(&api, params.text("cursor").unwrap_or_default(), params.limit()?)).into_response())
+}
+
+/// A page of the tokens of agents in the field, by id, after one of them.
+pub(crate) fn read(api: &Api, after: &str, limit: usize) -> Page<shapes::FieldToken> {
     let now_ms = api.hub.clock().now().wall_ms;
     let (items, more) = api.hub.with_identities(|identities| {
-        let mut rest = identities.field.values().filter(|token| token.id.as_str() > after.as_str());
+        let mut rest = identities.field.values().filter(|token| token.id.as_str() > after);
         let items: Vec<_> = rest.by_ref().take(limit).map(|token| shown(token, now_ms)).collect();
         (items, rest.next().is_some())
     });
     let next = items.last().filter(|_| more).map(|token| token.id.clone());
-    Ok(Json(Page { items, next }).into_response())
+    Page { items, next }
 }
 
 fn shown(token: &FieldToken, now_ms: i64) -> shapes::FieldToken {

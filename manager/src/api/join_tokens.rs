@@ -129,15 +129,19 @@ pub(super) fn id(random: &[u8; ID_CHARS]) -> String {
 /// `GET join-tokens?limit=&cursor=`: by id; ended ones are listed for a week.
 pub(super) async fn list(State(api): State<Arc<Api>>, params: Params) -> Result<Response, Refusal> {
     params.only(&["limit", "cursor"])?;
-    let (limit, after) = (params.limit()?, params.text("cursor").unwrap_or_default().to_owned());
+    Ok(Json(read(&api, params.text("cursor").unwrap_or_default(), params.limit()?)).into_response())
+}
+
+/// A page of the join tokens, by id, after one of them.
+pub(crate) fn read(api: &Api, after: &str, limit: usize) -> Page<shapes::JoinToken> {
     let now_ms = api.hub.clock().now().wall_ms;
     let (items, more) = api.hub.with_identities(|identities| {
-        let mut rest = identities.tokens.values().filter(|token| token.id.as_str() > after.as_str());
+        let mut rest = identities.tokens.values().filter(|token| token.id.as_str() > after);
         let items: Vec<_> = rest.by_ref().take(limit).map(|token| shown(token, now_ms)).collect();
         (items, rest.next().is_some())
     });
     let next = items.last().filter(|_| more).map(|token| token.id.clone());
-    Ok(Json(Page { items, next }).into_response())
+    Page { items, next }
 }
 
 fn shown(token: &Token, now_ms: i64) -> shapes::JoinToken {

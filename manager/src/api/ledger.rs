@@ -31,14 +31,24 @@ pub(super) async fn get(State(api): State<Arc<Api>>, params: Params) -> Result<R
     {
         return Err(no_node(node.as_str()));
     }
-    let ledger = api.query(move |api| draw_up(api, node.as_ref(), verify)).await?;
-    Ok(Json(ledger).into_response())
+    Ok(Json(read(&api, node, verify).await?).into_response())
+}
+
+/// The accounts of one node or of all; with `verify` counted instead of believed.
+pub(crate) async fn read(
+    api: &Arc<Api>,
+    node: Option<NodeId>,
+    verify: bool,
+) -> Result<shapes::Ledger, Refusal> {
+    api.query(move |api| draw_up(api, node.as_ref(), verify)).await
 }
 
 fn draw_up(api: &Api, node: Option<&NodeId>, verify: bool) -> Result<shapes::Ledger, Refusal> {
     let verified = if verify { Some(api.hub.verify_ledger(node)?) } else { None };
-    let mut accounts = api.hub.ledger()?;
-    accounts.retain(|account| node.is_none_or(|node| account.node == *node));
+    let accounts = match node {
+        Some(node) => api.hub.ledger_of(node)?,
+        None => api.hub.ledger()?,
+    };
     let findings = verified.map(|verified| differences(&verified, &accounts));
     let balanced = accounts.iter().all(|account| account.state != Standing::Broken)
         && findings.as_ref().is_none_or(Vec::is_empty);

@@ -3,12 +3,12 @@
 //! Reads the registry and the stores through the [`Hub`], and changes them only by intents, which answer after
 //! commit. Owns limits on requests; every refusal is a problem (RFC 9457).
 
-mod access;
-mod alerts;
+pub(crate) mod access;
+pub(crate) mod alerts;
 pub mod any;
-mod audit;
-mod commands;
-mod config;
+pub(crate) mod audit;
+pub(crate) mod commands;
+pub(crate) mod config;
 mod devices;
 mod enrolment;
 pub(crate) mod events;
@@ -18,10 +18,10 @@ mod genes;
 mod groups;
 pub(crate) mod guard;
 mod idempotency;
-mod join_tokens;
-mod ledger;
+pub(crate) mod join_tokens;
+pub(crate) mod ledger;
 pub(crate) mod nodes;
-mod operators;
+pub(crate) mod operators;
 mod patch;
 mod pki;
 pub(crate) mod problem;
@@ -35,7 +35,7 @@ pub(crate) mod stream;
 mod telemetry;
 pub mod token;
 mod view;
-mod why;
+pub(crate) mod why;
 
 use std::{
     collections::BTreeMap,

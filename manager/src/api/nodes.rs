@@ -79,7 +79,7 @@ fn found(api: &Api, id: &NodeId) -> Result<Node, Refusal> {
 }
 
 /// The number of a node.
-pub(super) fn number(api: &Api, id: &NodeId) -> Result<u32, Refusal> {
+pub(crate) fn number(api: &Api, id: &NodeId) -> Result<u32, Refusal> {
     let number = api.hub.with_fleet(|fleet| fleet.nodes.get(id).map(|node| node.number));
     number.ok_or_else(|| no_node(id.as_str()))
 }
@@ -92,6 +92,12 @@ pub(super) async fn get(
 ) -> Result<Response, Refusal> {
     params.only(&[])?;
     answer(&api, &node_id(&id)?).await
+}
+
+/// A node as `GET nodes/{id}` shows it.
+pub(crate) async fn one(api: &Arc<Api>, id: &NodeId) -> Result<shapes::Node, Refusal> {
+    let node = found(api, id)?;
+    shown(api, vec![node]).await?.pop().ok_or_else(|| no_node(id.as_str()))
 }
 
 /// A node as it is now, with its `ETag`.
@@ -151,37 +157,40 @@ pub(super) async fn devices(
     params: Params,
 ) -> Result<Response, Refusal> {
     params.only(&[])?;
-    let node = node_id(&id)?;
-    let number = number(&api, &node)?;
-    let items = api
-        .query(move |api| {
-            let presence = api.hub.with_fleet(|fleet| {
-                fleet.nodes.get(&node).map_or(Presence::New, |node| node.record.presence.state)
-            });
-            let reported = api.hub.devices(number)?.into_iter();
-            let mut all: BTreeMap<_, _> =
-                reported.map(|(id, device)| (id.to_string(), view::device(presence, &device))).collect();
-            for one in api.hub.telemetry().latest(number)?.into_iter().filter(|one| !one.device.is_node()) {
-                let id = one.device.to_string();
-                let unreported = || shapes::Device {
-                    id: id.clone(),
-                    state: devices::state(presence, None).to_owned(),
-                    ..shapes::Device::default()
-                };
-                let device = all.entry(id.clone()).or_insert_with(unreported);
-                device.last_ms = device.last_ms.max(Some(one.time_ms));
-                device.last_seen_ms = device.last_seen_ms.max(device.last_ms);
-                device.metrics.push(one.metric.to_string());
-            }
-            for device in all.values_mut() {
-                device.metrics.sort_unstable();
-                device.metrics.dedup();
-                view::sleep_on(device);
-            }
-            Ok(all.into_values().collect())
-        })
-        .await?;
+    let items = devices_of(&api, &node_id(&id)?).await?;
     Ok(Json(shapes::Page::<shapes::Device> { items, next: None }).into_response())
+}
+
+/// The devices behind a node, by id.
+pub(crate) async fn devices_of(api: &Arc<Api>, node: &NodeId) -> Result<Vec<shapes::Device>, Refusal> {
+    let (number, node) = (number(api, node)?, node.clone());
+    api.query(move |api| {
+        let presence = api.hub.with_fleet(|fleet| {
+            fleet.nodes.get(&node).map_or(Presence::New, |node| node.record.presence.state)
+        });
+        let reported = api.hub.devices(number)?.into_iter();
+        let mut all: BTreeMap<_, _> =
+            reported.map(|(id, device)| (id.to_string(), view::device(presence, &device))).collect();
+        for one in api.hub.telemetry().latest(number)?.into_iter().filter(|one| !one.device.is_node()) {
+            let id = one.device.to_string();
+            let unreported = || shapes::Device {
+                id: id.clone(),
+                state: devices::state(presence, None).to_owned(),
+                ..shapes::Device::default()
+            };
+            let device = all.entry(id.clone()).or_insert_with(unreported);
+            device.last_ms = device.last_ms.max(Some(one.time_ms));
+            device.last_seen_ms = device.last_seen_ms.max(device.last_ms);
+            device.metrics.push(one.metric.to_string());
+        }
+        for device in all.values_mut() {
+            device.metrics.sort_unstable();
+            device.metrics.dedup();
+            view::sleep_on(device);
+        }
+        Ok(all.into_values().collect())
+    })
+    .await
 }
 
 /// `POST nodes/import?dry_run=`: CSV. Good lines are applied in one transaction, bad ones are reported.

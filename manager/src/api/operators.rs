@@ -84,16 +84,19 @@ async fn make(api: &Api, caller: &Caller, wanted: Wanted) -> Result<shapes::NewO
 /// `GET operators?limit=&cursor=`: by name.
 pub(super) async fn list(State(api): State<Arc<Api>>, params: Params) -> Result<Response, Refusal> {
     params.only(&["limit", "cursor"])?;
-    let (limit, after) = (params.limit()?, params.text("cursor").unwrap_or_default().to_owned());
+    Ok(Json(read(&api, params.text("cursor").unwrap_or_default(), params.limit()?)).into_response())
+}
+
+/// A page of the operators, by name, after one of them.
+pub(crate) fn read(api: &Api, after: &str, limit: usize) -> Page<shapes::Operator> {
     let now_ms = api.hub.clock().now().wall_ms;
     let (items, more) = api.hub.with_identities(|identities| {
-        let mut rest =
-            identities.operators.values().filter(|operator| operator.name.as_str() > after.as_str());
+        let mut rest = identities.operators.values().filter(|operator| operator.name.as_str() > after);
         let items: Vec<_> = rest.by_ref().take(limit).map(|operator| shown(operator, now_ms)).collect();
         (items, rest.next().is_some())
     });
     let next = items.last().filter(|_| more).map(|operator| operator.name.clone());
-    Ok(Json(Page { items, next }).into_response())
+    Page { items, next }
 }
 
 fn shown(operator: &Operator, now_ms: i64) -> shapes::Operator {

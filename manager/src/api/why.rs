@@ -37,21 +37,23 @@ pub(super) async fn of_node(
     params: Params,
 ) -> Result<Response, Refusal> {
     params.only(&[])?;
-    let id = node_id(&id)?;
-    let number = nodes::number(&api, &id)?;
-    let shown = api
-        .query(move |api| {
-            let accounts = api.hub.ledger_of(&id)?;
-            let filter = EventFilter { node: Some(number), limit: EVENTS, ..EventFilter::default() };
-            let events: Vec<Told> = api.hub.events(filter)?.into_iter().map(told).collect();
-            let mut facts = Facts::of(api, &id).ok_or_else(|| no_node(id.as_str()))?;
-            facts.config_why = api.hub.with_fleet(|fleet| config::why(fleet, &facts.node));
-            let causes = why::node(&facts.view(&accounts, &events));
-            let state = facts.node.record.presence.state.as_str().to_owned();
-            Ok(shapes::NodeWhy { node: id.to_string(), state, causes: shown(causes) })
-        })
-        .await?;
-    Ok(Json(shown).into_response())
+    Ok(Json(read(&api, node_id(&id)?).await?).into_response())
+}
+
+/// Why a node is in its state.
+pub(crate) async fn read(api: &Arc<Api>, id: NodeId) -> Result<shapes::NodeWhy, Refusal> {
+    let number = nodes::number(api, &id)?;
+    api.query(move |api| {
+        let accounts = api.hub.ledger_of(&id)?;
+        let filter = EventFilter { node: Some(number), limit: EVENTS, ..EventFilter::default() };
+        let events: Vec<Told> = api.hub.events(filter)?.into_iter().map(told).collect();
+        let mut facts = Facts::of(api, &id).ok_or_else(|| no_node(id.as_str()))?;
+        facts.config_why = api.hub.with_fleet(|fleet| config::why(fleet, &facts.node));
+        let causes = why::node(&facts.view(&accounts, &events));
+        let state = facts.node.record.presence.state.as_str().to_owned();
+        Ok(shapes::NodeWhy { node: id.to_string(), state, causes: shown(causes) })
+    })
+    .await
 }
 
 /// `GET commands/{id}/why?node=&state=&limit=&cursor=`: by node.

@@ -9,7 +9,9 @@ use super::{
     Common, Failure,
     output::{Cell, Out, Table, Tone, paint},
 };
-use crate::bench::{Error, Figure, Report, Target, agent, commands, event, fan_in, ingest, sessions};
+use crate::bench::{
+    Error, Figure, Report, Target, agent, commands, console, event, fan_in, ingest, sessions,
+};
 
 /// Measure a hub or an agent; starts its own unless told otherwise
 #[derive(Debug, Clone, Subcommand)]
@@ -109,6 +111,26 @@ pub(super) enum BenchVerb {
         #[command(flatten)]
         place: Place,
     },
+    /// The console: its pages with a large fleet, and open pages while the fleet changes
+    #[command(
+        after_help = "Examples:\n  fleet bench console\n  fleet bench console --browsers 10 --changes 100"
+    )]
+    Console {
+        /// Nodes that the hub knows
+        #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u16).range(1..=50_000))]
+        nodes: u16,
+        /// Open pages
+        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=500))]
+        browsers: u16,
+        /// Heartbeats a second, each of another node
+        #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u16).range(1..=5_000))]
+        changes: u16,
+        /// How long open pages are watched, and the hub without them
+        #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=120))]
+        seconds: u16,
+        #[command(flatten)]
+        place: Place,
+    },
     /// What an agent costs its machine
     #[command(after_help = "Examples:\n  fleet bench agent\n  fleet bench agent --seconds 5 --intervals 2")]
     Agent {
@@ -189,6 +211,10 @@ async fn measure(verb: BenchVerb, common: &Common, fleet: PathBuf) -> Result<(Re
         BenchVerb::Commands { nodes, single, stored, place } => {
             let config = commands::Config { fleet, folder: place.folder, nodes, single, stored };
             Ok((commands::run(&config).await?, place.check))
+        }
+        BenchVerb::Console { nodes, browsers, changes, seconds, place } => {
+            let config = console::Config { fleet, folder: place.folder, nodes, browsers, changes, seconds };
+            Ok((console::run(&config).await?, place.check))
         }
         BenchVerb::Agent { seconds, intervals, place } => {
             let config = agent::Config { fleet, folder: place.folder, seconds, intervals };

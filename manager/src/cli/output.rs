@@ -102,7 +102,7 @@ impl Out {
 
 /// Pretty JSON.
 #[must_use]
-pub(super) fn json<T: Serialize>(value: &T) -> String {
+pub(crate) fn json<T: Serialize>(value: &T) -> String {
     serde_json::to_string_pretty(value).expect("our values have text keys")
 }
 

@@ -14,14 +14,17 @@ use super::{
     form::Fields,
     live::{self, Part, Tick},
     overview::{Changes, Overview, STATES, Sites, Tiles},
-    page::{self, Shell, Visitor},
+    page::{self, Shell, Trouble, Visitor},
     view::View,
-    words::When,
+    words::{self, When},
 };
 use crate::{
     api::{Api, events, nodes, problem::Refusal, selector::Selector, shapes},
     cli::{figure, output},
-    core::fleet::{Fleet, Node},
+    core::{
+        fleet::{Fleet, Node},
+        identity::Role,
+    },
 };
 
 /// Nodes of a page of the list.
@@ -91,7 +94,7 @@ pub(super) async fn page(
     visitor: Visitor,
     uri: Uri,
     query: Fields,
-) -> Result<Response, Refusal> {
+) -> Result<Response, Trouble> {
     let filter = Filter::of(&query);
     let page = at(&query);
     let (overview, listed) = api.hub.with_fleet(|fleet| (Overview::of(fleet), list(fleet, &filter, page)));
@@ -115,7 +118,7 @@ pub(super) async fn page(
         page,
         shell,
     };
-    page::shown(StatusCode::OK, &page)
+    Ok(page::shown(StatusCode::OK, &page)?)
 }
 
 /// `GET /live`, with the page's own query.
@@ -123,11 +126,11 @@ pub(super) async fn live(
     State(api): State<Arc<Api>>,
     visitor: Visitor,
     query: Fields,
-) -> Result<Response, Refusal> {
+) -> Result<Response, Trouble> {
     let filter = Filter::of(&query);
     let listed = api.hub.with_fleet(|fleet| list(fleet, &filter, at(&query)));
     let rows = listed.nodes.into_iter().map(|node| node.record.id).collect();
-    live::stream(api, visitor, View::Fleet(rows))
+    Ok(live::stream(api, visitor, View::Fleet(rows))?)
 }
 
 /// The parts of the fleet's page that a tick touches. Nodes keep their place in the list, whatever becomes of them.
@@ -255,16 +258,20 @@ impl Filter {
 }
 
 impl Page {
+    /// Whether somebody may ask nodes to do something.
+    fn may_command(&self) -> bool {
+        self.shell.may(&Role::Operator)
+    }
+
     fn states(&self) -> [&'static str; STATES.len()] {
         STATES
     }
 
-    fn first(&self) -> usize {
-        (self.page - 1) * ROWS + 1
-    }
-
-    fn last(&self) -> usize {
-        (self.first() + self.rows.len()).saturating_sub(1)
+    /// Which nodes are listed: `1 to 50 of 120`.
+    fn here(&self) -> String {
+        let first = (self.page - 1) * ROWS + 1;
+        let last = (first + self.rows.len()).saturating_sub(1);
+        format!("{} to {} of {}", words::whole(&first), words::whole(&last), words::whole(&self.matching))
     }
 
     fn pages(&self) -> usize {

@@ -10,7 +10,7 @@ use axum::{
 };
 use subtle::ConstantTimeEq as _;
 
-use super::session::Seat;
+use super::{page::Trouble, session::Seat};
 use crate::api::{
     Api,
     problem::Refusal,
@@ -24,7 +24,7 @@ const CSRF: &str = "csrf";
 
 /// A form of the session that sent it.
 #[derive(Debug)]
-pub(super) struct Form;
+pub(super) struct Form(pub(super) Fields);
 
 /// The fields of a form or of a query, without those that are empty.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -46,6 +46,11 @@ impl Fields {
     /// The query of a request.
     pub(super) fn of(uri: &Uri) -> Result<Self, Refusal> {
         Self::parse(uri.query().unwrap_or_default().as_bytes())
+    }
+
+    /// Every value of a field that may stand several times.
+    pub(super) fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
+        self.0.iter().filter(move |(of, _)| of == name).map(|(_, value)| value.as_str())
     }
 
     /// A field that is not empty.
@@ -73,22 +78,22 @@ pub(super) fn foreign() -> Refusal {
 }
 
 impl FromRequestParts<Arc<Api>> for Fields {
-    type Rejection = Refusal;
+    type Rejection = Trouble;
 
-    async fn from_request_parts(parts: &mut Parts, _: &Arc<Api>) -> Result<Self, Refusal> {
-        Self::of(&parts.uri)
+    async fn from_request_parts(parts: &mut Parts, _: &Arc<Api>) -> Result<Self, Trouble> {
+        Ok(Self::of(&parts.uri)?)
     }
 }
 
 impl FromRequest<Arc<Api>> for Form {
-    type Rejection = Refusal;
+    type Rejection = Trouble;
 
-    async fn from_request(request: Request, api: &Arc<Api>) -> Result<Self, Refusal> {
+    async fn from_request(request: Request, api: &Arc<Api>) -> Result<Self, Trouble> {
         let seat = request.extensions().get::<Seat>().cloned();
         let fields = read(request, api).await?;
         match seat {
-            Some(seat) if fields.brings(&seat.csrf) => Ok(Self),
-            Some(_) | None => Err(foreign()),
+            Some(seat) if fields.brings(&seat.csrf) => Ok(Self(fields)),
+            Some(_) | None => Err(foreign().into()),
         }
     }
 }
@@ -101,6 +106,7 @@ mod tests {
     fn a_form_is_read_and_must_bring_the_secret() {
         let fields = Fields::parse(b"csrf=abc&q=a+b%3C&empty=&node=a&node=b").unwrap();
         assert_eq!((fields.text("q"), fields.text("empty")), (Some("a b<"), None));
+        assert_eq!(fields.all("node").collect::<Vec<_>>(), ["a", "b"]);
         assert!(fields.brings("abc"));
         assert!(!fields.brings("abd") && !fields.brings("abcd") && !Fields::default().brings("abc"));
         assert!(Fields::parse("a=1&".repeat(FIELDS + 1).as_bytes()).is_err());

@@ -85,7 +85,7 @@ impl Default for Live {
 
 impl Tick {
     /// Everything.
-    fn all() -> Self {
+    pub(super) fn all() -> Self {
         Self { all: true, ..Self::default() }
     }
 

@@ -13,7 +13,7 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use super::{
     assets::VERSION,
     form::{self, Fields, Form},
-    page::{self, Visitor},
+    page::{self, Trouble, Visitor},
     session,
 };
 use crate::{
@@ -45,14 +45,14 @@ pub(super) async fn form(
     State(api): State<Arc<Api>>,
     headers: HeaderMap,
     query: Fields,
-) -> Result<Response, Refusal> {
+) -> Result<Response, Trouble> {
     let next = next(&query);
-    let Some(link) = query.text("link") else { return again(&headers, next, None, StatusCode::OK) };
+    let Some(link) = query.text("link") else { return Ok(again(&headers, next, None, StatusCode::OK)?) };
     match api.config.sessions.redeem(link, clock::mono()) {
         Some(token) => Ok(welcome(&api, token, &next)),
         None => {
             let why = "this login link was used before or is older than 15 minutes; log in with a token";
-            again(&headers, next, Some(why.to_owned()), StatusCode::UNAUTHORIZED)
+            Ok(again(&headers, next, Some(why.to_owned()), StatusCode::UNAUTHORIZED)?)
         }
     }
 }
@@ -62,14 +62,14 @@ pub(super) async fn log_in(
     State(api): State<Arc<Api>>,
     headers: HeaderMap,
     request: Request,
-) -> Result<Response, Refusal> {
+) -> Result<Response, Trouble> {
     let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(peer)| peer.ip());
     let fields = form::read(request, &api).await?;
     let next = next(&fields);
     let secret = session::named(&headers, COOKIE).unwrap_or_default();
     if secret.is_empty() || !fields.brings(secret) {
         let why = "this form was open for too long; try again";
-        return again(&headers, next, Some(why.to_owned()), StatusCode::FORBIDDEN);
+        return Ok(again(&headers, next, Some(why.to_owned()), StatusCode::FORBIDDEN)?);
     }
     let token = fields.text("token").map(str::trim).filter(|token| token.len() <= TOKEN_BYTES);
     match known(&api, token, peer) {
@@ -79,14 +79,14 @@ pub(super) async fn log_in(
         }
         Err(Refusal::Denied(denied @ (Denied::BadToken | Denied::TooMany { .. }))) => {
             let status = Refusal::Denied(denied.clone()).status();
-            again(&headers, next, Some(denied.to_string()), status)
+            Ok(again(&headers, next, Some(denied.to_string()), status)?)
         }
-        Err(refusal) => Ok(page::refused(refusal)),
+        Err(refusal) => Err(refusal.into()),
     }
 }
 
 /// `POST /logout`.
-pub(super) async fn log_out(State(api): State<Arc<Api>>, visitor: Visitor, _: Form) -> Response {
+pub(super) async fn log_out(State(api): State<Arc<Api>>, visitor: Visitor, Form(_): Form) -> Response {
     if let Some(seat) = &visitor.seat {
         api.config.sessions.close(&seat.id);
     }

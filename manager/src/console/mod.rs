@@ -3,18 +3,26 @@
 //! Reads through the same functions as the HTTP API and changes by the same intents; owns no data but who is logged in.
 //! Everything that a page needs is in this binary; nothing is asked of any other host.
 
+mod access;
 mod assets;
+mod chart;
+mod commands;
 mod fleet;
 mod form;
 pub(crate) mod live;
 mod login;
+mod node;
 mod overview;
 mod page;
 pub(crate) mod session;
 mod view;
 mod words;
 
-use axum::http::{HeaderMap, HeaderValue, Method, header};
+use axum::{
+    extract::DefaultBodyLimit,
+    handler::Handler as _,
+    http::{HeaderMap, HeaderValue, Method, header},
+};
 
 pub(crate) use page::{refused, refused_at};
 pub use session::Sessions;
@@ -28,12 +36,27 @@ use crate::{
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
                       form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
 
+/// Largest form of a command: 10,000 nodes by name.
+const COMMAND_BYTES: usize = 1024 * 1024;
+
 /// Adds the console's routes.
 pub(crate) fn routes(routes: Routes) -> Routes {
-    let viewer = Needs::Session(Role::Viewer);
+    let [viewer, operator, admin] = [Role::Viewer, Role::Operator, Role::Admin].map(Needs::Session);
+    let sent = commands::create.layer(DefaultBodyLimit::max(COMMAND_BYTES));
     routes
         .on(viewer, Method::GET, "/", fleet::page)
         .on(viewer, Method::GET, "/live", fleet::live)
+        .on(viewer, Method::GET, "/nodes/{id}", node::page)
+        .on(viewer, Method::GET, "/live/nodes/{id}", node::live)
+        .on(viewer, Method::GET, "/commands", commands::page)
+        .on(operator, Method::POST, "/commands", sent)
+        .on(viewer, Method::GET, "/commands/new", commands::new)
+        .on(viewer, Method::GET, "/commands/{id}", commands::one)
+        .on(operator, Method::POST, "/commands/{id}/cancel", commands::cancel)
+        .on(viewer, Method::GET, "/live/commands", commands::live)
+        .on(admin, Method::GET, "/access", access::page)
+        .on(admin, Method::GET, "/audit", access::trail)
+        .on(viewer, Method::GET, "/live/commands/{id}", commands::live_one)
         .on(Needs::Nothing, Method::GET, "/login", login::form)
         .on(Needs::Nothing, Method::POST, "/login", login::log_in)
         .on(viewer, Method::POST, "/logout", login::log_out)

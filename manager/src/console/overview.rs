@@ -7,7 +7,7 @@ use std::{
 
 use askama::Template;
 
-use super::words::{When, whole};
+use super::words::{self, When, whole};
 use crate::{
     api::shapes::Event,
     core::{fleet::Fleet, presence::State},
@@ -143,7 +143,7 @@ impl Overview {
             when: When { at_ms: event.stored_ms, now_ms },
             node: event.node.clone(),
             word: event.severity.clone(),
-            what: super::words::clip(&event.message),
+            what: words::clip(&event.message),
         });
         let mut changes: Vec<Change> = moved.chain(told).collect();
         changes.sort_by_key(|change| Reverse(change.when.at_ms));
@@ -154,11 +154,11 @@ impl Overview {
 
 impl Tiles {
     fn total(&self) -> String {
-        whole(self.counts.iter().sum())
+        whole(&self.counts.iter().sum())
     }
 
     fn states(&self) -> impl Iterator<Item = (&'static str, String)> {
-        STATES.into_iter().zip(self.counts.map(whole))
+        STATES.into_iter().zip(self.counts.map(|count| whole(&count)))
     }
 }
 
@@ -180,7 +180,7 @@ impl Site {
     /// Its states in words: `2 offline, 3 online`.
     fn words(&self) -> String {
         let some = STATES.into_iter().zip(self.counts).filter(|(_, count)| *count > 0);
-        some.map(|(state, count)| format!("{} {state}", whole(count))).collect::<Vec<_>>().join(", ")
+        some.map(|(state, count)| format!("{} {state}", whole(&count))).collect::<Vec<_>>().join(", ")
     }
 
     fn good(&self) -> bool {

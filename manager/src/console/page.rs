@@ -6,7 +6,7 @@ use askama::Template;
 use axum::{
     extract::{FromRequestParts, Request},
     http::{HeaderValue, Method, StatusCode, header, request::Parts},
-    response::{Html, IntoResponse as _, Redirect, Response},
+    response::{Html, IntoResponse, Redirect, Response},
 };
 
 use super::{assets::VERSION, session::Seat};
@@ -47,9 +47,13 @@ pub(super) struct Shell {
     pub(super) version: &'static str,
 }
 
+/// A refusal that is shown as a page.
+#[derive(Debug)]
+pub(super) struct Trouble(Refusal);
+
 #[derive(Template)]
 #[template(path = "trouble.html")]
-struct Trouble {
+struct TroublePage {
     title: &'static str,
     detail: String,
     faults: Vec<(String, String)>,
@@ -83,16 +87,38 @@ impl Shell {
         !self.csrf.is_empty()
     }
 
+    /// Whether this visitor may do what takes that role: forms need a session.
+    pub(super) fn may(&self, role: &Role) -> bool {
+        self.logged_in() && self.role >= *role
+    }
+
+    /// Whether this visitor decides who gets in.
+    pub(super) fn is_admin(&self) -> bool {
+        self.role == Role::Admin
+    }
+
     /// `page` in the navigation's entry that is here.
     pub(super) fn current(&self, at: &str) -> bool {
         self.at == at
     }
 }
 
-impl FromRequestParts<Arc<Api>> for Visitor {
-    type Rejection = Refusal;
+impl<E: Into<Refusal>> From<E> for Trouble {
+    fn from(error: E) -> Self {
+        Self(error.into())
+    }
+}
 
-    async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Self, Refusal> {
+impl IntoResponse for Trouble {
+    fn into_response(self) -> Response {
+        refused(self.0)
+    }
+}
+
+impl FromRequestParts<Arc<Api>> for Visitor {
+    type Rejection = Trouble;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Self, Trouble> {
         let caller = Caller::from_request_parts(parts, api).await?;
         // Who looks without logging in has no session, also when a cookie of another is at hand.
         let seat = parts.extensions.get::<Seat>().filter(|seat| caller.token == Some(seat.token)).cloned();
@@ -116,7 +142,7 @@ pub(crate) fn refused(refusal: Refusal) -> Response {
         _ => "The hub did not understand that",
     };
     let faults = if let Refusal::Invalid { faults, .. } = &refusal { faults.clone() } else { Vec::new() };
-    let page = Trouble { title, detail: refusal.to_string(), faults, version: &VERSION };
+    let page = TroublePage { title, detail: refusal.to_string(), faults, version: &VERSION };
     match shown(status, &page) {
         Ok(mut response) => {
             // What else the refusal says by its headers: when to come again.

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use fleet_schemas::NodeId;
 
 use super::{
-    fleet,
+    commands, fleet,
     live::{Part, Tick},
+    node,
 };
 use crate::api::{Api, problem::Refusal};
 
@@ -15,6 +16,10 @@ use crate::api::{Api, problem::Refusal};
 pub(super) enum View {
     /// The fleet, with these nodes in its list.
     Fleet(Vec<NodeId>),
+    /// Commands, or one of them.
+    Commands(commands::Asked),
+    /// A node.
+    Node(Box<node::Open>),
 }
 
 impl View {
@@ -22,13 +27,17 @@ impl View {
     pub(super) fn touched(&self, tick: &Tick) -> bool {
         match self {
             Self::Fleet(_) => tick.all || !tick.nodes.is_empty() || !tick.told.is_empty(),
+            Self::Commands(asked) => asked.touched(tick),
+            Self::Node(open) => open.touched(tick),
         }
     }
 
     /// Its parts that a tick touches, as they are now.
-    pub(super) async fn parts(&self, api: &Arc<Api>, tick: &Tick) -> Result<Vec<Part>, Refusal> {
+    pub(super) async fn parts(&mut self, api: &Arc<Api>, tick: &Tick) -> Result<Vec<Part>, Refusal> {
         match self {
             Self::Fleet(rows) => fleet::parts(api, rows, tick).await,
+            Self::Commands(asked) => commands::parts(api, asked).await,
+            Self::Node(open) => open.parts(api, tick).await,
         }
     }
 }

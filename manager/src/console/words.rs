@@ -2,7 +2,7 @@
 
 use askama::{Template, filters::HtmlSafe};
 
-use crate::cli::output::{count, time};
+use crate::cli::output::{bytes, count, number, time};
 
 /// Characters of a name or a message in a list; a node's own page has all of it.
 const CLIP: usize = 160;
@@ -23,6 +23,11 @@ pub(super) struct When {
 impl HtmlSafe for When {}
 
 impl When {
+    /// An instant, seen from another.
+    pub(super) fn at(at_ms: &i64, now_ms: &i64) -> Self {
+        Self { at_ms: *at_ms, now_ms: *now_ms }
+    }
+
     fn iso(&self) -> String {
         self.utc().replacen(' ', "T", 1) + "Z"
     }
@@ -61,9 +66,35 @@ pub(super) fn clip(text: &str) -> String {
     }
 }
 
+/// A value with its unit.
+pub(super) fn value(value: f64, metric: &str, unit: Option<&str>) -> String {
+    match unit {
+        _ if !value.is_finite() => value.to_string(),
+        _ if is_size(metric, unit) => bytes(value),
+        Some("%") => format!("{} %", number(value)),
+        None if metric.ends_with("_percent") => format!("{} %", number(value)),
+        Some("Cel") => format!("{} °C", number(value)),
+        None if metric.ends_with("_celsius") => format!("{} °C", number(value)),
+        // UCUM's word for a mere number.
+        Some("1") => number(value),
+        Some(unit) => format!("{} {unit}", number(value)),
+        None => number(value),
+    }
+}
+
+/// Whether a metric is a number of bytes.
+pub(super) fn is_size(metric: &str, unit: Option<&str>) -> bool {
+    matches!(unit, Some("By" | "byte" | "bytes")) || unit.is_none() && metric.ends_with("_bytes")
+}
+
 /// A whole number with its thousands apart.
-pub(super) fn whole(value: usize) -> String {
-    count(value as u64)
+pub(super) fn whole(value: &usize) -> String {
+    count(*value as u64)
+}
+
+/// `1 node`, `2 nodes`.
+pub(super) fn nodes(value: usize) -> String {
+    format!("{} {}", whole(&value), if value == 1 { "node" } else { "nodes" })
 }
 
 #[cfg(test)]
@@ -82,6 +113,14 @@ mod tests {
             "<time datetime=\"2026-09-21T14:13:20Z\" title=\"2026-09-21 14:13:20 UTC\" \
              data-ms=\"1790000000000\">1 min ago</time>"
         );
+    }
+
+    #[test]
+    fn values_have_their_units() {
+        assert_eq!(value(2_048.0, "mem_used_bytes", None), "2.0 KiB");
+        assert_eq!(value(12.5, "cpu_percent", None), "12.5 %");
+        assert_eq!(value(21.0, "t", Some("Cel")), "21 °C");
+        assert_eq!(value(3.0, "flow", Some("L/s")), "3 L/s");
     }
 
     #[test]

@@ -286,3 +286,140 @@ async fn the_demo_is_looked_at_without_logging_in() {
     assert_eq!(proxied.status(), StatusCode::SEE_OTHER);
     site.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_s_page_has_everything_that_is_known_of_it() {
+    let site = Site::start().await;
+    let mut node = Node::born(&site, "edge-1").await;
+    let now = fleet_manager::clock::wall_ms();
+    // Half an hour of samples, with ten minutes missing.
+    let minutes = (1..=30).filter(|minute| !(10..20).contains(minute));
+    let samples: Vec<_> = minutes
+        .flat_map(|m| {
+            (0..12).map(move |n| (now - m * 60_000 + n * 5_000, "dht22", "temperature", 20.0 + n as f64))
+        })
+        .collect();
+    node.measures(&samples).await;
+    node.told("door_opened", HOSTILE[0]).await;
+    let layer = Some(r#"{"node": {"heartbeat_s": 30}}"#);
+    site.ask(reqwest::Method::PUT, "/api/v1/config/site/berlin", layer).await;
+    let body = Some(r#"{"site": "berlin", "labels": {"rack": "r7"}}"#);
+    site.ask(reqwest::Method::PATCH, "/api/v1/nodes/edge-1", body).await;
+    let mut browser = Browser::of(&site, &site.admin).await;
+    let page = browser.page("/nodes/edge-1?range=1h").await;
+    for part in [
+        "state online",
+        "rack=r7",
+        "/node/heartbeat_s",
+        "site/berlin",
+        "operator admin",
+        "state balanced",
+        "door_opened",
+    ] {
+        assert!(page.contains(part), "{part}: {page}");
+    }
+    assert!(!page.contains("<script>alert"));
+    let (_, chart) = page.split_once("<figure class=\"chart\">").unwrap();
+    let (chart, _) = chart.split_once("</figure>").unwrap();
+    assert!(chart.contains("aria-label=\"temperature: last 31 °C, between 20 °C and 31 °C, "), "{chart}");
+    assert!(chart.matches("class=\"gap\"").count() >= 2, "before the first, and in between: {chart}");
+    let (_, line) = chart.split_once("class=\"avg\" d=\"").unwrap();
+    assert!(line.split('"').next().unwrap().matches('M').count() >= 2, "the line is broken: {line}");
+    let one = browser.page("/nodes/edge-1?series=dht22/temperature&range=24h").await;
+    assert_eq!(one.matches("<figure").count(), 1);
+    for (path, status) in [
+        ("/nodes/nobody", StatusCode::NOT_FOUND),
+        ("/nodes/edge-1?range=1y", StatusCode::UNPROCESSABLE_ENTITY),
+        ("/nodes/edge-1?series=a/%3Cscript%3E", StatusCode::OK),
+    ] {
+        let answer = browser.get(path).await;
+        assert_eq!(
+            (answer.status(), answer.headers()["content-type"].to_str().unwrap()),
+            (status, "text/html; charset=utf-8"),
+            "{path}"
+        );
+        assert!(!answer.text().await.unwrap().contains("<script>"));
+    }
+    let told =
+        browser.until("/live/nodes/edge-1?range=15m", |id, html| id == "events" && html.contains("second"));
+    tokio::join!(told, node.told("another", "second"));
+    node.leaves().await;
+    browser.until("/live/nodes/edge-1", |id, html| id == "head" && html.contains("state sleeping")).await;
+    site.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_is_for_the_nodes_that_were_shown() {
+    let site = Site::start().await;
+    let csv = "id,site\na-1,berlin\na-2,berlin\nb-1,hamburg\n";
+    let import = site.client().post(site.url("/api/v1/nodes/import")).header("content-type", "text/csv");
+    assert_eq!(import.body(csv).send().await.unwrap().status(), StatusCode::OK);
+    let token = operator(&site.hub, "ada", Role::Operator, None).await;
+    let mut browser = Browser::of(&site, &token).await;
+    let nothing = browser.page("/commands/new").await;
+    assert!(
+        nothing.contains("Select nodes first") && !nothing.contains("action=\"/commands\">"),
+        "{nothing}"
+    );
+    let form = browser.page("/commands/new?site=berlin").await;
+    assert!(
+        form.contains("It is for 2 nodes") && form.contains("value=\"a-1\" checked") && !form.contains("b-1"),
+        "{form}"
+    );
+    let secret = csrf(&form);
+    let fields = [
+        ("csrf", secret.as_str()),
+        ("key", "k"),
+        ("node", "a-1"),
+        ("node", "a-2"),
+        ("kind", "exec"),
+        ("program", "uptime -p"),
+    ];
+    let made = browser.post("/commands", &fields).await;
+    assert_eq!(made.status(), StatusCode::SEE_OTHER, "{}", made.text().await.unwrap());
+    let at = made.headers()[LOCATION].to_str().unwrap().to_owned();
+    assert_eq!(
+        browser.post("/commands", &fields).await.headers()[LOCATION],
+        at.as_str(),
+        "sent twice, made once"
+    );
+    let command = site.get(&format!("/api/v1{at}")).await;
+    let nodes: Vec<_> =
+        command["executions"].as_array().unwrap().iter().map(|one| one["node"].as_str().unwrap()).collect();
+    assert_eq!(
+        (nodes, &command["params"]),
+        (vec!["a-1", "a-2"], &serde_json::json!({"argv": ["uptime", "-p"]}))
+    );
+    let audit = site.get("/api/v1/audit?who=ada").await;
+    assert_eq!(audit["items"].as_array().unwrap().len(), 1, "{audit}");
+    let page = browser.page(&at).await;
+    assert!(page.contains("state queued") && page.contains("a-2"), "{page}");
+    assert!(browser.page("/commands").await.contains(&format!("href=\"{at}\"")));
+    // Looking does not take it, and a session without the secret does not do it.
+    let viewer = operator(&site.hub, "eve", Role::Viewer, None).await;
+    let mut other = Browser::of(&site, &viewer).await;
+    assert!(!other.page(&at).await.contains("/cancel\""));
+    let of_other = csrf(&other.page("/commands").await);
+    for path in ["/commands".to_owned(), format!("{at}/cancel")] {
+        assert_eq!(
+            other.post(&path, &[("csrf", &of_other), ("node", "a-1")]).await.status(),
+            StatusCode::FORBIDDEN
+        );
+        assert_eq!(browser.post(&path, &[("node", "a-1")]).await.status(), StatusCode::FORBIDDEN);
+    }
+    let wrong = browser.post("/commands", &[("csrf", &secret), ("node", "nobody"), ("kind", "ping")]).await;
+    assert_eq!(wrong.status(), StatusCode::UNPROCESSABLE_ENTITY);
+    assert!(wrong.text().await.unwrap().contains("there is no node"));
+    let live = format!("/live{at}");
+    let watched = browser.until(&live, |id, html| id == "head" && html.contains("2 canceled"));
+    let canceled = async {
+        let mut second = Browser::of(&site, &token).await;
+        let secret = csrf(&second.page("/commands").await);
+        assert_eq!(
+            second.post(&format!("{at}/cancel"), &[("csrf", &secret)]).await.status(),
+            StatusCode::SEE_OTHER
+        );
+    };
+    tokio::join!(watched, canceled);
+    site.stop().await;
+}

@@ -66,7 +66,8 @@ pub(in crate::api) async fn retry(
     Ok(([(header::CONTENT_TYPE, "application/json")], answer).into_response())
 }
 
-async fn shown(api: &Arc<Api>, id: NodeId) -> Result<shape::NodeConfig, Refusal> {
+/// A node's configuration as `GET nodes/{id}/config` shows it.
+pub(crate) async fn shown(api: &Arc<Api>, id: NodeId) -> Result<shape::NodeConfig, Refusal> {
     api.query(move |api| {
         let found = api.hub.with_fleet(|fleet| fleet.nodes.get(&id).map(|node| Found::of(fleet, node)));
         let found = found.ok_or_else(|| no_node(id.as_str()))?;

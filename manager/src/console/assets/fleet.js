@@ -24,6 +24,11 @@
   function ages(within) {
     const now = Date.now() - ahead;
     within.querySelectorAll("time[data-ms]").forEach((time) => age(time, now));
+    // The ends of a chart: in the time of whoever looks.
+    within.querySelectorAll("time[data-at]").forEach((time) => {
+      const text = new Date(Number(time.dataset.at)).toLocaleString();
+      if (time.textContent !== text) time.textContent = text;
+    });
   }
 
   // Makes one element like another, and leaves alone what is alike: focus, scrolling and opened details stay.
@@ -35,7 +40,7 @@
       const kept = from.matches("details") && name === "open" || from.matches("time") && name === "title";
       if (!to.hasAttribute(name) && !kept) from.removeAttribute(name);
     }
-    if (from.matches("time[data-ms]")) return;
+    if (from.matches("time")) return;
     fill(from, to);
   }
 
