@@ -52,6 +52,8 @@ const POINTS: usize = 10_000;
 pub struct Told {
     /// Alerts that changed, as committed.
     pub changes: Vec<AlertChange>,
+    /// Words that went into the log.
+    pub logged: u64,
     /// Words that wait for receivers now, with their numbers.
     pub notices: Vec<(u64, Notice)>,
     /// How long the oldest batch of the round had waited since its receipt, milliseconds.
@@ -530,6 +532,7 @@ impl Judge {
         for (number, word) in &effects.words {
             let Some(Some(alert)) = effects.alerts.get(number) else { continue };
             log(alert, *word);
+            self.committed.logged += 1;
             for (receiver, wants) in &self.routes {
                 if !wants.fits(alert) {
                     continue;

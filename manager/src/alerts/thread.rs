@@ -61,6 +61,7 @@ struct Work {
     notices: mpsc::Sender<(u64, Notice)>,
     shown: Arc<RwLock<(Rules, Figures)>>,
     seconds: metrics::Histogram,
+    logged: metrics::Counter,
 }
 
 /// What the engine is asked by its handles.
@@ -86,7 +87,11 @@ pub fn start(
     let (shared, shown) = (hub.shared().clone(), Arc::clone(&alerts.shown));
     hub.set_alerts(alerts);
     let seconds = exporter.histogram(&catalogue::ALERT_SECONDS);
-    let mut work = Work { hub: hub.clone(), shared, publisher, config, notices, shown, seconds };
+    // The log is told of everything, and takes everything.
+    let logged = exporter.counter(&catalogue::NOTICES, &["log", "sent"]);
+    logged.increment(0);
+    exporter.gauge(&catalogue::NOTICES_PENDING, &["log"]).set(0.0);
+    let mut work = Work { hub: hub.clone(), shared, publisher, config, notices, shown, seconds, logged };
     let thread = thread::Builder::new().name("alerts".to_owned()).spawn(move || {
         // After a panic it goes on from what was committed.
         while panic::catch_unwind(AssertUnwindSafe(|| runtime.block_on(work.run(&mut asked, &mut stopping))))
@@ -114,7 +119,7 @@ impl Work {
                 },
                 Err(error) => error,
             };
-            tracing::debug!(error = %failed, "alerts wait for the stores");
+            tracing::warn!(error = %failed, "alerts wait for the stores, and go on from what was judged");
             tokio::select! {
                 () = tokio::time::sleep(AGAIN) => {}
                 _ = stop.changed() => return,
@@ -177,6 +182,7 @@ impl Work {
     /// Says what was committed: to followers, on the hub's topics, to receivers; and shows figures.
     async fn speak(&self, judge: &mut Judge) {
         let told = judge.told();
+        self.logged.increment(told.logged);
         speak::publish(&self.publisher, judge.engine().alerts(), &told.changes);
         for change in told.changes {
             self.hub.tell(Arc::new(FeedItem::Alert(Box::new(change))));
