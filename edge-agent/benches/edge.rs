@@ -1,7 +1,8 @@
 //! The edge API under load, against a real `fleet-agent` process on this machine's disk.
 //!
 //! `cargo bench -p fleet-edge-agent` prints: samples a second and CPU a sample of one gRPC stream of batches, each
-//! answered when it is on disk; and how long single writes take at 500 a second. `FLEET_AGENT_BIN` names another
+//! answered when it is on disk; how long single writes take at 500 a second; and the memory of an agent with 50 boards
+//! at its MQTT listener, each with a reading a second. `FLEET_AGENT_BIN` names another
 //! program than the one just built.
 
 #![expect(clippy::unwrap_used, reason = "a bench that cannot go on has failed")]
@@ -18,6 +19,7 @@ use fleet_edge_agent::{
     api::grpc::pb::{self, telemetry_client::TelemetryClient},
     clock::{self, Clock},
 };
+use rumqttc::{AsyncClient, MqttOptions, QoS};
 use tokio::{task::JoinSet, time};
 use tonic::transport::Endpoint;
 
@@ -27,10 +29,13 @@ const SPAN: Duration = Duration::from_secs(8);
 const SAMPLES: usize = 2_000;
 /// Single writes a second.
 const WRITES: u32 = 500;
+/// Boards at the MQTT listener.
+const BOARDS: usize = 50;
 
 struct Agent {
     child: Child,
     api: SocketAddr,
+    devices: SocketAddr,
     _folder: tempfile::TempDir,
 }
 
@@ -42,7 +47,7 @@ impl Drop for Agent {
 }
 
 impl Agent {
-    fn start() -> Self {
+    fn start(listener: bool) -> Self {
         let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let own = env!("CARGO_BIN_EXE_fleet-agent").into();
         let mut child = Command::new(std::env::var_os("FLEET_AGENT_BIN").unwrap_or(own))
@@ -50,20 +55,28 @@ impl Agent {
             .arg(folder.path())
             .env_clear()
             .env("FLEET_OUTBOX_QUOTA_BYTES", "4000000000")
+            .envs(
+                listener
+                    .then_some([("FLEET_DEVICES_LISTEN", "127.0.0.1:0"), ("FLEET_DEVICES_OPEN", "true")])
+                    .into_iter()
+                    .flatten(),
+            )
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
         let mut log = BufReader::new(child.stderr.take().unwrap());
         let mut line = String::new();
-        let api = loop {
+        let mut told = |key: &str| loop {
             line.clear();
             assert!(log.read_line(&mut line).unwrap() > 0, "the agent ended before it ran");
-            if let Some((_, rest)) = line.split_once("api=") {
+            if let Some((_, rest)) = line.split_once(key) {
                 break rest.split_whitespace().next().unwrap().parse().unwrap();
             }
         };
+        let api = told("api=");
+        let devices = if listener { told("address=") } else { api };
         std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
-        Self { child, api, _folder: folder }
+        Self { child, api, devices, _folder: folder }
     }
 
     /// CPU time so far, in seconds: ticks of 10 ms.
@@ -136,6 +149,40 @@ async fn writes(agent: &Agent) {
     println!("{WRITES} writes/s: p50 {:?}, p99 {:?}, longest {:?}", at(0.5), at(0.99), at(1.0));
 }
 
+async fn boards(agent: &Agent) {
+    let mut boards = JoinSet::new();
+    for n in 0..BOARDS {
+        let mut options =
+            MqttOptions::new(format!("esp-{n}"), agent.devices.ip().to_string(), agent.devices.port());
+        options.set_keep_alive(Duration::from_secs(60));
+        let (client, mut events) = AsyncClient::new(options, 16);
+        boards.spawn(async move {
+            let says = async {
+                let mut tick = time::interval(Duration::from_secs(1));
+                for at in 0..SPAN.as_secs() {
+                    tick.tick().await;
+                    let topic = format!("clawland/esp-{n}/sensors/temperature");
+                    let payload = format!("{{\"value\":{at}.50,\"unit\":\"C\"}}");
+                    client.publish(topic, QoS::AtMostOnce, false, payload).await.unwrap();
+                }
+            };
+            let serves = async { while events.poll().await.is_ok() {} };
+            tokio::select! {
+                () = says => {}
+                () = serves => panic!("board {n} was cut off"),
+            }
+            // Open until the memory was looked at.
+            (client, events)
+        });
+    }
+    let open = boards.join_all().await;
+    let (now, most) = agent.memory();
+    println!(
+        "{} boards at the MQTT listener, one reading a second each: {now} MB, at most {most} MB",
+        open.len()
+    );
+}
+
 fn main() {
     // `cargo test --benches` only asks whether it builds.
     if !std::env::args().any(|word| word == "--bench") {
@@ -143,11 +190,14 @@ fn main() {
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     runtime.block_on(async {
-        let agent = Agent::start();
+        let agent = Agent::start(false);
         println!("idle: {} MB", agent.memory().0);
         stream(&agent).await;
         drop(agent);
-        let agent = Agent::start();
+        let agent = Agent::start(false);
         writes(&agent).await;
+        drop(agent);
+        let agent = Agent::start(true);
+        boards(&agent).await;
     });
 }

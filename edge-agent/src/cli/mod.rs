@@ -1,6 +1,7 @@
 //! The command line: one file per verb, one place that maps what happened to an exit code.
 
 mod ask;
+mod device;
 mod join;
 mod outbox;
 mod run;
@@ -28,6 +29,7 @@ Examples:
   fleet-agent run --print-config > agent.toml
   fleet-agent status
   fleet-agent outbox -o json
+  fleet-agent device add shed                                   prints its password, once
 
 Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 denied, 5 not reachable, 7 conflict.";
 
@@ -41,6 +43,8 @@ enum Verb {
     Status(status::Status),
     /// Tell what the outbox holds, also while the agent is stopped
     Outbox(outbox::Outbox),
+    /// Register, list and remove the devices behind the node, and give them passwords
+    Device(device::Device),
 }
 
 /// Where the agent lives and where it is asked: the same for every verb.
@@ -127,6 +131,7 @@ pub(crate) fn main() -> ExitCode {
         Verb::Run(verb) => verb.main(),
         Verb::Status(verb) => verb.main(),
         Verb::Outbox(verb) => verb.main(),
+        Verb::Device(verb) => verb.main(),
     };
     let (code, error) = match done {
         Ok(()) => return ExitCode::SUCCESS,

@@ -59,6 +59,8 @@ Who the node is, where its hub is and where its data are is never changed this w
 Local rules: alerts.yaml in the data folder, as kits ship it, read again when it changes; they need no hub:
   alerts: [{id: hot, sensor: dht22, field: temperature, condition: \"value > 27\", severity: warn,
             message: \"{{ sensor }} has {{ value }}\", outputs: [log, webhook, buzzer], cooldown_s: 300}]
+Boards over MQTT (MicroClaw's topics; off unless agent.toml says where; `fleet-agent device --help`):
+  [devices]         listen = \"192.168.4.1:1883\"   open = false   register = \"auto\"   heartbeat_s = 900
 In agent.toml, what else is collected, and how much of a metered link is used:
   [rules]           webhook = \"http://127.0.0.1:8000/alert\"
   [rules.program.buzzer]  program = \"/usr/local/bin/buzz\"

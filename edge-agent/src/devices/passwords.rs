@@ -7,7 +7,7 @@ use std::{
     collections::BTreeMap,
     fs::{self, File, OpenOptions},
     io::{self, Read as _, Write as _},
-    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
 };
@@ -233,6 +233,8 @@ fn load(path: &Path) -> Result<Entries, Error> {
 fn change<T>(folder: &Path, act: impl FnOnce(&mut Entries) -> Result<T, Error>) -> Result<T, Error> {
     let path = folder.join(FILE);
     let io = |source| Error::Io { path: path.clone(), source };
+    // The data folder is the agent's alone: it holds secrets.
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(io)?;
     // Held by whoever changes the file, never replaced itself.
     let mut lock = OpenOptions::new();
     let lock = lock.write(true).create(true).truncate(false).mode(0o600);

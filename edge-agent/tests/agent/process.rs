@@ -132,6 +132,35 @@ async fn a_running_agent_is_asked_over_its_api() {
     assert_eq!(agent.end(Signal::TERM).await, Some(0));
 }
 
+#[tokio::test]
+async fn devices_are_added_listed_and_removed_by_hand() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut agent = Process::start(run(folder.path()));
+    let api = agent.api.to_string();
+    let device = |words: &[&str]| ask(command(folder.path(), "device").args(words).args(["--api", &api]));
+    let (code, out, errors) = device(&["add", "the shed", "--kind", "microclaw", "--heartbeat", "60"]);
+    assert!(code == 0 && out.contains("password  "), "{out} {errors}");
+    assert!(errors.contains("under [devices]"), "no listener, and it says so: {errors}");
+    let (code, out, _) = device(&["add", "gw", "--gateway", "-o", "json"]);
+    let added: Value = serde_json::from_str(&out).unwrap();
+    let password = added["password"].as_str().unwrap();
+    assert_eq!((code, password.len(), &added["registered"]), (0, 32, &json!(true)));
+    let (code, out, _) = device(&["ls", "-o", "json"]);
+    let list: Value = serde_json::from_str(&out).unwrap();
+    let row = |at: usize| ["id", "kind", "password", "gateway"].map(|key| list["items"][at][key].clone());
+    assert_eq!((code, json!(row(0))), (0, json!(["gw", null, true, true])));
+    assert_eq!(json!(row(1)), json!(["the shed", "microclaw", true, false]));
+    assert!(!out.contains(password), "{out}");
+    assert_eq!(device(&["rm", "the shed"]).0, 0);
+    assert_eq!(device(&["rm", "the shed"]).0, 3);
+    assert!(!device(&["ls"]).1.contains("the shed"));
+    assert_eq!(device(&["add", ""]).0, 2);
+    assert_eq!(agent.end(Signal::TERM).await, Some(0));
+    let (code, out, errors) = device(&["add", "pit"]);
+    assert!(code == 0 && out.contains("by its first session"), "{out} {errors}");
+    assert_eq!(device(&["add", "pit", "--kind", "microclaw"]).0, 5, "nobody is there to keep its kind");
+}
+
 #[test]
 fn mistakes_have_exit_codes_and_say_what_to_do() {
     let folder = tempfile::tempdir().unwrap();

@@ -28,6 +28,7 @@ Examples:
   fleet command run --all --kind ping --ttl 10m
   fleet command run edge-1 edge-2 --kind query --param what=system -o json
   fleet command run --all --dry-run --kind ping                   which nodes would get it
+  fleet command run edge-1 --kind device --param device=shed --param action=restart   a board behind it
   fleet command run -l site=berlin --rate 5 --rate-per-site 1 --kind restart --param what=agent
 
 Output of programs goes to stdout (behind NODE | when there are several nodes), states go to stderr. Ctrl-C stops \
@@ -82,7 +83,7 @@ pub(super) struct RunArgs {
     /// Every node
     #[arg(long)]
     all: bool,
-    /// What to do: ping, exec, restart, config, update, query, logs or local
+    /// What to do: ping, exec, restart, config, update, query, logs, local or device
     #[arg(long)]
     kind: Option<String>,
     /// A parameter of the kind; the value is JSON where it reads as such, else text. Repeat for more

@@ -205,6 +205,9 @@ async fn start_agent(
     let mqtts = link.map(|link| format!("mqtts://{}", link.at));
     config.hub.url = mqtts.map(|url| url.parse().expect("a bound address makes a URL"));
     config.api.listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    // Nobody but this machine reaches it, so no password is needed.
+    config.devices.listen = Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
+    config.devices.open = true;
     config.system.interval = MEASURE;
     config.outbox.upload = UPLOAD;
     config.outbox.prompt = UPLOAD;
@@ -253,7 +256,8 @@ fn introduce(running: &RunningHub, data: &Path, agents: &[AgentHandle]) {
         println!("  admin      {admin} (shown once; kept in {data}/{})", crate::cli::ADMIN);
     }
     for agent in agents {
-        println!("  {:<10} edge API http://{}", agent.node().as_str(), agent.api());
+        let devices = agent.devices().map(|at| format!(", devices mqtt://{at}")).unwrap_or_default();
+        println!("  {:<10} edge API http://{}{devices}", agent.node().as_str(), agent.api());
     }
     println!();
     println!("Look at it from another terminal:");

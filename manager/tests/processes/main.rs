@@ -7,6 +7,7 @@
 mod bad_input;
 mod commands;
 mod compare;
+mod devices;
 mod full_disk;
 mod full_outbox;
 mod generator;

@@ -151,6 +151,11 @@ fn accepted(view: &ExecutionView<'_>) -> Vec<Cause> {
     if causes.is_empty() && command.kind.as_str() == "local" {
         causes.push(Cause::still("it waits for an app on the node to take it"));
     }
+    if causes.is_empty() && command.kind.as_str() == "device" {
+        causes.push(Cause::still(
+            "it waits for its device to hear commands: connected to the node and subscribed to its topic",
+        ));
+    }
     if causes.is_empty() {
         causes.push(Cause::still("the node has it and is about to begin, or waits for a clock it can trust"));
     }
