@@ -22,6 +22,8 @@ use super::{Failure, Format, Place, ask, print, status};
 pub(super) struct Device {
     #[command(subcommand)]
     verb: Verb,
+    #[command(flatten)]
+    place: Place,
 }
 
 const EXAMPLES: &str = "\
@@ -74,8 +76,6 @@ struct Add {
     /// It gets no password (and loses the one it has): for a listener that is open
     #[arg(long)]
     no_password: bool,
-    #[command(flatten)]
-    place: Place,
     /// How to print it
     #[arg(short, long, value_enum, default_value = "table")]
     output: Format,
@@ -83,8 +83,6 @@ struct Add {
 
 #[derive(Debug, Args)]
 struct Ls {
-    #[command(flatten)]
-    place: Place,
     /// How to print them
     #[arg(short, long, value_enum, default_value = "table")]
     output: Format,
@@ -94,8 +92,6 @@ struct Ls {
 struct Rm {
     /// Its id
     id: DeviceId,
-    #[command(flatten)]
-    place: Place,
 }
 
 /// What the edge API shows of a device, as far as it is printed.
@@ -118,17 +114,17 @@ struct List {
 
 impl Device {
     pub(super) fn main(self) -> Result<(), Failure> {
+        let config = self.place.load()?;
         match self.verb {
-            Verb::Add(verb) => verb.main(),
-            Verb::Ls(verb) => verb.main(),
-            Verb::Rm(verb) => verb.main(),
+            Verb::Add(verb) => verb.main(&config),
+            Verb::Ls(verb) => verb.main(&config),
+            Verb::Rm(verb) => verb.main(&config),
         }
     }
 }
 
 impl Add {
-    fn main(self) -> Result<(), Failure> {
-        let config = self.place.load()?;
+    fn main(self, config: &Config) -> Result<(), Failure> {
         check(&self.id)?;
         let facts = [
             ("kind", self.kind.map(Value::from)),
@@ -139,7 +135,7 @@ impl Add {
         let facts: serde_json::Map<_, _> =
             facts.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect();
         let told = !facts.is_empty();
-        let registered = match ask::send(&config, &Method::PUT, &path(&self.id), Some(&facts.into())) {
+        let registered = match ask::send(config, &Method::PUT, &path(&self.id), Some(&facts.into())) {
             Ok((StatusCode::OK | StatusCode::CREATED, _)) => true,
             Ok((status, problem)) => return Err(refused(status, &problem)),
             // Its first session with the password registers it.
@@ -177,9 +173,8 @@ impl Add {
 }
 
 impl Ls {
-    fn main(self) -> Result<(), Failure> {
-        let config = self.place.load()?;
-        let List { mut items } = ask::get(&config, "/api/v1/devices")?;
+    fn main(self, config: &Config) -> Result<(), Failure> {
+        let List { mut items } = ask::get(config, "/api/v1/devices")?;
         let known =
             passwords::list(&config.data).context("failed to list passwords").map_err(Failure::Failed)?;
         for item in &mut items {
@@ -196,12 +191,11 @@ impl Ls {
 }
 
 impl Rm {
-    fn main(self) -> Result<(), Failure> {
-        let config = self.place.load()?;
+    fn main(self, config: &Config) -> Result<(), Failure> {
         check(&self.id)?;
         // First, or it would come in again.
-        let had = forget(&config, &self.id)?;
-        match ask::send(&config, &Method::DELETE, &path(&self.id), None) {
+        let had = forget(config, &self.id)?;
+        match ask::send(config, &Method::DELETE, &path(&self.id), None) {
             Ok((StatusCode::NO_CONTENT, _)) => {}
             Ok((StatusCode::NOT_FOUND, _)) if had => {}
             Ok((status, problem)) => return Err(refused(status, &problem)),

@@ -163,6 +163,14 @@ struct Desk {
     complained: HashSet<(DeviceId, &'static str)>,
 }
 
+/// In which session something was said, and who waits for its acknowledgement.
+struct From {
+    session: u64,
+    /// By the device itself; else a session was opened.
+    said: bool,
+    ack: Option<Ack>,
+}
+
 /// Most complaints that are remembered, not to be said twice.
 const COMPLAINTS: usize = 512;
 
@@ -170,7 +178,7 @@ impl Desk {
     /// Takes what happened at the front, in order.
     async fn hear(&mut self, messages: Vec<Heard>) {
         let mut told = Vec::with_capacity(messages.len());
-        let mut acks = Vec::with_capacity(messages.len());
+        let mut from = Vec::with_capacity(messages.len());
         for Heard { session, device, word } in messages {
             match word {
                 Word::Gone => {
@@ -181,7 +189,7 @@ impl Desk {
                 Word::Bound { proven } => {
                     if self.welcome(session, &device, proven).await {
                         told.push(first_word(device.clone()));
-                        acks.push((session, None));
+                        from.push(From { session, said: false, ack: None });
                         self.link(device).await;
                     }
                 }
@@ -189,7 +197,7 @@ impl Desk {
                 Word::Said { on, payload, ack } => {
                     if let Some(read) = self.read(&device, &on, &payload) {
                         told.push(read);
-                        acks.push((session, ack));
+                        from.push(From { session, said: true, ack });
                     } else if let Some(ack) = ack {
                         // Said again it would be as wrong.
                         ack.done();
@@ -197,7 +205,7 @@ impl Desk {
                 }
             }
         }
-        self.hand_in(told, acks).await;
+        self.hand_in(told, from).await;
     }
 
     fn read(&mut self, device: &DeviceId, on: &On, payload: &[u8]) -> Option<Told> {
@@ -240,7 +248,7 @@ impl Desk {
     }
 
     /// Hands in what was read; waits a little for a disk that failed.
-    async fn hand_in(&mut self, told: Vec<Told>, acks: Vec<(u64, Option<Ack>)>) {
+    async fn hand_in(&mut self, told: Vec<Told>, from: Vec<From>) {
         if told.is_empty() {
             return;
         }
@@ -256,11 +264,12 @@ impl Desk {
             }
         }
         let Some(results) = results else {
-            acks.iter().for_each(|_| metrics.device_message("disk"));
+            from.iter().filter(|from| from.said).for_each(|_| metrics.device_message("disk"));
             return;
         };
-        for ((result, (session, ack)), told) in results.into_iter().zip(acks).zip(told) {
+        for ((result, From { session, said, ack }), told) in results.into_iter().zip(from).zip(told) {
             match result {
+                Ok(()) if !said => {}
                 Ok(()) => {
                     metrics.device_message("taken");
                     if let Some(ack) = ack {

@@ -154,6 +154,7 @@ async fn a_gateway_speaks_for_others_by_permission_and_what_is_wrong_is_counted(
         metric(&agent, &format!("fleet_agent_device_messages_total{{result=\"{result}\"}}")).await
     };
     assert_eq!((count("foreign").await, count("json").await), (Some(1.0), Some(1.0)));
+    assert_eq!(count("taken").await, None, "a session that opens says nothing");
     passwords::set(&config.data, &device("gw"), false, true).unwrap();
     let again = async || {
         gateway.say_safely("clawland/gw/batch", &batch).await;

@@ -80,6 +80,8 @@ async fn a_board_s_readings_arrive_before_and_after_the_link_is_cut() {
     let listens = listener.to_string();
     let settings = [("DEVICES_LISTEN", listens.as_str()), ("DEVICES_OPEN", "true")];
     let mut agent = Agent::new(folder.path(), NODE, hub.mqtt, &settings).started().await;
+    let nodes = async || hub.get("/api/v1/nodes").await["items"].as_array().map_or(0, Vec::len);
+    until("the node is known", nodes, |nodes| *nodes == 1).await;
     let mut board = Board::start(listener);
     board.reads(20.0).await;
     until("the first reading is stored", async || stored(&hub).await, |values| values == &[20.0]).await;
