@@ -31,8 +31,9 @@ use crate::{
 
 /// The body of a POST.
 #[derive(Debug, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema), schema(as = NewAccessBody))]
 #[serde(deny_unknown_fields)]
-struct Wanted {
+pub(super) struct Wanted {
     name: String,
     #[serde(default)]
     read: Vec<String>,

@@ -90,8 +90,9 @@ pub(super) async fn get(
 }
 
 #[derive(Debug, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema), schema(as = AcknowledgeBody))]
 #[serde(deny_unknown_fields)]
-struct Acknowledge {
+pub(super) struct Acknowledge {
     #[serde(default)]
     comment: Option<String>,
 }
@@ -123,10 +124,13 @@ pub(super) async fn acknowledge(
 
 /// How long, and about what.
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema), schema(as = SilenceBody))]
 #[serde(deny_unknown_fields, default)]
-struct Wanted {
+pub(super) struct Wanted {
+    #[cfg_attr(test, schema(value_type = Option<String>))]
     rule: Option<RuleId>,
     node: Option<String>,
+    #[cfg_attr(test, schema(value_type = Option<String>))]
     device: Option<DeviceId>,
     site: Option<String>,
     for_s: Option<u32>,

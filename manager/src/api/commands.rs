@@ -45,8 +45,9 @@ const ANSWERED: usize = 10_000;
 
 /// The body of a new command.
 #[derive(Debug, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema), schema(as = CommandBody))]
 #[serde(deny_unknown_fields)]
-struct Ask {
+pub(super) struct Ask {
     #[serde(default)]
     nodes: Option<Vec<String>>,
     #[serde(default)]
@@ -76,8 +77,9 @@ struct Ask {
 
 /// The body of a cancel; nothing at all cancels everywhere.
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema), schema(as = CancelBody))]
 #[serde(deny_unknown_fields)]
-struct CancelAsk {
+pub(super) struct CancelAsk {
     #[serde(default)]
     nodes: Option<Vec<String>>,
 }

@@ -62,8 +62,9 @@ impl FromRequestParts<Arc<Api>> for At {
 
 /// The body of a rollback.
 #[derive(Debug, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema), schema(as = RollbackBody))]
 #[serde(deny_unknown_fields)]
-struct Back {
+pub(super) struct Back {
     to: u64,
 }
 

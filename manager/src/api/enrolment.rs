@@ -26,13 +26,15 @@ const REASON_BYTES: usize = 256;
 
 /// The body of an approval: nothing.
 #[derive(Debug, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema), schema(as = Nothing))]
 #[serde(deny_unknown_fields)]
-struct Nothing {}
+pub(super) struct Nothing {}
 
 /// The body of a revocation.
 #[derive(Debug, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema), schema(as = RevokeBody))]
 #[serde(deny_unknown_fields)]
-struct Why {
+pub(super) struct Why {
     #[serde(default)]
     reason: Option<String>,
 }

@@ -36,8 +36,9 @@ const TTL_MOST_S: u64 = 10 * 366 * 24 * 3_600;
 
 /// The body of a POST.
 #[derive(Debug, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema), schema(as = FieldTokenBody))]
 #[serde(deny_unknown_fields)]
-struct Wanted {
+pub(super) struct Wanted {
     #[serde(default)]
     node: Option<String>,
     #[serde(default)]

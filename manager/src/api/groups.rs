@@ -22,8 +22,9 @@ use crate::core::{fleet::Fleet, registry::Intent};
 
 /// The body of a PUT.
 #[derive(Debug, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema), schema(as = GroupBody))]
 #[serde(deny_unknown_fields)]
-struct Wanted {
+pub(super) struct Wanted {
     selector: String,
 }
 

@@ -38,8 +38,9 @@ const ID_CHARS: usize = 10;
 
 /// The body of a POST.
 #[derive(Debug, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema), schema(as = JoinTokenBody))]
 #[serde(deny_unknown_fields)]
-struct Wanted {
+pub(super) struct Wanted {
     #[serde(default)]
     ttl_s: Option<u64>,
     #[serde(default)]

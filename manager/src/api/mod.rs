@@ -21,6 +21,7 @@ mod idempotency;
 pub(crate) mod join_tokens;
 pub(crate) mod ledger;
 pub(crate) mod nodes;
+mod openapi;
 pub(crate) mod operators;
 mod patch;
 mod pki;
@@ -243,6 +244,7 @@ fn routes() -> Routes {
         .on(Needs::Nothing, Method::GET, "/livez", status::livez)
         .on(Needs::Nothing, Method::GET, "/readyz", status::readyz)
         .on(Needs::Nothing, Method::GET, "/version", status::version)
+        .on(Needs::Nothing, Method::GET, "/openapi.json", openapi::get)
         .on(Needs::Here, Method::GET, "/metrics", status::metrics)
         .on(viewer, Method::GET, "/api/v1/status", status::status)
         .on(viewer, Method::GET, "/api/v1/nodes", nodes::list)

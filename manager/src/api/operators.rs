@@ -31,8 +31,9 @@ const TTL_MOST_S: u64 = 10 * 366 * 24 * 3_600;
 
 /// The body of a POST.
 #[derive(Debug, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema), schema(as = OperatorBody))]
 #[serde(deny_unknown_fields)]
-struct Wanted {
+pub(super) struct Wanted {
     name: String,
     role: Role,
     #[serde(default)]

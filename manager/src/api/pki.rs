@@ -24,8 +24,9 @@ const LISTED: usize = 1_000;
 
 /// The body of a POST.
 #[derive(Debug, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema), schema(as = RotateBody))]
 #[serde(deny_unknown_fields)]
-struct Wanted {
+pub(super) struct Wanted {
     what: What,
     #[serde(default)]
     finish: bool,
@@ -33,8 +34,9 @@ struct Wanted {
 
 /// What to change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema), schema(as = RotateWhat))]
 #[serde(rename_all = "lowercase")]
-enum What {
+pub(super) enum What {
     Server,
     Ca,
 }

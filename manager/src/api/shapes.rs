@@ -30,6 +30,7 @@ pub struct Page<T> {
 
 /// A problem (RFC 9457).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct Problem {
     /// A stable word: `about:blank` or `urn:clawland:fleet:…`.
     #[serde(rename = "type", default)]
@@ -52,6 +53,7 @@ pub struct Problem {
 
 /// One wrong member.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct Fault {
     /// JSON pointer (RFC 6901) into the body, or `?name` for a query parameter.
     pub pointer: String,

@@ -13,6 +13,7 @@ mod http;
 mod import;
 mod login;
 mod mirror;
+mod openapi;
 mod operators;
 mod prom;
 mod rights;

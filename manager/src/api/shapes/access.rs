@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// The answer that makes a join token; the only one that has it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct NewJoinToken {
     /// Names it.
     pub id: String,
@@ -26,6 +27,7 @@ pub struct NewJoinToken {
 
 /// A join token in the list.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct JoinToken {
     /// Names it.
     pub id: String,
@@ -53,6 +55,7 @@ pub struct JoinToken {
 
 /// The answer that makes a field token; the only one that has it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct NewFieldToken {
     /// Names it.
     pub id: String,
@@ -69,6 +72,7 @@ pub struct NewFieldToken {
 
 /// A field token in the list.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct FieldToken {
     /// Names it.
     pub id: String,
@@ -91,6 +95,7 @@ pub struct FieldToken {
 
 /// The holder of a token.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct Whoami {
     /// Its name.
     pub name: String,
@@ -102,6 +107,7 @@ pub struct Whoami {
 
 /// The answer that makes an operator; the only one that has the token.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct NewOperator {
     /// Its name.
     pub name: String,
@@ -115,6 +121,7 @@ pub struct NewOperator {
 
 /// An operator in the list.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct Operator {
     /// Its name.
     pub name: String,
@@ -132,6 +139,7 @@ pub struct Operator {
 
 /// The answer that makes an access: a password, or a certificate with the CAs to trust.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct NewAccess {
     /// The MQTT user name.
     pub username: String,
@@ -151,6 +159,7 @@ pub struct NewAccess {
 
 /// An access in the list.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct Access {
     /// The MQTT user name.
     pub name: String,
@@ -170,6 +179,7 @@ pub struct Access {
 
 /// One change that was made.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct AuditEntry {
     /// When.
     pub at_ms: i64,
@@ -186,6 +196,7 @@ pub struct AuditEntry {
 
 /// The hub's certificates.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct Pki {
     /// Where a change of the CA stands: `settled`, `moving` (nodes are given certificates of the new one) or
     /// `draining` (the hub shows the new one).
@@ -203,6 +214,7 @@ pub struct Pki {
 
 /// A CA of the hub.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct Authority {
     /// SHA-256 of its public key, as in join tokens.
     pub pin: String,
@@ -218,6 +230,7 @@ pub struct Authority {
 
 /// The hub's own certificate.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct ServerCertificate {
     /// When it was made.
     pub made_ms: i64,

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// The account of every record.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct Ledger {
     /// Whether no account is `broken`.
     pub balanced: bool,
@@ -18,6 +19,7 @@ pub struct Ledger {
 
 /// One node's lane, in records.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct Account {
     /// The node.
     pub node: String,
@@ -50,6 +52,7 @@ pub struct Account {
 
 /// What counting rows found.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct Finding {
     /// The node.
     pub node: String,
@@ -63,6 +66,7 @@ pub struct Finding {
 
 /// The hub in one look.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct Status {
     /// Version of the hub.
     pub version: String,
@@ -95,6 +99,7 @@ pub struct Status {
 
 /// A filesystem.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct DiskSpace {
     /// Bytes that are left for the hub.
     pub free_bytes: u64,

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// One alert: one time that a rule held for a device.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct Alert {
     /// Its id.
     pub id: String,
@@ -66,6 +67,7 @@ pub struct Alert {
 
 /// A part of the fleet that is dark together.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct Outage {
     /// The site; null: the whole fleet.
     pub site: Option<String>,
@@ -77,6 +79,7 @@ pub struct Outage {
 
 /// A silence: nobody is told of the alerts that it fits.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct Silence {
     /// Its id.
     pub id: String,
@@ -105,6 +108,7 @@ pub struct Silence {
 
 /// A rule.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct Rule {
     /// Its id.
     pub id: String,
@@ -143,6 +147,7 @@ pub struct Rule {
 
 /// All rules.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct Rules {
     /// They, by id; all on one page.
     pub items: Vec<Rule>,
@@ -155,6 +160,7 @@ pub struct Rules {
 
 /// Why a file of rules is refused.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct RefusedRules {
     /// The file.
     pub file: String,
@@ -168,6 +174,7 @@ pub struct RefusedRules {
 
 /// Somebody who is told of alerts.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct Receiver {
     /// Its name.
     pub name: String,

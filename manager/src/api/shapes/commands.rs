@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// A new command, or one that is being canceled.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct BriefCommand {
     /// Its id, a UUIDv7.
     pub id: String,
@@ -18,6 +19,7 @@ pub struct BriefCommand {
 
 /// Where a command stands at one node.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct BriefExecution {
     /// The node.
     pub node: String,
@@ -30,6 +32,7 @@ pub struct BriefExecution {
 
 /// One command.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct Command {
     /// Its id, a UUIDv7.
     pub id: String,
@@ -80,6 +83,7 @@ pub struct Command {
 
 /// A command at one node.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct Execution {
     /// The node.
     pub node: String,
@@ -119,6 +123,7 @@ pub struct Execution {
 
 /// A state and since when.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct Step {
     /// The state.
     pub state: String,
@@ -131,6 +136,7 @@ pub struct Step {
 
 /// Why an execution is where it is.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct Reason {
     /// A stable word.
     pub code: String,
@@ -143,6 +149,7 @@ pub struct Reason {
 
 /// Why a node is in its state.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct NodeWhy {
     /// The node.
     pub node: String,
@@ -154,6 +161,7 @@ pub struct NodeWhy {
 
 /// Why a command is where it is.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct CommandWhy {
     /// Its id.
     pub id: String,
@@ -171,6 +179,7 @@ pub struct CommandWhy {
 
 /// Why a command is where it is at one node.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct ExecutionWhy {
     /// The node.
     pub node: String,
@@ -182,6 +191,7 @@ pub struct ExecutionWhy {
 
 /// A state or an event, and what led to it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct Cause {
     /// Since when or when.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -193,5 +203,6 @@ pub struct Cause {
     pub what: String,
     /// What led to it, newest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(test, schema(no_recursion))]
     pub because: Vec<Cause>,
 }

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 /// A layer in a list.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct BriefLayer {
     /// `fleet`, `group/NAME`, `site/NAME` or `node/ID`.
     pub layer: String,
@@ -24,6 +25,7 @@ pub struct BriefLayer {
 
 /// A layer.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct Layer {
     /// `fleet`, `group/NAME`, `site/NAME` or `node/ID`.
     pub layer: String,
@@ -47,6 +49,7 @@ pub struct Layer {
 
 /// Whether nodes follow.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct Follow {
     /// How many there are.
     pub count: usize,
@@ -58,6 +61,7 @@ pub struct Follow {
 
 /// A node that does not follow.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct Behind {
     /// Its id.
     pub node: String,
@@ -69,6 +73,7 @@ pub struct Behind {
 
 /// What a change did, or would do.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct Changed {
     /// `fleet`, `group/NAME`, `site/NAME`, `node/ID` or `schema`.
     pub layer: String,
@@ -88,6 +93,7 @@ pub struct Changed {
 
 /// What changes for nodes.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct Changes {
     /// The nodes.
     pub nodes: Vec<String>,
@@ -97,6 +103,7 @@ pub struct Changes {
 
 /// A key that two documents have differently.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct Difference {
     /// JSON pointer (RFC 6901).
     pub pointer: String,
@@ -110,6 +117,7 @@ pub struct Difference {
 
 /// A revision of a layer or of the schema.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct Revision {
     /// Its number.
     pub revision: u64,
@@ -127,6 +135,7 @@ pub struct Revision {
 
 /// The schema that every node's document has to satisfy.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct Schema {
     /// The revision that counts; 0 while there was none.
     pub revision: u64,
@@ -142,6 +151,7 @@ pub struct Schema {
 
 /// A node's configuration.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct NodeConfig {
     /// Its id.
     pub node: String,
@@ -163,6 +173,7 @@ pub struct NodeConfig {
 
 /// What a node is to have.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct Desired {
     /// The version.
     pub version: String,
@@ -179,6 +190,7 @@ pub struct Desired {
 
 /// What a node says it has.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct Reported {
     /// The newest on its disk.
     pub received: Option<Held>,
@@ -190,6 +202,7 @@ pub struct Reported {
 
 /// A document that a node has.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct Held {
     /// The version.
     pub version: String,
@@ -199,6 +212,7 @@ pub struct Held {
 
 /// Why a document was not applied.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct Failed {
     /// A stable word.
     pub code: String,
@@ -208,6 +222,7 @@ pub struct Failed {
 
 /// Where a setting comes from.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct Origin {
     /// The layer.
     pub layer: String,
@@ -221,6 +236,7 @@ pub struct Origin {
 
 /// A layer that applies to a node.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct LayerAt {
     /// The layer.
     pub layer: String,

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// One node.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct Node {
     /// Its id.
     pub id: String,
@@ -63,6 +64,7 @@ pub struct Node {
 
 /// Whether a node may come in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct Enrolment {
     /// `none|pending|enrolled|revoked`; `none` for a node without a certificate.
     pub state: String,
@@ -85,6 +87,7 @@ impl Default for Enrolment {
 
 /// Degrees, WGS 84.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct Location {
     /// -90 to 90.
     pub lat: f64,
@@ -94,6 +97,7 @@ pub struct Location {
 
 /// What a node runs.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct Versions {
     /// The agent.
     #[serde(default)]
@@ -108,6 +112,7 @@ pub struct Versions {
 
 /// What an outbox holds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct Outbox {
     /// Records that the hub has not yet accounted for.
     pub records: u64,
@@ -119,6 +124,7 @@ pub struct Outbox {
 
 /// Versions of the configuration; absent while there is none.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct ConfigVersions {
     /// Wanted.
     #[serde(default)]
@@ -133,6 +139,7 @@ pub struct ConfigVersions {
 
 /// A saved selector.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct Group {
     /// Its name.
     pub name: String,
@@ -145,6 +152,7 @@ pub struct Group {
 
 /// What became of an import.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct Import {
     /// Whether nothing was changed on purpose.
     pub dry_run: bool,
@@ -158,6 +166,7 @@ pub struct Import {
 
 /// What became of one line.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct ImportLine {
     /// Its number in the file, from 1.
     pub line: u64,

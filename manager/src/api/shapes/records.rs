@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// The answer of a telemetry query.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct Telemetry {
     /// Series, sorted by device and metric.
     pub series: Vec<Series>,
@@ -11,6 +12,7 @@ pub struct Telemetry {
 
 /// One series and its points.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct Series {
     /// The device, empty for the node itself.
     pub device: String,
@@ -25,6 +27,7 @@ pub struct Series {
 
 /// A device behind a node, as its node reports it and its series show it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct Device {
     /// Its id.
     pub id: String,
@@ -70,6 +73,7 @@ pub struct Device {
 
 /// One event as stored.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct Event {
     /// The node.
     pub node: String,
@@ -97,6 +101,7 @@ pub struct Event {
 
 /// A gene in the list.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct Gene {
     /// SHA-256 of its canonical JSON without `asset_id`, hexadecimal: names it.
     pub digest: String,

@@ -69,6 +69,7 @@ pub struct Wanted {
 
 /// The pace of a large selection.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Rate {
     /// Nodes a second, above 0.
