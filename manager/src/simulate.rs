@@ -138,6 +138,19 @@ mod tests {
     }
 
     #[test]
+    fn a_forked_stream_of_which_nothing_is_owed_holds_no_command_up() {
+        // It ended when the agent swept what it keeps for a hub that is set back, an hour later.
+        let report = seed(178, Faults::Heavy, true);
+        assert!(report.settled_ms < 1_000_000, "settled after {} ms", report.settled_ms);
+    }
+
+    #[test]
+    fn the_same_seed_fills_a_disk_at_the_same_moment() {
+        // The inbox wrote its rows in the order of a hash map, and a disk that was nearly full took one more or not.
+        seed(419, Faults::Heavy, true);
+    }
+
+    #[test]
     fn a_clock_that_jumps_by_years_lets_no_result_be_forgotten() {
         // A hub ten years behind, a node ten years ahead, and an agent that is killed after a run was over.
         seed(77, Faults::Heavy, true);
