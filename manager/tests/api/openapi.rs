@@ -96,8 +96,9 @@ async fn openapi_describes_what_is_answered_and_every_parameter() {
             let content = &operation["responses"]["200"]["content"];
             let only = content.as_object().filter(|content| content.len() == 1);
             let is_json = only.is_some_and(|content| content.contains_key("application/json"));
-            // A digest that a text has; and nothing that changes.
-            if method != Method::GET || !is_json || template.contains("{digest}") {
+            // Of these there is none in this fleet, and nothing that changes is asked without a body.
+            let is_none = ["/api/v1/genes/{digest}", "/api/v1/alerts/{id}"].contains(&template.as_str());
+            if method != Method::GET || !is_json || is_none {
                 continue;
             }
             let answer = site.get(&path).await;
