@@ -1,5 +1,6 @@
 """Boards behind a node, at a running demo: the README's three ways to hand in a reading, before and after the link was
-cut, and paho as a MicroClaw that hears a command and confirms it."""
+cut, and paho as a MicroClaw that hears a command and confirms it. Then mosquitto_pub as a MicroClaw with a password, at an
+agent of its own."""
 
 import argparse
 import json
@@ -13,6 +14,7 @@ import threading
 
 import paho.mqtt.client as mqtt
 
+import edge
 from demo import Demo, Failure, until
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -102,9 +104,47 @@ def microclaw(demo, fleet, data, port):
         board.stop()
 
 
+def passwords(program, data, log):
+    """Made by the agent's own command, shown once, and needed from then on."""
+    data.mkdir()
+    (data / "agent.toml").write_text('[devices]\nlisten = "127.0.0.1:0"\n', "utf-8")
+    agent = edge.Agent(program, data, log)
+    try:
+        served = until("the agent serves devices", 30, lambda: re.search(rb"address=127\.0\.0\.1:(\d+)", log.read_bytes()))
+        port = served[1].decode()
+
+        def device(*words):
+            said = subprocess.run([program, "device", *words, "--data", data, "--api", agent.address],
+                                  capture_output=True, text=True, timeout=30)
+            check(said.returncode, 0, f"fleet-agent device {' '.join(words)}: {said.stderr.strip()}")
+            return said.stdout
+
+        def publish(*words):
+            command = ["mosquitto_pub", "-p", port, "-i", "esp32-9", "-t", "clawland/shed/sensors/temperature"]
+            command += ["-m", '{"value":23.50,"unit":"C"}', *words]
+            return subprocess.run(command, capture_output=True, timeout=30).returncode
+
+        password = json.loads(device("add", "shed", "--heartbeat", "60", "-o", "json"))["password"]
+        check(publish("-u", "shed", "-P", password), 0, "the exit code with the password")
+        until("the reading is held", 30, lambda: agent.samples() == 1)
+        check([publish() != 0, publish("-u", "shed", "-P", "guess") != 0], [True, True], "refused without it")
+        # Held to its device, and at QoS 1 acknowledged when it is on disk.
+        publish("-u", "shed", "-P", password, "-t", "clawland/barn/sensors/temperature")
+        check(publish("-u", "shed", "-P", password, "-q", "1"), 0, "the exit code at QoS 1")
+        check(agent.samples(), 2, "samples, as soon as the second was acknowledged")
+        check("shed" in device("ls"), True, "the device is listed")
+        device("rm", "shed")
+        check(publish("-u", "shed", "-P", password) != 0, True, "refused once it is removed")
+        agent.stop()
+    finally:
+        if agent.process.poll() is None:
+            agent.process.kill()
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--fleet", required=True, type=pathlib.Path)
+    parser.add_argument("--agent", required=True, type=pathlib.Path)
     parser.add_argument("--out", required=True, type=pathlib.Path)
     options = parser.parse_args()
     fleet = options.fleet.resolve()
@@ -130,7 +170,8 @@ def main():
             ledger = until("the ledger adds up", 30, lambda: demo.get("/api/v1/ledger"))
             check(ledger["balanced"], True, "the ledger")
             demo.stop()
-        except Failure as failure:
+            passwords(options.agent.resolve(), pathlib.Path(folder) / "agent", options.out / "devices-agent.log")
+        except (Failure, edge.Failure) as failure:
             print(failure)
             demo.print_log()
             return 1

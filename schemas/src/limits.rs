@@ -33,6 +33,8 @@ pub const LABEL_BYTES: usize = 63;
 pub const LABELS_PER_NODE: usize = 32;
 /// Most devices behind one node.
 pub const DEVICES_PER_NODE: usize = 256;
+/// Largest MQTT packet between a device and the agent's listener, in bytes: the buffer of a board in the field.
+pub const DEVICE_PACKET_BYTES: usize = 512;
 /// Most series (device, metric) of one node: bounds the hub's latest-value table.
 pub const SERIES_PER_NODE: usize = 4_096;
 /// Largest parameters of a command, in bytes.

@@ -15,7 +15,7 @@ mod session;
 
 use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 
-use fleet_schemas::DeviceId;
+use fleet_schemas::{DeviceId, limits};
 use tokio::{
     net::{TcpListener, TcpSocket},
     select,
@@ -139,8 +139,8 @@ struct Shared {
     heard: mpsc::Sender<Heard>,
 }
 
-/// Largest packet either way, in bytes: the buffer of a board in the field.
-pub const PACKET_BYTES: usize = 512;
+/// Largest packet either way, in bytes.
+pub const PACKET_BYTES: usize = limits::DEVICE_PACKET_BYTES;
 /// Connections beside the sessions: before CONNACK, or hearing last words.
 const PENDING: usize = 64;
 const PENDING_PER_ADDRESS: usize = 32;
@@ -155,7 +155,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 1883)),
-            max_sessions: fleet_schemas::limits::DEVICES_PER_NODE,
+            max_sessions: limits::DEVICES_PER_NODE,
             // A board says a few things a second; a gateway with a batch for each of many a few dozen.
             publish_limit: PublishLimit {
                 messages_per_s: 100,
@@ -209,12 +209,13 @@ impl Front {
         stop: impl Future<Output = ()>,
     ) {
         let Self { listener, address: _, config, stats, crowd } = self;
-        let limits = Limits {
+        let caps = Limits {
             total: config.max_sessions.saturating_add(PENDING),
             pending: PENDING,
             pending_per_address: PENDING_PER_ADDRESS,
         };
-        let caps = Arc::new(Caps::new(limits, stats.clone()));
+        let total = caps.total;
+        let caps = Arc::new(Caps::new(caps, stats.clone()));
         let shared =
             Arc::new(Shared { gatekeeper, config, stats: stats.clone(), crowd: crowd.clone(), heard });
         let mut connections = JoinSet::new();
@@ -229,7 +230,7 @@ impl Front {
                 Ok((stream, peer)) => {
                     // Small answers must not wait for each other; a socket that refuses works without.
                     let _ = stream.set_nodelay(true);
-                    match caps.enter(peer.ip(), limits.total) {
+                    match caps.enter(peer.ip(), total) {
                         Ok(slot) => drop(connections.spawn(conn::serve(stream, peer, shared.clone(), slot))),
                         Err(reason) => stats.note(reason, clock::now(), &peer),
                     }

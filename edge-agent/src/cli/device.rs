@@ -241,7 +241,7 @@ fn path(id: &DeviceId) -> String {
     for byte in id.as_str().bytes() {
         match byte {
             b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
-                path.push(char::from(byte))
+                path.push(char::from(byte));
             }
             other => path.push_str(&format!("%{other:02X}")),
         }
