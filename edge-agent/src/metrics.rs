@@ -81,6 +81,11 @@ const BUDGET_USED: Family =
     gauge("fleet_agent_budget_used_bytes", &["period"], "Bytes used of this hour's or day's budget.");
 const BUDGET: Family = gauge("fleet_agent_budget_bytes", &["period"], "Bytes of an hour's or day's budget.");
 const RULES: Family = gauge("fleet_agent_rules", &[], "Local rules that are judged.");
+const RULES_MISSED: Family = counter(
+    "fleet_agent_rules_missed_samples_total",
+    &[],
+    "Samples that were accepted and that no local rule judged, because they came faster than rules can judge.",
+);
 const ALERTS_FIRING: Family = gauge("fleet_agent_alerts_firing", &[], "Alerts of local rules that fire.");
 const ALERT_OUTPUTS: Family = counter(
     "fleet_agent_alert_outputs_total",
@@ -143,6 +148,7 @@ pub const CATALOGUE: &[Family] = &[
     BUDGET_USED,
     BUDGET,
     RULES,
+    RULES_MISSED,
     ALERTS_FIRING,
     ALERT_OUTPUTS,
     COLLECTED,
@@ -175,6 +181,7 @@ pub struct Metrics {
     pub(crate) outbox_quota: Gauge,
     pub(crate) outbox_failures: Counter,
     pub(crate) rules: Gauge,
+    pub(crate) rules_missed: Counter,
     pub(crate) alerts_firing: Gauge,
 }
 
@@ -207,6 +214,7 @@ impl Metrics {
             outbox_quota: register_gauge(&recorder, &OUTBOX_QUOTA, &[]),
             outbox_failures: register_counter(&recorder, &OUTBOX_FAILURES, &[]),
             rules: register_gauge(&recorder, &RULES, &[]),
+            rules_missed: register_counter(&recorder, &RULES_MISSED, &[]),
             alerts_firing: register_gauge(&recorder, &ALERTS_FIRING, &[]),
             recorder,
         }

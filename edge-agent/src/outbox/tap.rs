@@ -23,7 +23,8 @@ pub(crate) struct Tap {
     interest: watch::Receiver<Arc<Interest>>,
     seen: mpsc::Sender<Seen>,
     backlog: Seen,
-    missed: u64,
+    // Values were given up since the last round that went on: told once.
+    missed: bool,
 }
 
 /// The end of whoever judges.
@@ -36,7 +37,7 @@ pub(crate) struct Listener {
 pub(crate) fn channel() -> (Tap, Listener) {
     let (interest, interested) = watch::channel(Arc::default());
     let (sender, seen) = mpsc::channel(ROUNDS);
-    let tap = Tap { interest: interested, seen: sender, backlog: Seen::default(), missed: 0 };
+    let tap = Tap { interest: interested, seen: sender, backlog: Seen::default(), missed: false };
     (tap, Listener { interest, seen })
 }
 
@@ -71,22 +72,23 @@ impl Tap {
         seen
     }
 
-    /// Passes it on without waiting.
-    pub(super) fn pass(&mut self, seen: Seen) {
+    /// Passes it on without waiting. Says how many values nobody will judge: older ones that made room.
+    pub(super) fn pass(&mut self, seen: Seen) -> u64 {
         if seen.devices.is_empty() {
-            return;
+            return 0;
         }
         self.backlog.devices.extend(seen.devices);
         self.backlog.values.extend(seen.values);
         let excess = self.backlog.values.len().saturating_sub(VALUES);
-        self.missed += excess as u64;
+        self.missed |= excess > 0;
         self.backlog.values.drain(..excess);
         if let Ok(room) = self.seen.try_reserve() {
             room.send(std::mem::take(&mut self.backlog));
-            if std::mem::take(&mut self.missed) > 0 {
+            if std::mem::take(&mut self.missed) {
                 tracing::warn!("samples came faster than rules can judge them; the oldest were not judged");
             }
         }
+        excess as u64
     }
 }
 
@@ -115,15 +117,16 @@ mod tests {
         assert_eq!(tap.pick_samples(&samples(4)), Seen::default(), "no rules, no work");
         let metrics = HashSet::from([MetricName::parse("t").unwrap()]);
         listener.interest.send_replace(Arc::new(Interest { any: true, metrics }));
+        let mut missed = 0;
         for _ in 0..ROUNDS + 10 {
             let seen = tap.pick_samples(&samples(10_000));
             assert_eq!((seen.devices.len(), seen.values.len()), (1, 5_000));
-            tap.pass(seen);
+            missed += tap.pass(seen);
         }
         assert_eq!(tap.backlog.values.len(), VALUES);
-        assert!(tap.missed > 0);
+        assert_eq!(missed, 10 * 5_000 - VALUES as u64, "each value is passed on or counted");
         while listener.seen.try_recv().is_ok() {}
-        tap.pass(tap.pick_samples(&samples(2)));
+        assert_eq!(tap.pass(tap.pick_samples(&samples(2))), 1, "the oldest of a full backlog");
         assert_eq!(listener.seen.try_recv().unwrap().values.len(), VALUES);
     }
 }

@@ -176,7 +176,7 @@ impl Keeper {
             Request::Lazily(samples) => {
                 if let Some(uplink) = &mut self.uplink {
                     if let Some(tap) = &mut self.tap {
-                        tap.pass(tap.pick_samples(&samples));
+                        self.metrics.rules_missed.increment(tap.pass(tap.pick_samples(&samples)));
                     }
                     uplink.submit_lazily(samples);
                 }
@@ -257,7 +257,7 @@ impl Keeper {
                     accepted.increment(receipt.records - receipt.repeated);
                     // What was on disk before was seen before.
                     if let (0, Some(tap)) = (receipt.repeated, &mut self.tap) {
-                        tap.pass(seen);
+                        self.metrics.rules_missed.increment(tap.pass(seen));
                     }
                 }
                 Err(error) => self.metrics.refused(error.reason()),
