@@ -1,4 +1,5 @@
-"""Programs on a node, in Python: the documented gRPC script, reflection, health, and the same mistakes told the same.
+"""Programs on a node, in Python: the documented gRPC script, reflection, health, and the same mistakes told the same;
+then the devices, and all of it over TLS.
 
 Starts `fleet-agent run` without a hub in an empty folder. What is handed in is counted over REST.
 """
@@ -9,6 +10,7 @@ import os
 import pathlib
 import re
 import signal
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -20,6 +22,7 @@ from google.protobuf import descriptor_pool, message_factory
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / "schemas"))  # where edge.proto is
 DOCUMENT = ROOT / "schemas/edge.md"
 SERVICES = {f"fleet.edge.v1.{name}" for name in "Telemetry Events Commands Local Config Devices Outbox Ledger Status".split()}
 
@@ -36,9 +39,9 @@ def check(found, expected, what):
 class Agent:
     """A running agent; ended when the case is."""
 
-    def __init__(self, program, data, log):
+    def __init__(self, program, data, log, **settings):
         env = {name: value for name, value in os.environ.items() if not name.startswith("FLEET_")}
-        env["FLEET_SYSTEM_INTERVAL_S"] = "0"
+        env |= {"FLEET_SYSTEM_INTERVAL_S": "0"} | settings
         command = [program, "run", "--data", data, "--api", "127.0.0.1:0", "--node", "interop"]
         self.log = open(log, "wb")
         self.process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stderr=self.log)
@@ -110,6 +113,45 @@ def reflected(agent):
     check(agent.samples(), 11, "samples at the end")
 
 
+def devices(agent):
+    """A device declared, asleep and forgotten over gRPC is so over REST."""
+    protos, services = grpc.protos_and_services("edge.proto")
+    stub = services.DevicesStub(grpc.insecure_channel(agent.address))
+    made = stub.Register(protos.RegisterDeviceRequest(id="shed", kind="bme280", heartbeat_s=60), timeout=10)
+    check((made.kind, made.registered), ("bme280", "explicit"), "a device")
+    check(stub.Sleep(protos.SleepDeviceRequest(id="shed", for_s=600), timeout=10).state, "sleeping", "its state")
+    check(agent.get("/api/v1/devices/shed")["state"], "sleeping", "its state over REST")
+    stub.Remove(protos.RemoveDeviceRequest(id="shed"), timeout=10)
+    try:
+        stub.Get(protos.GetDeviceRequest(id="shed"), timeout=10)
+        raise Failure("a device that is forgotten is found")
+    except grpc.RpcError as refused:
+        check(refused.code(), grpc.StatusCode.NOT_FOUND, "the code for a device that is forgotten")
+
+
+def secured(agent, data):
+    """With the agent's own certificate as the only one that is trusted, and with the system's, which do not know it."""
+    protos, services = grpc.protos_and_services("edge.proto")
+    certificate = (data / "api-certificate.pem").read_bytes()
+    name = [("grpc.ssl_target_name_override", "fleet-agent")]
+    channel = grpc.secure_channel(agent.address, grpc.ssl_channel_credentials(certificate), name)
+    status = services.StatusStub(channel).Get(protos.GetStatusRequest(), timeout=10)
+    check(status.node_id, "interop", "the node over TLS")
+    batch = protos.TelemetryBatch(samples=[protos.Sample(metric="t", value=1)], id="secured")
+    told = list(services.TelemetryStub(channel).SubmitStream(iter([batch, batch]), timeout=10))
+    check((told[-1].batches, told[-1].repeated), (2, 1), "a stream over TLS")
+    context = ssl.create_default_context(cadata=certificate.decode())
+    with urllib.request.urlopen(f"https://{agent.address}/api/v1/status", timeout=10, context=context) as answer:
+        check(json.load(answer)["node_id"], "interop", "the node over HTTPS")
+    stranger = grpc.secure_channel(agent.address, grpc.ssl_channel_credentials(), name)
+    try:
+        services.StatusStub(stranger).Get(protos.GetStatusRequest(), timeout=10)
+        raise Failure("a certificate that nobody trusts is taken")
+    except grpc.RpcError as refused:
+        check(refused.code(), grpc.StatusCode.UNAVAILABLE, "the code without trust")
+    check(agent.get("/api/v1/status")["node_id"], "interop", "the node in plain text from its own machine")
+
+
 def schemathesis(agent, out):
     """Requests made from the document: no server error, and nothing that the document does not say."""
     checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
@@ -138,7 +180,14 @@ def main():
             else:
                 documented(agent)
                 reflected(agent)
+                devices(agent)
             agent.stop()
+            if not options.schemathesis:
+                data = pathlib.Path(folder) / "tls"
+                log = options.out / f"{name}-tls-agent.log"
+                agent = Agent(pathlib.Path(options.agent).resolve(), data, log, FLEET_API_TLS="true")
+                secured(agent, data)
+                agent.stop()
         except Failure as failure:
             print(failure)
             return 1

@@ -222,7 +222,8 @@ pub async fn start(mut config: Config) -> Result<Handle, StartError> {
     let Role { node, name, way } = role(&config)?;
     // Bound first: an address that is taken must not cost an opening of the outbox.
     let auth = api::Auth::load(&config.api, &config.data)?;
-    let bound = api::bind(&config.api).await?;
+    let tls = api::Tls::load(&config.api, &config.data, &node)?;
+    let bound = api::bind(&config.api, tls).await?;
     let front = devices::listen::bind(&config.devices, &config.data)?;
     let clock = Clock::new(config.clock);
     let metrics = Arc::new(Metrics::new(node.as_str(), VERSION));

@@ -1,5 +1,5 @@
 //! The edge API's listeners: TCP and a Unix socket, with deadlines and a limit on connections. HTTP/1.1 and HTTP/2
-//! (without TLS, by its preface) share them.
+//! (by its preface) share them, and so do TLS, where it is on, and plain text from this machine.
 
 use std::{
     fs, io, net::SocketAddr, os::unix::fs::FileTypeExt as _, path::PathBuf, sync::Arc, time::Duration,
@@ -12,16 +12,17 @@ use hyper_util::{
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
-    net::{TcpListener, UnixListener},
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
     select,
     sync::Semaphore,
     task::JoinSet,
     time,
 };
+use tokio_rustls::TlsAcceptor;
 use tracing::{debug, warn};
 
 use super::{
-    Auth, Config, ListenError, auth,
+    Auth, Config, ListenError, Tls, auth,
     http::{Api, router},
     preface::{self, Version},
 };
@@ -49,9 +50,18 @@ const CROWDED: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: appli
     {\"type\":\"about:blank\",\"title\":\"Service Unavailable\",\"status\":503,\"detail\":\"too many connections; \
     close some, and keep one open\"}";
 
+/// What another machine hears that speaks plain text where TLS is on.
+const PLAIN: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/problem+json\r\n\
+    content-length: 137\r\nconnection: close\r\n\r\n\
+    {\"type\":\"about:blank\",\"title\":\"Bad Request\",\"status\":400,\"detail\":\"other machines have to speak TLS \
+    here; use https and its certificate\"}";
+/// The first byte of TLS: a handshake record (RFC 8446 §5.1).
+const HANDSHAKE: u8 = 22;
+
 /// Listeners that are bound and not yet served.
 pub(crate) struct Bound {
     tcp: TcpListener,
+    tls: Option<Tls>,
     unix: Option<Socket>,
     /// Where TCP is bound.
     pub(crate) address: SocketAddr,
@@ -73,7 +83,7 @@ impl Drop for Socket {
 ///
 /// # Errors
 /// [`ListenError`].
-pub(crate) async fn bind(config: &Config) -> Result<Bound, ListenError> {
+pub(crate) async fn bind(config: &Config, tls: Option<Tls>) -> Result<Bound, ListenError> {
     let wrong = |source| ListenError::Address { address: config.listen, source };
     let tcp = TcpListener::bind(config.listen).await.map_err(wrong)?;
     let address = tcp.local_addr().map_err(wrong)?;
@@ -85,13 +95,14 @@ pub(crate) async fn bind(config: &Config) -> Result<Bound, ListenError> {
         let wrong = |source| ListenError::Socket { path: path.clone(), source };
         UnixListener::bind(path).map(|listener| Socket { listener, path: path.clone() }).map_err(wrong)
     });
-    Ok(Bound { tcp, unix: unix.transpose()?, address })
+    Ok(Bound { tcp, tls, unix: unix.transpose()?, address })
 }
 
 /// Serves until told to stop; requests that are under way are then answered.
 pub(crate) async fn serve(bound: Bound, api: Arc<Api>, auth: Auth, mut stop: Stop) {
-    let Bound { tcp, unix, address: _ } = bound;
+    let Bound { tcp, tls, unix, address: _ } = bound;
     let permits = Arc::new(Semaphore::new(api.config.connections));
+    let clock = api.clock.clone();
     let read = api.config.read;
     let mut http1 = http1::Builder::new();
     http1.timer(TokioTimer::new()).header_read_timeout(read).max_buf_size(HEAD_BYTES).half_close(true);
@@ -115,10 +126,12 @@ pub(crate) async fn serve(bound: Bound, api: Arc<Api>, auth: Auth, mut stop: Sto
             accepted = tcp.accept() => accepted.map(|(stream, peer)| {
                 let _ = stream.set_nodelay(true);
                 let router = if Auth::is_needed(peer) { &server.guarded } else { &server.open };
-                server.take(stream, router, &permits, &mut connections);
+                let tls = tls.as_ref().map(|tls| tls.acceptor(clock.now().up));
+                let own = stream.local_addr().is_ok_and(|local| is_own(peer, local));
+                server.take(Caller::Tcp { stream, tls, own }, router, &permits, &mut connections);
             }),
             accepted = accept_unix(unix.as_ref()) => accepted.map(|stream| {
-                server.take(stream, &server.open, &permits, &mut connections);
+                server.take(Caller::Unix(stream), &server.open, &permits, &mut connections);
             }),
             Some(_) = connections.join_next() => Ok(()),
         };
@@ -133,17 +146,73 @@ pub(crate) async fn serve(bound: Bound, api: Arc<Api>, auth: Auth, mut stop: Sto
     }
 }
 
-async fn accept_unix(socket: Option<&Socket>) -> io::Result<tokio::net::UnixStream> {
+async fn accept_unix(socket: Option<&Socket>) -> io::Result<UnixStream> {
     match socket {
         Some(socket) => socket.listener.accept().await.map(|(stream, _)| stream),
         None => std::future::pending().await,
     }
 }
 
+/// Whether a client is on this machine, at whatever address it found the agent.
+fn is_own(peer: SocketAddr, local: SocketAddr) -> bool {
+    let ip = peer.ip().to_canonical();
+    ip.is_loopback() || ip == local.ip().to_canonical()
+}
+
+/// Somebody who comes in.
+enum Caller {
+    Tcp { stream: TcpStream, tls: Option<TlsAcceptor>, own: bool },
+    Unix(UnixStream),
+}
+
+/// A connection as it is spoken over, whatever carries it.
+trait Carries: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Carries for S {}
+type Wire = Box<dyn Carries>;
+
+impl Caller {
+    /// What to speak over. `None`: plain text is not for this caller, and it was told so.
+    async fn greet(self) -> io::Result<Option<Wire>> {
+        match self {
+            Self::Unix(stream) => Ok(Some(Box::new(stream))),
+            Self::Tcp { stream, tls: None, own: _ } => Ok(Some(Box::new(stream))),
+            Self::Tcp { stream, tls: Some(tls), own } => {
+                let mut first = [0];
+                let read = stream.peek(&mut first).await?;
+                if read == 1 && first[0] == HANDSHAKE {
+                    return Ok(Some(Box::new(tls.accept(stream).await?)));
+                }
+                if own {
+                    return Ok(Some(Box::new(stream)));
+                }
+                say(PLAIN, Box::new(stream)).await;
+                Ok(None)
+            }
+        }
+    }
+
+    /// Tells why, instead of letting the client wait for a place.
+    async fn refuse(self) {
+        match self {
+            Self::Tcp { stream, .. } => say(CROWDED, Box::new(stream)).await,
+            Self::Unix(stream) => say(CROWDED, Box::new(stream)).await,
+        }
+    }
+}
+
+/// Says a last word.
+async fn say(text: &[u8], mut wire: Wire) {
+    let told = async {
+        wire.write_all(text).await?;
+        wire.shutdown().await
+    };
+    let _ = time::timeout(REFUSE, told).await;
+}
+
 struct Server {
     http1: http1::Builder,
     http2: http2::Builder<TokioExecutor>,
-    // Time to tell which of the two it is.
+    // Time to shake hands, and to tell which of the two it is.
     read: Duration,
     // For this machine, and for others.
     open: axum::Router,
@@ -152,30 +221,33 @@ struct Server {
 }
 
 impl Server {
-    fn take<S>(
+    fn take(
         &self,
-        stream: S,
+        caller: Caller,
         router: &axum::Router,
         permits: &Arc<Semaphore>,
         connections: &mut JoinSet<()>,
-    ) where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
+    ) {
         let Ok(permit) = permits.clone().try_acquire_owned() else {
-            connections.spawn(refuse(stream));
+            connections.spawn(caller.refuse());
             return;
         };
         let (http1, http2, read) = (self.http1.clone(), self.http2.clone(), self.read);
         let (router, stop) = (TowerToHyperService::new(router.clone()), self.stop.clone());
         connections.spawn(async move {
             let _permit = permit;
-            match time::timeout(read, preface::tell(stream)).await {
-                Ok(Ok((Version::Http1, stream))) => {
-                    one(http1.serve_connection(TokioIo::new(stream), router), stop).await;
+            let told = async {
+                let Some(wire) = caller.greet().await? else { return Ok(None) };
+                preface::tell(wire).await.map(Some)
+            };
+            match time::timeout(read, told).await {
+                Ok(Ok(Some((Version::Http1, wire)))) => {
+                    one(http1.serve_connection(TokioIo::new(wire), router), stop).await;
                 }
-                Ok(Ok((Version::Http2, stream))) => {
-                    two(http2.serve_connection(TokioIo::new(stream), router), stop).await;
+                Ok(Ok(Some((Version::Http2, wire)))) => {
+                    two(http2.serve_connection(TokioIo::new(wire), router), stop).await;
                 }
+                Ok(Ok(None)) => debug!("a connection of the edge API did not speak TLS"),
                 Ok(Err(error)) => debug!(%error, "a connection of the edge API ended"),
                 Err(_) => debug!("a connection of the edge API said nothing in time"),
             }
@@ -184,11 +256,9 @@ impl Server {
 }
 
 type Router = TowerToHyperService<axum::Router>;
+type Io = TokioIo<preface::Rewound<Wire>>;
 
-async fn one<S>(connection: http1::Connection<TokioIo<S>, Router>, mut stop: Stop)
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
+async fn one(connection: http1::Connection<Io, Router>, mut stop: Stop) {
     let mut connection = std::pin::pin!(connection);
     let ended = select! {
         ended = connection.as_mut() => ended,
@@ -202,10 +272,7 @@ where
     }
 }
 
-async fn two<S>(connection: http2::Connection<TokioIo<S>, Router, TokioExecutor>, mut stop: Stop)
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
+async fn two(connection: http2::Connection<Io, Router, TokioExecutor>, mut stop: Stop) {
     let mut connection = std::pin::pin!(connection);
     let ended = select! {
         ended = connection.as_mut() => ended,
@@ -217,26 +284,51 @@ where
     if let Err(error) = ended {
         debug!(%error, "a connection of the edge API ended");
     }
-}
-
-/// Tells why, instead of letting the client wait for a place.
-async fn refuse(mut stream: impl AsyncWrite + Unpin) {
-    let told = async {
-        stream.write_all(CROWDED).await?;
-        stream.shutdown().await
-    };
-    let _ = time::timeout(REFUSE, told).await;
 }
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::AsyncReadExt as _;
+
     use super::*;
 
     #[test]
-    fn the_refusal_is_as_long_as_it_says() {
-        let text = std::str::from_utf8(CROWDED).unwrap();
-        let (head, body) = text.split_once("\r\n\r\n").unwrap();
-        assert!(head.contains(&format!("content-length: {}\r\n", body.len())), "{}", body.len());
-        assert!(serde_json::from_str::<serde_json::Value>(body).is_ok());
+    fn refusals_are_as_long_as_they_say() {
+        for refusal in [CROWDED, PLAIN] {
+            let text = std::str::from_utf8(refusal).unwrap();
+            let (head, body) = text.split_once("\r\n\r\n").unwrap();
+            assert!(head.contains(&format!("content-length: {}\r\n", body.len())), "{}", body.len());
+            assert!(serde_json::from_str::<serde_json::Value>(body).is_ok());
+        }
+    }
+
+    #[test]
+    fn this_machine_is_known_also_by_an_address_of_its_own() {
+        for (peer, local, own) in [
+            ("127.0.0.1:5", "127.0.0.1:9099", true),
+            ("[::ffff:127.0.0.1]:5", "[::]:9099", true),
+            ("10.0.0.7:5", "10.0.0.7:9099", true),
+            ("[::ffff:10.0.0.7]:5", "10.0.0.7:9099", true),
+            ("10.0.0.8:5", "10.0.0.7:9099", false),
+        ] {
+            assert_eq!(is_own(peer.parse().unwrap(), local.parse().unwrap()), own, "{peer}");
+        }
+    }
+
+    #[tokio::test]
+    async fn another_machine_is_told_to_speak_tls() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = Config { tls: true, ..Config::default() };
+        let node = fleet_schemas::NodeId::parse("edge-1").unwrap();
+        let tls = Tls::load(&config, folder.path(), &node).unwrap().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        client.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        let caller = Caller::Tcp { stream, tls: Some(tls.acceptor(Duration::ZERO)), own: false };
+        assert!(caller.greet().await.unwrap().is_none());
+        let mut answer = vec![0; PLAIN.len()];
+        client.read_exact(&mut answer).await.unwrap();
+        assert_eq!(answer, PLAIN);
     }
 }

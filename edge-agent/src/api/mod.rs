@@ -17,6 +17,7 @@ mod parse;
 mod places;
 mod preface;
 mod problem;
+mod tls;
 mod view;
 mod write;
 
@@ -35,6 +36,7 @@ pub(crate) use http::Api;
 pub use http::ROUTES;
 pub(crate) use listen::{Bound, bind, serve};
 pub(crate) use places::Places;
+pub(crate) use tls::Tls;
 pub use view::Facts;
 pub use view::{AccountView, BudgetView, LaneView, LedgerView, OutboxView, StatusView, StreamView};
 
@@ -56,6 +58,16 @@ pub struct Config {
     /// made when the address is not this machine's alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_file: Option<PathBuf>,
+    /// TLS for other machines, with a certificate of the agent's own: `api-certificate.pem` in the data folder, for
+    /// clients to pin. This machine may do without.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub tls: bool,
+    /// TLS with this certificate and those that lead to its CA, PEM. Read again when the file changes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub certificate_file: Option<PathBuf>,
+    /// Its private key, PEM; not for everybody to read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_file: Option<PathBuf>,
     /// Most connections at a time: each may hold a body in memory.
     pub connections: usize,
     /// Time a client has to send a request's head, and then its body, in seconds.
@@ -69,6 +81,9 @@ impl Default for Config {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 9099)),
             socket: None,
             token_file: None,
+            tls: false,
+            certificate_file: None,
+            key_file: None,
             connections: 32,
             read: Duration::from_secs(10),
         }
@@ -96,6 +111,14 @@ pub enum ListenError {
     Token {
         /// Where it would listen.
         address: SocketAddr,
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The certificate, or its key.
+    #[error("the edge API cannot speak TLS with {path}: {problem}")]
+    Tls {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.

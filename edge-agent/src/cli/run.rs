@@ -10,7 +10,7 @@ use fleet_edge_agent::{
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::{
-    EnvFilter, fmt, layer::SubscriberExt as _, registry, reload, util::SubscriberInitExt as _,
+    filter::Targets, fmt, layer::SubscriberExt as _, registry, reload, util::SubscriberInitExt as _,
 };
 
 use super::{Failure, Place, print, runtime};
@@ -48,6 +48,10 @@ The edge API, on 127.0.0.1:9099 unless told otherwise:
   GET  /api/v1/queue /api/v1/commands/{id}
   POST /api/v1/local/take  {\"kinds\":[\"blink\"],\"wait_s\":60,\"lease_s\":30}   an app takes a command of kind `local`
   POST /api/v1/local/{id}/extend /api/v1/local/{id}/report   then it asks for more time, or says what became of it
+
+For other machines, in agent.toml (they bring the token in api-token; programs on this machine need neither):
+  [api]             listen = \"0.0.0.0:9099\"  tls = true                 api-certificate.pem is what they trust
+  [api]             certificate_file = \"/etc/edge/chain.pem\"  key_file = \"/etc/edge/key.pem\"   read again when they change
 
 What the hub desires goes over agent.toml while the agent runs (`fleet config set` at the hub): /log/level,
 /node/heartbeat_s, /outbox/{batch_samples,keep_s,prompt_s,quota_bytes,upload_s}, /system/interval_s,
@@ -117,7 +121,9 @@ fn again() -> Failure {
 
 /// Logs to standard error, as text: a service manager adds time and unit.
 fn log(level: &str) -> Option<Dial> {
-    let filter = EnvFilter::try_from_env("FLEET_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    // Targets and levels; the filter that also knows spans and their fields would bring a regex engine along.
+    let filter = std::env::var("FLEET_LOG").ok().and_then(|given| given.parse().ok());
+    let filter: Targets = filter.or_else(|| level.parse().ok())?;
     let (filter, turn) = reload::Layer::new(filter);
     let text = fmt::layer()
         .with_writer(std::io::stderr)
@@ -127,7 +133,9 @@ fn log(level: &str) -> Option<Dial> {
         .with_target(false);
     registry().with(filter).with(text).try_init().ok()?;
     Some(Dial::new(move |level| {
-        // An error says that nobody logs any more.
-        let _ = turn.reload(EnvFilter::new(level));
+        if let Ok(filter) = level.parse::<Targets>() {
+            // An error says that nobody logs any more.
+            let _ = turn.reload(filter);
+        }
     }))
 }

@@ -23,6 +23,7 @@ mod openapi;
 mod process;
 mod rules;
 mod site;
+mod tls;
 
 use std::{fmt::Debug, os::unix::fs::PermissionsExt as _, path::Path, time::Duration};
 
