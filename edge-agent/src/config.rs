@@ -213,9 +213,8 @@ impl Config {
         let mut table = read(named, &folder)?;
         overlay(&mut table, variables)?;
         let origin = || "the configuration".to_owned();
-        let mut config: Self = Value::Table(table).try_into().map_err(|error: toml::de::Error| {
-            ConfigError::Syntax { origin: origin(), message: error.to_string() }
-        })?;
+        let mut config = typed(&table)
+            .map_err(|error| ConfigError::Syntax { origin: origin(), message: error.message().to_owned() })?;
         let wrong =
             |message: String| ConfigError::Syntax { origin: "a FLEET_* variable".to_owned(), message };
         let parsed = |name: &str| variable(name).filter(|text| !text.is_empty());
@@ -385,6 +384,11 @@ fn read(named: Option<PathBuf>, folder: &Path) -> Result<Table, ConfigError> {
     text.parse().map_err(wrong)
 }
 
+/// Through its text: the code that reads every section from a tree would be as large again as the one that reads text.
+fn typed(table: &Table) -> Result<Config, toml::de::Error> {
+    toml::from_str(&table.to_string())
+}
+
 /// Variables that have a place of their own, or belong to other programs of the fleet.
 const OTHER_VARIABLES: [&str; 9] = [
     "FLEET_DATA",
@@ -424,9 +428,8 @@ fn overlay(table: &mut Table, variables: &[(String, String)]) -> Result<(), Conf
         let entry = table.entry(section).or_insert_with(|| Value::Table(Table::new()));
         let Value::Table(entry) = entry else { return Err(ConfigError::Variable(name.clone())) };
         entry.insert(key, value);
-        let joined: Result<Config, _> = Value::Table(table.clone()).try_into();
-        if let Err(error) = joined {
-            let message = error.to_string();
+        if let Err(error) = typed(table) {
+            let message = error.message().to_owned();
             return Err(ConfigError::Syntax { origin: format!("the variable {name}"), message });
         }
     }
