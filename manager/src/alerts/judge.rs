@@ -3,22 +3,26 @@
 //! Synchronous, time is an argument. Owns the order: judge, commit rows and place in one transaction, then speak. After
 //! an error it is thrown away and made anew from the store, where it goes on from its place.
 
+mod files;
+mod sweep;
+
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use fleet_schemas::{Lane, NodeId, device::Report};
 
+pub use files::PutError;
+use sweep::Sweep;
+
 use super::{
     AlertChange,
-    rules::{self, Files, Listed, Marks, Refused, Texts},
+    rules::{Files, Listed, Marks, Refused, Texts},
 };
 use crate::{
     consume::{Error, Shared},
     core::{
         Now,
-        alert::{Alert, Arrived, Effects, Engine, Met, Stage, Word, route::Wants},
+        alert::{Alert, Arrived, Effects, Engine, Stage, Word, route::Wants},
         audit::Entry,
-        fleet::{Node, NodeNo},
-        ledger::{Counters, Standing},
         time::millis,
     },
     store::{
@@ -28,20 +32,14 @@ use crate::{
     },
 };
 
-/// Nodes that are looked at in one hold of the registry's lock: the consumer waits for it.
-const NODES_AT_ONCE: usize = 256;
 /// Rows of one transaction: the consumer waits for it.
 const ROWS_AT_ONCE: usize = 1_000;
 /// Samples of one page of the log.
 const PAGE_SAMPLES: u64 = 10_000;
 /// How often time alone is looked at.
 const TICK: Duration = Duration::from_secs(1);
-/// How often every node and its ledger are looked at.
-const SWEEP: Duration = Duration::from_secs(10);
 /// How often the place is written although nothing followed.
 const KEEP: Duration = Duration::from_secs(5);
-/// How often files of rules are looked at.
-const LOOK: Duration = Duration::from_secs(2);
 /// Words that may wait for receivers (about 1 kB each); beyond it new ones are dropped, and counted.
 pub const NOTICES: usize = 10_000;
 /// Most points of history that one window is filled with.
@@ -93,20 +91,6 @@ pub struct Judge {
     sweep: Option<Sweep>,
 }
 
-/// A pass over all nodes that is under way.
-struct Sweep {
-    after: Option<NodeId>,
-    counters: Option<Box<dyn Fn(NodeNo, Lane) -> Counters + Send>>,
-}
-
-/// What the ledger says of one node.
-struct Booked {
-    lost: u64,
-    quarantined: u64,
-    standing: Option<Standing>,
-    is_old: bool,
-}
-
 impl Judge {
     /// Goes on from what the store has.
     ///
@@ -154,95 +138,6 @@ impl Judge {
         judge.look_at_all(now)?;
         judge.engine.settle(now.wall_ms);
         Ok(judge)
-    }
-
-    /// Files that are wrong at a start do not end the alerts of the rules that counted before.
-    fn first_rules(&mut self, now: Now) -> Result<(), Error> {
-        self.marks = self.files.marks();
-        let read = self.files.read().and_then(|texts| Ok((rules::read_all(&texts)?, texts)));
-        let (listed, texts) = match read {
-            Ok(read) => read,
-            Err(refused) => {
-                tracing::error!("rules are refused, and those that counted before stay: {refused}");
-                self.rules.refused = Some(refused);
-                let texts = self.shared.state().kept_rules()?;
-                let texts: Texts =
-                    texts.and_then(|kept| serde_json::from_slice(&kept).ok()).unwrap_or_default();
-                (rules::read_all(&texts).unwrap_or_default(), texts)
-            }
-        };
-        self.take_rules(listed, texts, now)
-    }
-
-    fn take_rules(&mut self, listed: Vec<Listed>, texts: Texts, now: Now) -> Result<(), Error> {
-        if self.texts != texts {
-            let kept = serde_json::to_vec(&texts).expect("texts are JSON");
-            self.shared.state().keep_rules(&kept)?;
-        }
-        let judged = listed.iter().filter(|listed| listed.enabled).map(|listed| listed.rule.clone());
-        self.engine.replace(judged.collect(), now.wall_ms);
-        self.rules.text = texts.file.as_str().into();
-        self.rules.listed = Arc::new(listed);
-        self.texts = texts;
-        Ok(())
-    }
-
-    /// Takes files that changed: all of them, or none.
-    fn watch_files(&mut self, now: Now) -> Result<(), Error> {
-        if now.mono < self.looked + LOOK {
-            return Ok(());
-        }
-        self.looked = now.mono;
-        let marks = self.files.marks();
-        if marks == self.marks {
-            return Ok(());
-        }
-        self.marks = marks;
-        match self.files.read().and_then(|texts| Ok((rules::read_all(&texts)?, texts))) {
-            Ok((listed, texts)) => {
-                tracing::info!(rules = listed.len(), "rules are taken");
-                self.rules.refused = None;
-                self.take_rules(listed, texts, now)?;
-                self.look_at_all(now)
-            }
-            Err(refused) => {
-                tracing::error!("rules are refused, and those before them stay: {refused}");
-                self.rules.refused = Some(refused);
-                Ok(())
-            }
-        }
-    }
-
-    /// Takes rules that an operator sent: writes their file first. `change` is made to the texts that count.
-    ///
-    /// # Errors
-    /// The inner one: nothing was changed. The outer one: of a store.
-    pub fn put_rules(
-        &mut self,
-        change: impl FnOnce(&mut Texts),
-        write: impl FnOnce(&Files) -> std::io::Result<()>,
-        audit: Entry,
-        now: Now,
-    ) -> Result<Result<(), PutError>, Error> {
-        let mut texts = match self.rules.refused {
-            // What counts is not what lies there.
-            Some(_) => self.files.read().unwrap_or_else(|_| self.texts.clone()),
-            None => self.texts.clone(),
-        };
-        change(&mut texts);
-        let listed = match rules::read_all(&texts) {
-            Ok(listed) => listed,
-            Err(refused) => return Ok(Err(PutError::Refused(refused))),
-        };
-        if let Err(error) = write(&self.files) {
-            return Ok(Err(PutError::Disk(error.to_string())));
-        }
-        self.marks = self.files.marks();
-        self.rules.refused = None;
-        self.take_rules(listed, texts, now)?;
-        self.look_at_all(now)?;
-        self.commit(vec![audit], Vec::new(), now)?;
-        Ok(Ok(()))
     }
 
     /// The rules that count.
@@ -388,106 +283,6 @@ impl Judge {
         Ok(())
     }
 
-    /// Reads what the store has of a node before a time: newest values, and devices that it reported.
-    fn know(&mut self, number: NodeNo, before_ms: i64, now: Now) -> Result<(), Error> {
-        let latest = self.shared.telemetry.latest(number)?.into_iter();
-        let before = latest.filter(|latest| latest.time_ms < before_ms);
-        let before = before.map(|latest| (latest.device, latest.metric, latest.time_ms, latest.value));
-        self.engine.know(number, before.collect());
-        for (_, device) in self.shared.state().devices(number)? {
-            self.engine.device(number, &device.report, now.wall_ms);
-        }
-        Ok(())
-    }
-
-    /// Looks at every node at once.
-    fn look_at_all(&mut self, now: Now) -> Result<(), Error> {
-        self.begin_sweep()?;
-        while self.sweep.is_some() {
-            self.sweep_some(now, false)?;
-        }
-        self.swept = Some(now.mono);
-        Ok(())
-    }
-
-    /// Goes on with the pass over all nodes, or begins one when it is time.
-    fn sweep(&mut self, now: Now) -> Result<(), Error> {
-        if self.sweep.is_none() {
-            if self.swept.is_some_and(|swept| now.mono < swept + SWEEP) {
-                return Ok(());
-            }
-            self.swept = Some(now.mono);
-            self.begin_sweep()?;
-        }
-        self.sweep_some(now, true)
-    }
-
-    fn begin_sweep(&mut self) -> Result<(), Error> {
-        let counters: Option<Box<dyn Fn(NodeNo, Lane) -> Counters + Send>> = match self.engine.wants_ledger()
-        {
-            true => Some(Box::new(self.shared.counters()?)),
-            false => None,
-        };
-        self.sweep = Some(Sweep { after: None, counters });
-        Ok(())
-    }
-
-    fn sweep_some(&mut self, now: Now, caught_up: bool) -> Result<(), Error> {
-        use std::ops::Bound::{Excluded, Unbounded};
-        let Some(mut sweep) = self.sweep.take() else { return Ok(()) };
-        let mut seen = Vec::with_capacity(NODES_AT_ONCE);
-        {
-            let fleet = self.shared.fleet();
-            let from = sweep.after.as_ref().map_or(Unbounded, Excluded);
-            for (id, node) in fleet.nodes.range::<NodeId, _>((from, Unbounded)).take(NODES_AT_ONCE) {
-                let booked = sweep.counters.as_ref().map(|counters| self.booked(node, counters));
-                seen.push((id.clone(), self.engine.look(node, now.mono), booked));
-            }
-        }
-        let more = seen.len() == NODES_AT_ONCE;
-        sweep.after = seen.last().map(|(id, ..)| id.clone());
-        for (id, mut facts, booked) in seen {
-            facts.certificate_ms = self.certificate_ms(&id);
-            let number = facts.number;
-            if let Some(Booked { lost, quarantined, standing, is_old }) = booked {
-                let met = Met { now_ms: now.wall_ms, is_old };
-                self.engine.book(number, lost, quarantined, standing, met);
-            }
-            self.engine.node(facts, now.wall_ms);
-            if caught_up && self.engine.wants_samples() && !self.engine.knows(number) {
-                // What was committed since this start comes by the log.
-                self.know(number, now.wall_ms.saturating_sub(millis(now.mono)), now)?;
-            }
-        }
-        if more {
-            self.sweep = Some(sweep);
-            return Ok(());
-        }
-        let known = self.engine.nodes();
-        let gone: Vec<_> = {
-            let fleet = self.shared.fleet();
-            known.into_iter().filter(|number| !fleet.ids.contains_key(number)).collect()
-        };
-        gone.into_iter().for_each(|number| self.engine.removed(number, now.wall_ms));
-        Ok(())
-    }
-
-    fn booked(&self, node: &Node, counters: &dyn Fn(NodeNo, Lane) -> Counters) -> Booked {
-        let is_old = node.record.first_seen_ms < self.since_ms;
-        let mut booked = Booked { lost: 0, quarantined: 0, standing: None, is_old };
-        for account in node.ledger(counters) {
-            booked.lost += account.counters.lost;
-            booked.quarantined += account.counters.quarantined;
-            let worse = match (booked.standing, account.state) {
-                (Some(Standing::Broken), _) | (_, Standing::Broken) => Standing::Broken,
-                (Some(Standing::Pending), _) | (_, Standing::Pending) => Standing::Pending,
-                (None | Some(Standing::Balanced), Standing::Balanced) => Standing::Balanced,
-            };
-            booked.standing = Some(worse);
-        }
-        booked
-    }
-
     /// Words that a receiver took, or that were given up.
     ///
     /// # Errors
@@ -583,17 +378,6 @@ impl Judge {
         }
         counts
     }
-}
-
-/// Why rules that were sent are not taken.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum PutError {
-    /// They are wrong.
-    #[error(transparent)]
-    Refused(#[from] Refused),
-    /// They cannot be kept.
-    #[error("the file cannot be written: {0}; check the hub's disk")]
-    Disk(String),
 }
 
 /// Every alert that anybody is told of is in the log, too.

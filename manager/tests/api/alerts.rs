@@ -14,6 +14,7 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::{
+    cli::on,
     given::{Node, PATIENCE, Site, operator},
     mirror::Tool,
     stream::Stream,
@@ -309,5 +310,56 @@ async fn receivers_are_told_until_they_take_it_and_keep_one_id() {
     };
     sent("web", 3);
     sent("am", 2);
+    site.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_command_line_checks_applies_tries_and_takes_care() {
+    let site = Site::start().await;
+    let file = |name: &str, text: &str| {
+        let path = site.data.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let (good, wrong) =
+        (file("good.yaml", HOT), file("wrong.yaml", "rules:\n  - {id: hot, condition: 'value >'}\n"));
+    let (code, text, _) = on(&site, &["rule", "check", &good]).await;
+    assert!(code == 0 && text.contains("1 rules"), "{text}");
+    let (code, _, told) = on(&site, &["rule", "check", &wrong]).await;
+    assert!(code == 1 && told.contains("line 2, column 27"), "{told}");
+    let (code, _, told) = on(&site, &["rule", "apply", &wrong]).await;
+    assert!(code == 2 && told.contains("rules.yaml:2:27"), "{told}");
+    let (code, text, told) = on(&site, &["rule", "apply", &good]).await;
+    assert!(code == 0 && text.contains("hot") && text.contains("node-offline"), "{text}{told}");
+
+    let samples = "time_ms,node,device,metric,value\n1000,a,d,temperature,26\n2000,a,d,temperature,28\n9000,a,d,temperature,20\n";
+    let given = file("samples.csv", samples);
+    let (code, json, _) = on(&site, &["rule", "test", &good, "--samples", &given, "-o", "json"]).await;
+    let seen: Value = serde_json::from_str(&json).unwrap();
+    let states: Vec<_> =
+        seen["items"].as_array().unwrap().iter().map(|seen| (&seen["at_ms"], &seen["state"])).collect();
+    assert_eq!(code, 0);
+    assert_eq!(states, [(&json!(2_000), &json!("firing")), (&json!(9_000), &json!("resolved"))]);
+
+    let mut node = Node::born(&site, "edge-1").await;
+    node.measures(&[(clock::wall_ms(), "dht22", "temperature", 28.5)]).await;
+    let alert = alerts(&site, "state=firing&rule=hot", 1).await.remove(0);
+    let id = alert["id"].as_str().unwrap();
+    let (code, table, _) = on(&site, &["alert", "ls"]).await;
+    assert!(code == 0 && table.contains("edge-1/dht22") && table.contains("dht22 is at 28.5"), "{table}");
+    let (code, table, _) = on(&site, &["rule", "test", &good, "--since", "1h"]).await;
+    assert!(code == 0 && table.contains("1 alerts would have fired"), "{table}");
+    let (code, ..) = on(&site, &["alert", "ack", id, "--comment", "mine"]).await;
+    assert_eq!(code, 0);
+    let (code, text, _) = on(&site, &["alert", "silence", id, "--for", "2h"]).await;
+    assert!(code == 0 && text.contains("rule hot, node edge-1, device dht22"), "{text}");
+    let (code, text, _) = on(&site, &["alert", "get", id]).await;
+    assert!(code == 0 && text.contains("silenced") && text.contains("mine"), "{text}");
+    let (code, text, _) = on(&site, &["alert", "silences", "-o", "json"]).await;
+    assert!(code == 0 && text.contains("\"rule\": \"hot\""), "{text}");
+    assert_eq!(on(&site, &["alert", "unsilence", "1"]).await.0, 0);
+    assert_eq!(on(&site, &["alert", "unsilence", "1"]).await.0, 3);
+    assert_eq!(on(&site, &["alert", "ack", "999"]).await.0, 3);
+    assert_eq!(on(&site, &["alert", "test", "nobody"]).await.0, 3);
     site.stop().await;
 }

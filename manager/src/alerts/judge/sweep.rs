@@ -1,0 +1,138 @@
+//! Looks at nodes: each of them every few seconds, with its ledger, and what the store has of its devices.
+
+use std::time::Duration;
+
+use fleet_schemas::{Lane, NodeId};
+
+use super::Judge;
+use crate::{
+    consume::Error,
+    core::{
+        Now,
+        alert::Met,
+        fleet::{Node, NodeNo},
+        ledger::{Counters, Standing},
+        time::millis,
+    },
+};
+
+/// Nodes that are looked at in one hold of the registry's lock: the consumer waits for it.
+const NODES_AT_ONCE: usize = 256;
+/// How often every node and its ledger are looked at.
+const SWEEP: Duration = Duration::from_secs(10);
+
+/// A pass over all nodes that is under way.
+pub(super) struct Sweep {
+    after: Option<NodeId>,
+    counters: Option<Box<dyn Fn(NodeNo, Lane) -> Counters + Send>>,
+}
+
+/// What the ledger says of one node.
+struct Booked {
+    lost: u64,
+    quarantined: u64,
+    standing: Option<Standing>,
+    is_old: bool,
+}
+
+impl Judge {
+    /// Reads what the store has of a node before a time: newest values, and devices that it reported.
+    pub(super) fn know(&mut self, number: NodeNo, before_ms: i64, now: Now) -> Result<(), Error> {
+        let latest = self.shared.telemetry.latest(number)?.into_iter();
+        let before = latest.filter(|latest| latest.time_ms < before_ms);
+        let before = before.map(|latest| (latest.device, latest.metric, latest.time_ms, latest.value));
+        self.engine.know(number, before.collect());
+        for (_, device) in self.shared.state().devices(number)? {
+            self.engine.device(number, &device.report, now.wall_ms);
+        }
+        Ok(())
+    }
+
+    /// Looks at every node at once.
+    pub(super) fn look_at_all(&mut self, now: Now) -> Result<(), Error> {
+        self.begin_sweep()?;
+        while self.sweep.is_some() {
+            self.sweep_some(now, false)?;
+        }
+        self.swept = Some(now.mono);
+        Ok(())
+    }
+
+    /// Goes on with the pass over all nodes, or begins one when it is time.
+    pub(super) fn sweep(&mut self, now: Now) -> Result<(), Error> {
+        if self.sweep.is_none() {
+            if self.swept.is_some_and(|swept| now.mono < swept + SWEEP) {
+                return Ok(());
+            }
+            self.swept = Some(now.mono);
+            self.begin_sweep()?;
+        }
+        self.sweep_some(now, true)
+    }
+
+    fn begin_sweep(&mut self) -> Result<(), Error> {
+        let counters: Option<Box<dyn Fn(NodeNo, Lane) -> Counters + Send>> = match self.engine.wants_ledger()
+        {
+            true => Some(Box::new(self.shared.counters()?)),
+            false => None,
+        };
+        self.sweep = Some(Sweep { after: None, counters });
+        Ok(())
+    }
+
+    fn sweep_some(&mut self, now: Now, caught_up: bool) -> Result<(), Error> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        let Some(mut sweep) = self.sweep.take() else { return Ok(()) };
+        let mut seen = Vec::with_capacity(NODES_AT_ONCE);
+        {
+            let fleet = self.shared.fleet();
+            let from = sweep.after.as_ref().map_or(Unbounded, Excluded);
+            for (id, node) in fleet.nodes.range::<NodeId, _>((from, Unbounded)).take(NODES_AT_ONCE) {
+                let booked = sweep.counters.as_ref().map(|counters| self.booked(node, counters));
+                seen.push((id.clone(), self.engine.look(node, now.mono), booked));
+            }
+        }
+        let more = seen.len() == NODES_AT_ONCE;
+        sweep.after = seen.last().map(|(id, ..)| id.clone());
+        for (id, mut facts, booked) in seen {
+            facts.certificate_ms = self.certificate_ms(&id);
+            let number = facts.number;
+            if let Some(Booked { lost, quarantined, standing, is_old }) = booked {
+                let met = Met { now_ms: now.wall_ms, is_old };
+                self.engine.book(number, lost, quarantined, standing, met);
+            }
+            self.engine.node(facts, now.wall_ms);
+            if caught_up && self.engine.wants_samples() && !self.engine.knows(number) {
+                // What was committed since this start comes by the log.
+                self.know(number, now.wall_ms.saturating_sub(millis(now.mono)), now)?;
+            }
+        }
+        if more {
+            self.sweep = Some(sweep);
+            return Ok(());
+        }
+        let known = self.engine.nodes();
+        let gone: Vec<_> = {
+            let fleet = self.shared.fleet();
+            known.into_iter().filter(|number| !fleet.ids.contains_key(number)).collect()
+        };
+        gone.into_iter().for_each(|number| self.engine.removed(number, now.wall_ms));
+        Ok(())
+    }
+
+    fn booked(&self, node: &Node, counters: &dyn Fn(NodeNo, Lane) -> Counters) -> Booked {
+        let is_old = node.record.first_seen_ms < self.since_ms;
+        let mut booked = Booked { lost: 0, quarantined: 0, standing: None, is_old };
+        for account in node.ledger(counters) {
+            booked.lost += account.counters.lost;
+            booked.quarantined += account.counters.quarantined;
+            let worse = match (booked.standing, account.state) {
+                (Some(Standing::Broken), _) | (_, Standing::Broken) => Standing::Broken,
+                (Some(Standing::Pending), _) | (_, Standing::Pending) => Standing::Pending,
+                (None | Some(Standing::Balanced), Standing::Balanced) => Standing::Balanced,
+            };
+            booked.standing = Some(worse);
+        }
+        booked
+    }
+}
