@@ -156,6 +156,13 @@ impl Crowd {
         }
     }
 
+    /// Ends the sessions that only say that they are this device's.
+    pub(super) fn cut_unproven(&self, device: &DeviceId, reason: Reason) {
+        let inner = self.lock();
+        let of = |seat: &&Seat| seat.device.as_ref() == Some(device) && seat.key.device.is_none();
+        inner.sessions.values().filter(of).for_each(|seat| seat.cut(reason));
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -215,10 +222,16 @@ mod tests {
         let fifth = crowd.enter(key("4")).unwrap();
         crowd.bind(fifth.number, &shed);
         assert_eq!(*places[0].cut.borrow(), Some(Reason::TakenOver));
+        let proven = Key { device: Some(shed.clone()), client_id: "5".to_owned() };
+        let proven = crowd.enter(proven).unwrap();
+        crowd.bind(proven.number, &shed);
         crowd.cut(Some(&device("barn")), Reason::Kicked);
+        crowd.cut_unproven(&device("barn"), Reason::Kicked);
         assert!(places[3].cut.borrow().is_none());
+        crowd.cut_unproven(&shed, Reason::Kicked);
+        assert_eq!((*places[3].cut.borrow(), *proven.cut.borrow()), (Some(Reason::Kicked), None));
         crowd.cut(Some(&shed), Reason::Kicked);
-        assert_eq!(*places[3].cut.borrow(), Some(Reason::Kicked));
+        assert_eq!(*proven.cut.borrow(), Some(Reason::Kicked));
         crowd.cut(None, Reason::Shutdown);
         assert!(crowd.enter(key("9")).is_none());
     }

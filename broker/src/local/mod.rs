@@ -280,6 +280,11 @@ impl Speaker {
         self.crowd.cut(Some(device), Reason::Kicked);
     }
 
+    /// Ends those sessions of a device that no password says to be its.
+    pub fn kick_unproven(&self, device: &DeviceId) {
+        self.crowd.cut_unproven(device, Reason::Kicked);
+    }
+
     /// Ends one session, which may not be here.
     pub fn turn_away(&self, session: u64) {
         self.crowd.cut_one(session, Reason::NotAuthorized);

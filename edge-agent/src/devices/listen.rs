@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     clock::Clock,
-    core::devices::{Declared, Sight},
+    core::devices::{Declared, Refused, Sight},
     metrics::Metrics,
     outbox::{self, SubmitError},
     stop::Stop,
@@ -278,9 +278,22 @@ impl Desk {
                 }
                 Err(SubmitError::Refused(uplink::SubmitError::Device(refused))) => {
                     metrics.device_message("unknown");
-                    warn!(device = %told.device, %refused, "a device is not taken, and its session is ended");
-                    self.strangers.insert(session);
-                    self.speaker.turn_away(session);
+                    let own = match &refused {
+                        Refused::Unknown(device) => *device == told.device,
+                        Refused::Full => told.samples.iter().all(|sample| sample.device == told.device),
+                    };
+                    let new = self.complained.len() < COMPLAINTS
+                        && self.complained.insert((told.device.clone(), "unknown"));
+                    if new {
+                        warn!(device = %told.device, %refused, "what a device said is not taken");
+                    }
+                    // A gateway goes on for the others behind it.
+                    if own {
+                        self.strangers.insert(session);
+                        self.speaker.turn_away(session);
+                    } else if let Some(ack) = ack {
+                        ack.done();
+                    }
                 }
                 // Not acknowledged: a board that keeps it says it again in its next session.
                 Err(error) => metrics.device_message(error.reason()),
@@ -293,8 +306,12 @@ impl Desk {
         self.surroundings.metrics.device_front(&self.stats);
         match self.passwords.refresh() {
             Ok(changed) => {
-                for device in changed {
-                    self.speaker.kick(&device);
+                for (device, had_password) in changed {
+                    match had_password {
+                        true => self.speaker.kick(&device),
+                        // It may have come in with its new password already.
+                        false => self.speaker.kick_unproven(&device),
+                    }
                 }
             }
             Err(error) => {

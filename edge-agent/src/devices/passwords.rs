@@ -141,11 +141,12 @@ impl Passwords {
         Ok(passwords)
     }
 
-    /// Reads the file again if it is another; gives the devices that are gone or have another password.
+    /// Reads the file again if it is another; gives the devices that are gone, or come in otherwise from now on, and
+    /// whether each had a password until now.
     ///
     /// # Errors
     /// [`Error`]: what was known stays.
-    pub(crate) fn refresh(&self) -> Result<Vec<DeviceId>, Error> {
+    pub(crate) fn refresh(&self) -> Result<Vec<(DeviceId, bool)>, Error> {
         let stamp = stamp(&self.path).map_err(|source| Error::Io { path: self.path.clone(), source })?;
         if self.lock().stamp == stamp {
             return Ok(Vec::new());
@@ -154,15 +155,16 @@ impl Passwords {
         let mut known = self.lock();
         known.stamp = stamp;
         let old = std::mem::replace(&mut known.entries, entries);
-        let changed = |(device, entry): (DeviceId, Entry)| {
-            let same = known.entries.get(&device).is_some_and(|now| now.hash == entry.hash);
-            (!same).then_some(device)
-        };
         // One that had none and has one now comes in with it from now on.
-        let new =
-            known.entries.iter().filter(|(device, entry)| entry.has_password() && !old.contains_key(*device));
-        let new: Vec<_> = new.map(|(device, _)| device.clone()).collect();
-        Ok(old.into_iter().filter_map(changed).chain(new).collect())
+        let new = (known.entries.iter())
+            .filter(|(device, entry)| entry.has_password() && !old.contains_key(*device))
+            .map(|(device, _)| (device.clone(), false));
+        let new: Vec<_> = new.collect();
+        let changed = old.into_iter().filter_map(|(device, entry)| {
+            let same = known.entries.get(&device).is_some_and(|now| now.hash == entry.hash);
+            (!same).then(|| (device, entry.has_password()))
+        });
+        Ok(changed.chain(new).collect())
     }
 
     /// Whether this is the device's password, also if it was given in this moment.
@@ -274,7 +276,7 @@ mod tests {
         assert!(!text.contains(&password), "{text}");
         assert_eq!(fs::metadata(folder.path().join(FILE)).unwrap().permissions().mode() & 0o777, 0o600);
         assert!(known.takes(&shed, password.as_bytes()), "at once");
-        assert_eq!(known.refresh().unwrap(), std::slice::from_ref(&shed));
+        assert_eq!(known.refresh().unwrap(), [(shed.clone(), false)]);
         assert!(known.takes(&shed, password.as_bytes()) && known.has(&shed));
         assert!(!known.takes(&shed, b"") && !known.takes(&shed, &password.as_bytes()[1..]));
         assert!(!known.takes(&device("barn"), password.as_bytes()));
@@ -288,12 +290,12 @@ mod tests {
         let old = set(folder.path(), &shed, true, false).unwrap().unwrap();
         let known = Passwords::open(folder.path()).unwrap();
         let new = set(folder.path(), &shed, true, true).unwrap().unwrap();
-        assert_eq!(known.refresh().unwrap(), std::slice::from_ref(&shed));
+        assert_eq!(known.refresh().unwrap(), [(shed.clone(), true)]);
         assert!(!known.takes(&shed, old.as_bytes()) && known.takes(&shed, new.as_bytes()));
         assert!(known.is_gateway(&shed));
         assert!(remove(folder.path(), &shed).unwrap());
         assert!(!remove(folder.path(), &shed).unwrap());
-        assert_eq!(known.refresh().unwrap(), std::slice::from_ref(&shed));
+        assert_eq!(known.refresh().unwrap(), [(shed.clone(), true)]);
         assert!(!known.takes(&shed, new.as_bytes()) && !known.is_gateway(&shed));
         assert_eq!(set(folder.path(), &shed, false, true).unwrap(), None);
         known.refresh().unwrap();

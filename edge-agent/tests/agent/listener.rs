@@ -168,6 +168,22 @@ async fn a_gateway_speaks_for_others_by_permission_and_what_is_wrong_is_counted(
 }
 
 #[tokio::test]
+async fn a_gateway_goes_on_when_one_behind_it_is_not_registered() {
+    let (_folder, mut config) = open("listen-8");
+    config.devices.open = false;
+    config.devices.register = Register::Explicit;
+    let agent = start(config.clone()).await;
+    let password = passwords::set(&config.data, &device("gw"), true, true).unwrap().unwrap();
+    let mut gateway = Board::connect(listener(&agent), "c", Some(("gw", &password))).await.unwrap();
+    let stranger = json!([{"device": "barn", "sensor": "t", "value": 1}, {"sensor": "t", "value": 2}]);
+    gateway.say_safely("clawland/gw/batch", &stranger).await;
+    assert_eq!(samples(&agent).await, 0, "all of a message or nothing");
+    gateway.say_safely("clawland/gw/batch", json!([{"sensor": "t", "value": 2}])).await;
+    assert_eq!(samples(&agent).await, 1);
+    agent.stop().await;
+}
+
+#[tokio::test]
 async fn fifty_boards_are_heard_whole_and_in_order() {
     const BOARDS: u64 = 50;
     const READINGS: u64 = 20;
