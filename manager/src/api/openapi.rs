@@ -98,7 +98,7 @@ mod tests {
             Self { status, ..self }
         }
 
-        fn as_kind(self, kind: &'static str) -> Self {
+        fn given_as(self, kind: &'static str) -> Self {
             let answer = self.answer.into_iter().map(|(_, shape)| (kind, shape)).collect();
             Self { answer, ..self }
         }
@@ -169,7 +169,7 @@ mod tests {
             ("GET", "/readyz", does("Whether batches are stored and acked; 503 with the reasons when not.", any())),
             ("GET", "/version", does("The build, and the hub's clock.", any())),
             ("GET", "/openapi.json", does("This document.", any())),
-            ("GET", "/metrics", does("The page that Prometheus reads.", text()).as_kind("text/plain")),
+            ("GET", "/metrics", does("The page that Prometheus reads.", text()).given_as("text/plain")),
             ("GET", "/api/v1/status", does("How the hub is.", s.of::<shapes::Status>())),
             ("GET", "/api/v1/nodes", does("Nodes.", s.page::<shapes::Node>()).query(&["selector", "group", "limit", "cursor"])),
             ("POST", "/api/v1/nodes/import", does("Places, names and labels of many nodes.", s.of::<shapes::Import>()).query(&["dry_run"]).takes_as("text/csv", text())),
@@ -198,7 +198,7 @@ mod tests {
             ("PUT", "/api/v1/groups/{name}", does("Saves a selector; 201 when it is new.", s.of::<shapes::Group>()).takes(s.of::<groups::Wanted>())),
             ("DELETE", "/api/v1/groups/{name}", gone("Forgets a saved selector; the nodes stay.")),
             ("GET", "/api/v1/ledger", does("The account of every record.", s.of::<shapes::Ledger>()).query(&["node", "verify"])),
-            ("GET", "/api/v1/stream", does("What is committed, as server-sent events.", text()).as_kind("text/event-stream").query(&["node", "kind", "command"])),
+            ("GET", "/api/v1/stream", does("What is committed, as server-sent events.", text()).given_as("text/event-stream").query(&["node", "kind", "command"])),
             ("GET", "/api/v1/whoami", does("The holder of the token.", s.of::<shapes::Whoami>())),
             ("POST", "/api/v1/nodes/{id}/approve", does("Lets a node in that waits.", s.of::<shapes::Node>()).takes(s.of::<enrolment::Nothing>())),
             ("POST", "/api/v1/nodes/{id}/revoke", does("Shuts a node out and cuts its session.", s.of::<shapes::Node>()).takes(s.of::<enrolment::Why>())),
@@ -219,7 +219,7 @@ mod tests {
             ("GET", "/api/v1/audit", does("What was done by whom, newest first.", s.page::<shapes::AuditEntry>()).query(&["limit", "cursor", "who", "action", "since_ms"])),
             ("GET", "/api/v1/pki", does("Certificates, and the nodes that a change waits for.", s.of::<shapes::Pki>())),
             ("POST", "/api/v1/pki/rotate", does("Changes the server's certificate, or the CA.", s.of::<shapes::Pki>()).takes(s.of::<pki::Wanted>())),
-            ("GET", "/api/v1/pki/ca.pem", does("The CA certificates.", text()).as_kind("application/x-pem-file")),
+            ("GET", "/api/v1/pki/ca.pem", does("The CA certificates.", text()).given_as("application/x-pem-file")),
             ("GET", "/api/v1/alerts", does("Alerts, newest first.", s.page::<shapes::Alert>()).query(&["state", "severity", "rule", "node", "site", "causes", "limit", "cursor"])),
             ("GET", "/api/v1/alerts/{id}", does("One alert.", s.of::<shapes::Alert>())),
             ("POST", "/api/v1/alerts/{id}/acknowledge", does("Somebody takes care of it.", s.of::<shapes::Alert>()).takes(s.of::<alerts::Acknowledge>())),
@@ -233,8 +233,8 @@ mod tests {
             ("PUT", "/api/v1/rules", does("Sets the rules: the text of rules.yaml.", s.of::<shapes::Rules>()).takes_as("application/yaml", text())),
             ("PUT", "/api/v1/rules/kits/{name}", does("Takes a kit's alerts.yaml as it is.", s.of::<shapes::Rules>()).takes_as("application/yaml", text())),
             ("DELETE", "/api/v1/rules/kits/{name}", gone("Takes a kit's rules away; its alerts are over.")),
-            ("GET", "/api/v1/feed", does("Every record and event that was committed, a JSON object a line, gapless from a cursor on.", text()).as_kind("application/x-ndjson").query(&["after", "follow", "limit", "node", "selector", "group"])),
-            ("POST", "/api/v1/prom/read", does("Remote read of Prometheus: snappy, protobuf.", text()).as_kind("application/x-protobuf").query(&["external"]).takes_as("application/x-protobuf", text())),
+            ("GET", "/api/v1/feed", does("Every record and event that was committed, a JSON object a line, gapless from a cursor on.", text()).given_as("application/x-ndjson").query(&["after", "follow", "limit", "node", "selector", "group"])),
+            ("POST", "/api/v1/prom/read", does("Remote read of Prometheus: snappy, protobuf.", text()).given_as("application/x-protobuf").query(&["external"]).takes_as("application/x-protobuf", text())),
         ];
         for (path, whose) in layer {
             let path = |rest: &str| -> &'static str {
