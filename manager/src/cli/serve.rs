@@ -66,10 +66,12 @@ pub struct HubArgs {
 
 /// Flags of `fleet demo`.
 #[derive(Debug, Clone, Default, Args)]
-#[command(after_help = "Examples:\n  fleet demo\n  fleet demo --nodes 10 --data /tmp/demo\n\n\
+#[command(
+    after_help = "Examples:\n  fleet demo\n  fleet demo --nodes 5 --story\n  fleet demo --nodes 10 --data /tmp/demo\n\n\
     Takes free ports where the usual ones are taken. Ctrl-C stops it; the data stay.\n\n\
     A node is cut off from the hub while there is a file DATA/nodes/NODE/offline, and buffers meanwhile:\n  \
-    touch fleet-data/nodes/demo-2/offline\n  rm fleet-data/nodes/demo-2/offline")]
+    touch fleet-data/nodes/demo-2/offline\n  rm fleet-data/nodes/demo-2/offline"
+)]
 pub struct DemoArgs {
     /// Where to listen
     #[command(flatten)]
@@ -77,6 +79,9 @@ pub struct DemoArgs {
     /// How many nodes
     #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub nodes: u16,
+    /// Play a story of three minutes: a room overheats, a node loses its link and comes back with its backlog
+    #[arg(long)]
+    pub story: bool,
 }
 
 pub(super) async fn hub(args: HubArgs, common: &Common) -> Result<(), Failure> {
@@ -100,7 +105,7 @@ pub(super) async fn demo(args: DemoArgs, common: &Common) -> Result<(), Failure>
         mqtts: mqtts.is_some(),
         node_https: node_https.is_some(),
     };
-    demo::demo(&config, named, args.nodes, shutdown()).await.map_err(|error| failed(&error))
+    demo::demo(&config, named, args.nodes, args.story, shutdown()).await.map_err(|error| failed(&error))
 }
 
 fn load(listen: &ListenArgs, common: &Common) -> Result<Config, Failure> {

@@ -1,6 +1,7 @@
 //! `fleet demo`: a hub and real agents in one process, on real sockets, with this machine's real figures.
 
 mod link;
+mod story;
 
 use std::{
     collections::BTreeSet,
@@ -36,6 +37,7 @@ use crate::{
     config::Config,
     consume::FeedItem,
     core::{
+        alert::{Alert, Stage},
         identity::{Change, Role, Token},
         presence::State,
         registry::Intent,
@@ -66,7 +68,7 @@ pub struct Named {
     pub node_https: bool,
 }
 
-/// Runs a hub with `nodes` agents until `shutdown`. A default port that is taken is replaced by a free one; an address
+/// Runs a hub with `nodes` agents until `shutdown`, and plays a story on them if wanted. A default port that is taken is replaced by a free one; an address
 /// that the user named is not.
 ///
 /// # Errors
@@ -75,6 +77,7 @@ pub async fn demo(
     config: &Config,
     named: Named,
     nodes: u16,
+    with_story: bool,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), StartError> {
     let mut config = config.clone();
@@ -99,14 +102,46 @@ pub async fn demo(
         return Err(error);
     }
     introduce(&running, &config.data, &agents);
+    let cast = cast(&agents, &config.data).filter(|_| with_story);
+    let began = clock::mono();
     tokio::select! {
-        () = narrate(&running, feed) => {}
+        () = narrate(&running, feed, began) => {}
+        () = tell(&running, cast.clone(), began) => {}
         () = shutdown => {}
+    }
+    // A story that was cut short leaves no link cut.
+    if let Some(cast) = &cast
+        && let Err(error) = story::mend(&cast.away.1)
+    {
+        tracing::warn!(%error, "{}", cast.away.1.display());
     }
     println!("stopping; the data stay in {}", config.data.display());
     stop(agents, running).await;
     println!("stopped");
     Ok(())
+}
+
+/// The story's nodes: the first, and the second where there is one.
+fn cast(agents: &[AgentHandle], data: &Path) -> Option<story::Cast> {
+    let (warm, away) = (agents.first()?, agents.get(1).or(agents.first())?);
+    let folder = data.join("nodes").join(away.node().as_str());
+    Some(story::Cast { warm: (warm.node().clone(), warm.api()), away: (away.node().clone(), folder) })
+}
+
+/// Plays the story, if there is one; never returns.
+async fn tell(running: &RunningHub, cast: Option<story::Cast>, began: Duration) {
+    if let (Some(cast), Some(alerts)) = (cast, running.hub.alerts()) {
+        let told = |line: &str| println!("{}  * {line}", stamp(began));
+        if let Err(error) = story::play(alerts, cast, told).await {
+            println!("{}  the story is not told: {error}", stamp(began));
+        }
+    }
+    std::future::pending::<()>().await;
+}
+
+/// Seconds since the demo began.
+fn stamp(began: Duration) -> String {
+    format!("{:>6.1} s", clock::mono().saturating_sub(began).as_secs_f64())
 }
 
 async fn stop(agents: Vec<AgentHandle>, running: RunningHub) {
@@ -275,13 +310,12 @@ fn introduce(running: &RunningHub, data: &Path, agents: &[AgentHandle]) {
 }
 
 /// Says which nodes come and go, and how many samples arrived, until the hub is gone.
-async fn narrate(running: &RunningHub, mut feed: broadcast::Receiver<Arc<FeedItem>>) {
+async fn narrate(running: &RunningHub, mut feed: broadcast::Receiver<Arc<FeedItem>>, began: Duration) {
     let mut online = BTreeSet::new();
     let (mut samples, mut first) = (0_u64, true);
     let mut report = time::interval(REPORT);
     report.tick().await;
-    let began = clock::mono();
-    let stamp = || format!("{:>6.1} s", clock::mono().saturating_sub(began).as_secs_f64());
+    let stamp = || stamp(began);
     loop {
         tokio::select! {
             _ = report.tick() => {
@@ -309,7 +343,14 @@ async fn narrate(running: &RunningHub, mut feed: broadcast::Receiver<Arc<FeedIte
                     }
                 }
                 Ok(FeedItem::Event(event)) => println!("{}  {}: {}", stamp(), event.node, event.event.message),
-                Ok(FeedItem::Execution(_) | FeedItem::Config(_) | FeedItem::Alert(_)) | Err(RecvError::Lagged(_)) => {}
+                Ok(FeedItem::Alert(change)) => {
+                    let alert = change.alert.as_ref().filter(|alert| alert.stage != Stage::Pending);
+                    if let Some(Alert { rule, node, stage, severity, message, .. }) = alert {
+                        let severity = severity.as_str();
+                        println!("{}  {node}: alert {rule} ({severity}) is {}: {message}", stamp(), stage.as_str());
+                    }
+                }
+                Ok(FeedItem::Execution(_) | FeedItem::Config(_)) | Err(RecvError::Lagged(_)) => {}
                 Err(RecvError::Closed) => return,
             }
         }
