@@ -4,7 +4,7 @@ mod link;
 mod story;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::{Ipv4Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
     sync::Arc,
@@ -311,7 +311,7 @@ fn introduce(running: &RunningHub, data: &Path, agents: &[AgentHandle]) {
 
 /// Says which nodes come and go, and how many samples arrived, until the hub is gone.
 async fn narrate(running: &RunningHub, mut feed: broadcast::Receiver<Arc<FeedItem>>, began: Duration) {
-    let mut online = BTreeSet::new();
+    let (mut online, mut stages) = (BTreeSet::new(), BTreeMap::new());
     let (mut samples, mut first) = (0_u64, true);
     let mut report = time::interval(REPORT);
     report.tick().await;
@@ -345,6 +345,8 @@ async fn narrate(running: &RunningHub, mut feed: broadcast::Receiver<Arc<FeedIte
                 Ok(FeedItem::Event(event)) => println!("{}  {}: {}", stamp(), event.node, event.event.message),
                 Ok(FeedItem::Alert(change)) => {
                     let alert = change.alert.as_ref().filter(|alert| alert.stage != Stage::Pending);
+                    // It also changes when somebody takes care of it, or is told.
+                    let alert = alert.filter(|alert| stages.insert(change.number, alert.stage) != Some(alert.stage));
                     if let Some(Alert { rule, node, stage, severity, message, .. }) = alert {
                         let severity = severity.as_str();
                         println!("{}  {node}: alert {rule} ({severity}) is {}: {message}", stamp(), stage.as_str());
