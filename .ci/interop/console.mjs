@@ -3,7 +3,7 @@
 //   node .ci/interop/console.mjs MODULES --fleet BINARY --out FOLDER
 //
 // MODULES holds playwright-core and axe-core (npm install --prefix). Logs in by the demo's link, watches a node go offline
-// and return without a reload, runs a command and reads its output, gives things names that are meant to do harm, walks
+// and return without a reload and takes care of its alert, runs a command and reads its output, gives things names that are meant to do harm, walks
 // by keyboard, switches the theme. No page may write an error to the browser's console, load anything from another host,
 // be wider than a phone, or have a serious fault for axe. Screenshots go to FOLDER/console/. Bounded in time, loopback.
 import { spawn } from "node:child_process";
@@ -102,7 +102,20 @@ async function judge(page, name) {
 
 const state = (page, node) => page.locator(`#node-${node} .state`).first().textContent();
 
-async function comesAndGoes(page, hub) {
+// Somebody takes care of the alert that a node is gone, and it is over when the node is back.
+async function alert(context, hub) {
+  const page = await watched(context, hub);
+  await page.goto("/alerts");
+  const row = page.locator("#list tr", { hasText: "demo-2" }).first();
+  await row.locator(".state", { hasText: "firing" }).waitFor({ timeout: PATIENCE });
+  await judge(page, "alerts");
+  await row.getByRole("button", { name: /^Acknowledge/ }).click();
+  await page.locator("#list tr", { hasText: "demo-2" }).getByText("taken care of by").waitFor();
+  await judge(page, "alerts-acknowledged");
+  return page;
+}
+
+async function comesAndGoes(context, page, hub) {
   await page.evaluate(() => { window.same = true; });
   await until("demo-2 is online", async () => await state(page, "demo-2") === "online");
   const offline = path.join(hub.data, "nodes/demo-2/offline");
@@ -111,10 +124,13 @@ async function comesAndGoes(page, hub) {
   await page.locator("#tiles .tile", { hasText: "offline" }).locator("b", { hasText: /^1$/ }).waitFor();
   await page.locator("#changes li", { hasText: "demo-2" }).first().waitFor();
   await judge(page, "fleet-one-offline");
+  const alerts = await alert(context, hub);
   fs.rmSync(offline);
   await until("demo-2 is shown as back", async () => await state(page, "demo-2") === "online");
   if (!await page.evaluate(() => window.same)) fault("the page was loaded again meanwhile");
-  console.log("ok    a node went and came back on an open page");
+  await until("the alert is over", async () => await alerts.locator("#list tr", { hasText: "demo-2" }).count() === 0);
+  await alerts.close();
+  console.log("ok    a node went and came back on an open page, and its alert with it");
 }
 
 async function command(page) {
@@ -224,7 +240,10 @@ async function looks(browser, hub, cookies) {
   console.log("ok    every page in the dark and on a phone");
 }
 
-const PAGES = { fleet: "/", node: "/nodes/demo-1?range=15m", commands: "/commands", "command-new": "/commands/new?all=1" };
+const PAGES = {
+  fleet: "/", node: "/nodes/demo-1?range=15m", alerts: "/alerts?state=resolved", commands: "/commands",
+  "command-new": "/commands/new?all=1", access: "/access", audit: "/audit",
+};
 
 const hub = await demo();
 let browser;
@@ -238,7 +257,7 @@ try {
   await page.goto(hub.link);
   await page.waitForURL(`${hub.base}/`);
   await page.locator("#pulse[data-state=on]").waitFor();
-  await comesAndGoes(page, hub);
+  await comesAndGoes(context, page, hub);
   await command(page);
   await node(page, hub);
   await page.goto("/");

@@ -40,11 +40,47 @@ fn severity(text: &str) -> Result<Severity, Refusal> {
     read.map_err(|_| Refusal::query("severity", "is none of info, warning, error, critical"))
 }
 
+/// Which alerts, in the words of a query.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Wants<'a> {
+    /// A list of `pending,firing,resolved`, or `open`.
+    pub(crate) state: Option<&'a str>,
+    /// The least severity.
+    pub(crate) severity: Option<&'a str>,
+    /// Of this rule.
+    pub(crate) rule: Option<&'a str>,
+    /// At this node.
+    pub(crate) node: Option<&'a str>,
+    /// At this site.
+    pub(crate) site: Option<&'a str>,
+    /// Without those that another stands for.
+    pub(crate) causes: bool,
+    /// Where the page begins.
+    pub(crate) cursor: Option<&'a str>,
+    /// At most so many.
+    pub(crate) limit: usize,
+}
+
 /// `GET alerts?state=&severity=&rule=&node=&site=&causes=&limit=&cursor=`: newest first. `state` is a list of
 /// `pending,firing,resolved`, or `open`; `severity` the least; `causes=true` leaves out those that another stands for.
 pub(super) async fn list(State(api): State<Arc<Api>>, params: Params) -> Result<Response, Refusal> {
     params.only(&["state", "severity", "rule", "node", "site", "causes", "limit", "cursor"])?;
-    let stages = match params.text("state") {
+    let wants = Wants {
+        state: params.text("state"),
+        severity: params.text("severity"),
+        rule: params.text("rule"),
+        node: params.text("node"),
+        site: params.text("site"),
+        causes: params.flag("causes")?,
+        cursor: params.text("cursor"),
+        limit: params.limit()?,
+    };
+    Ok(Json(read(&api, wants).await?).into_response())
+}
+
+/// A page of alerts, newest first.
+pub(crate) async fn read(api: &Arc<Api>, wants: Wants<'_>) -> Result<Page<shapes::Alert>, Refusal> {
+    let stages = match wants.state {
         None => Vec::new(),
         Some("open") => vec![Stage::Pending, Stage::Firing],
         Some(states) => {
@@ -56,21 +92,22 @@ pub(super) async fn list(State(api): State<Arc<Api>>, params: Params) -> Result<
             states.split(',').map(known).collect::<Result<_, _>>()?
         }
     };
-    let rule = params.text("rule").map(RuleId::parse).transpose();
-    let node = params.text("node").map(node_id).transpose()?;
+    let rule = wants.rule.map(RuleId::parse).transpose();
+    let node = wants.node.map(node_id).transpose()?;
+    let before = wants.cursor.map(str::parse).transpose();
     let filter = AlertFilter {
         stages,
-        node: node.map(|node| nodes::number(&api, &node)).transpose()?,
+        node: node.map(|node| nodes::number(api, &node)).transpose()?,
         rule: rule.map_err(|why| Refusal::query("rule", why))?,
-        site: params.text("site").map(str::to_owned),
-        least: params.text("severity").map(severity).transpose()?,
-        causes: params.flag("causes")?,
-        before: params.read("cursor")?,
-        limit: params.limit()?,
+        site: wants.site.map(str::to_owned),
+        least: wants.severity.map(severity).transpose()?,
+        causes: wants.causes,
+        before: before.map_err(|_| Refusal::query("cursor", "is none that this list gave"))?,
+        limit: wants.limit,
     };
     let (found, next) = api.query(move |api| Ok(api.hub.state().alerts(&filter)?)).await?;
     let items = found.iter().map(alerts::shown).collect();
-    Ok(Json(Page { items, next: next.map(|number: u64| number.to_string()) }).into_response())
+    Ok(Page { items, next: next.map(|number: u64| number.to_string()) })
 }
 
 async fn find(api: &Arc<Api>, id: &str) -> Result<Alert, Refusal> {
@@ -117,9 +154,19 @@ pub(super) async fn acknowledge(
 ) -> Result<Response, Refusal> {
     params.only(&[])?;
     let Acknowledge { comment: said } = json(&headers, &body)?;
-    let alert = find(&api, &id).await?;
+    Ok(Json(take_care(&api, &caller, &id, said).await?).into_response())
+}
+
+/// Acknowledges an alert; gives it as it is then.
+pub(crate) async fn take_care(
+    api: &Arc<Api>,
+    caller: &Caller,
+    id: &str,
+    said: Option<String>,
+) -> Result<shapes::Alert, Refusal> {
+    let alert = find(api, id).await?;
     api.alerts()?.acknowledge(alert.number, caller.by(), comment(said)?).await?;
-    Ok(Json(alerts::shown(&find(&api, &id).await?)).into_response())
+    Ok(alerts::shown(&find(api, id).await?))
 }
 
 /// How long, and about what.
@@ -177,13 +224,32 @@ pub(super) async fn silence(
             "the alert says what it is about; `silences` takes a rule, a node, a site",
         ));
     }
-    let alert = find(&api, &id).await?;
-    let mut silence = wanted.silence(&caller, api.hub.clock().now().wall_ms)?;
+    Ok((StatusCode::CREATED, Json(quieten(&api, &caller, &id, wanted).await?)).into_response())
+}
+
+/// Keeps people from being told of what an alert is about, for a while.
+pub(crate) async fn keep_quiet(
+    api: &Arc<Api>,
+    caller: &Caller,
+    id: &str,
+    for_s: u32,
+    comment: Option<String>,
+) -> Result<shapes::Silence, Refusal> {
+    quieten(api, caller, id, Wanted { for_s: Some(for_s), comment, ..Wanted::default() }).await
+}
+
+async fn quieten(
+    api: &Arc<Api>,
+    caller: &Caller,
+    id: &str,
+    wanted: Wanted,
+) -> Result<shapes::Silence, Refusal> {
+    let alert = find(api, id).await?;
+    let mut silence = wanted.silence(caller, api.hub.clock().now().wall_ms)?;
     silence.rule = Some(alert.rule);
     silence.node = Some(alert.node);
     silence.device = Some(alert.device);
-    let made = api.alerts()?.silence(silence).await?;
-    Ok((StatusCode::CREATED, Json(shown(&made))).into_response())
+    Ok(shown(&api.alerts()?.silence(silence).await?))
 }
 
 fn shown(silence: &Silence) -> shapes::Silence {
@@ -203,8 +269,13 @@ fn shown(silence: &Silence) -> shapes::Silence {
 /// `GET silences`: those that have not ended, all on one page.
 pub(super) async fn silences(State(api): State<Arc<Api>>, params: Params) -> Result<Response, Refusal> {
     params.only(&["limit", "cursor"])?;
+    Ok(Json(read_silences(&api).await?).into_response())
+}
+
+/// Silences that have not ended.
+pub(crate) async fn read_silences(api: &Arc<Api>) -> Result<Page<shapes::Silence>, Refusal> {
     let found = api.query(|api| Ok(api.hub.state().silences()?)).await?;
-    Ok(Json(Page { items: found.iter().map(shown).collect(), next: None }).into_response())
+    Ok(Page { items: found.iter().map(shown).collect(), next: None })
 }
 
 /// `POST silences` with `{rule?, node?, device?, site?, for_s | until_ms, comment?}`.
@@ -229,11 +300,16 @@ pub(super) async fn remove_silence(
     params: Params,
 ) -> Result<Response, Refusal> {
     params.only(&[])?;
+    speak_again(&api, &caller, &id).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// Ends a silence.
+pub(crate) async fn speak_again(api: &Api, caller: &Caller, id: &str) -> Result<(), Refusal> {
     let unknown =
         || Refusal::NotFound(format!("there is no silence {id:?}; `fleet alert silences` lists them"));
     let number = id.parse().map_err(|_| unknown())?;
-    api.alerts()?.unsilence(number, caller.by()).await?;
-    Ok(StatusCode::NO_CONTENT.into_response())
+    Ok(api.alerts()?.unsilence(number, caller.by()).await?)
 }
 
 /// `GET receivers`.

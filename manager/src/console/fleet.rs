@@ -136,25 +136,30 @@ pub(super) async fn live(
 /// The parts of the fleet's page that a tick touches. Nodes keep their place in the list, whatever becomes of them.
 pub(super) async fn parts(api: &Arc<Api>, rows: &[NodeId], tick: &Tick) -> Result<Vec<Part>, Refusal> {
     let now_ms = api.hub.clock().now().wall_ms;
-    let drawn = tick.overview.get_or_try_init(async || {
+    let draw = async {
         let overview = api.hub.with_fleet(Overview::of);
         let events = events::read(api, None, None, 12).await?;
         let changes = overview.changes(&events.items, now_ms);
-        Ok::<_, Refusal>(vec![
+        Ok(vec![
             part("tiles", &Tiles { counts: overview.counts })?,
             part("sites", &Sites { sites: overview.sites, more: overview.more_sites })?,
             part("changes", &changes)?,
         ])
-    });
-    let mut parts = drawn.await?.clone();
-    let touched = |id: &&NodeId| tick.all || tick.nodes.contains(*id);
+    };
+    let mut parts = api.live.overview(draw).await?;
+    let mut drawn = tick.rows.lock().await;
+    let touched: Vec<&NodeId> = rows.iter().filter(|id| tick.all || tick.nodes.contains(*id)).collect();
     let nodes = api.hub.with_fleet(|fleet| {
-        let found = rows.iter().filter(touched).filter_map(|id| fleet.nodes.get(id));
-        found.map(|node| Node::clone(node)).collect()
+        let missing = touched.iter().filter(|id| !drawn.contains_key(**id));
+        missing.filter_map(|id| fleet.nodes.get(*id)).map(|node| Node::clone(node)).collect()
     });
     for row in self::rows(api, nodes, now_ms).await? {
-        parts.push(part(format!("node-{}", row.node.id), &Cells { row: &row })?);
+        let part = part(format!("node-{}", row.node.id), &Cells { row: &row })?;
+        if let Ok(id) = NodeId::parse(&row.node.id) {
+            drawn.insert(id, part);
+        }
     }
+    parts.extend(touched.into_iter().filter_map(|id| drawn.get(id)).cloned());
     Ok(parts)
 }
 

@@ -8,7 +8,10 @@ use std::{
     collections::{BTreeSet, HashMap},
     convert::Infallible,
     hash::{DefaultHasher, Hash as _, Hasher as _},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -19,7 +22,7 @@ use axum::response::{
 use fleet_schemas::{CommandId, NodeId};
 use serde_json::json;
 use tokio::sync::{
-    OnceCell, Semaphore, broadcast,
+    Mutex, Semaphore, broadcast,
     broadcast::error::{RecvError, TryRecvError},
     mpsc,
 };
@@ -47,6 +50,10 @@ const STALLED: Duration = Duration::from_secs(20);
 pub(crate) struct Live {
     ticks: broadcast::Sender<Arc<Tick>>,
     places: Arc<Semaphore>,
+    /// How often anything was found changed.
+    changes: AtomicU64,
+    /// The parts that every fleet page has, until something changes.
+    overview: Mutex<Option<Vec<Part>>>,
 }
 
 /// What changed since the last.
@@ -62,10 +69,12 @@ pub(super) struct Tick {
     pub(super) told: BTreeSet<NodeId>,
     /// Commands of which anything changed.
     pub(super) commands: BTreeSet<CommandId>,
+    /// An alert changed.
+    pub(super) alerts: bool,
     /// A layer of the configuration changed.
     pub(super) config: bool,
-    /// The parts that every fleet page has; drawn by the first that needs them.
-    pub(super) overview: OnceCell<Vec<Part>>,
+    /// Lines of lists of nodes; drawn by the first page that shows them.
+    pub(super) rows: Mutex<HashMap<NodeId, Part>>,
 }
 
 /// A part of a page: the element of that id, and what is to stand in it.
@@ -79,7 +88,39 @@ pub(super) struct Part {
 
 impl Default for Live {
     fn default() -> Self {
-        Self { ticks: broadcast::channel(BEHIND).0, places: Arc::new(Semaphore::new(PAGES)) }
+        let (changes, overview) = (AtomicU64::default(), Mutex::default());
+        Self {
+            ticks: broadcast::channel(BEHIND).0,
+            places: Arc::new(Semaphore::new(PAGES)),
+            changes,
+            overview,
+        }
+    }
+}
+
+impl Live {
+    /// The parts that every fleet page has, drawn by the first that needs them since the last change.
+    pub(super) async fn overview(
+        &self,
+        draw: impl Future<Output = Result<Vec<Part>, Refusal>>,
+    ) -> Result<Vec<Part>, Refusal> {
+        let mut kept = self.overview.lock().await;
+        if let Some(parts) = &*kept {
+            return Ok(parts.clone());
+        }
+        let before = self.changes.load(Ordering::Acquire);
+        let parts = draw.await?;
+        // What changed while it was drawn is perhaps not in it.
+        if self.changes.load(Ordering::Acquire) == before {
+            *kept = Some(parts.clone());
+        }
+        Ok(parts)
+    }
+
+    /// What was drawn before is old.
+    async fn changed(&self) {
+        self.changes.fetch_add(1, Ordering::AcqRel);
+        *self.overview.lock().await = None;
     }
 }
 
@@ -92,6 +133,7 @@ impl Tick {
     fn is_empty(&self) -> bool {
         !self.all
             && !self.config
+            && !self.alerts
             && self.nodes.is_empty()
             && self.sampled.is_empty()
             && self.told.is_empty()
@@ -105,7 +147,7 @@ impl Tick {
             FeedItem::Samples { node, .. } => note(&mut self.sampled, node),
             FeedItem::Execution(change) => drop(self.commands.insert(change.command)),
             FeedItem::Config(_) => self.config = true,
-            FeedItem::Alert(_) => {}
+            FeedItem::Alert(_) => self.alerts = true,
         }
     }
 }
@@ -141,12 +183,12 @@ pub(crate) async fn gather(api: Arc<Api>) {
                 Err(TryRecvError::Closed) => return,
             }
         }
-        if api.live.ticks.receiver_count() == 0 {
-            gathered = Tick::default();
-        } else if !gathered.is_empty() {
-            // An error means that the last page was closed just now.
-            let _ = api.live.ticks.send(Arc::new(std::mem::take(&mut gathered)));
+        if gathered.is_empty() {
+            continue;
         }
+        api.live.changed().await;
+        // An error means that no page is open.
+        let _ = api.live.ticks.send(Arc::new(std::mem::take(&mut gathered)));
     }
 }
 

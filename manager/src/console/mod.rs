@@ -4,6 +4,7 @@
 //! Everything that a page needs is in this binary; nothing is asked of any other host.
 
 mod access;
+mod alerts;
 mod assets;
 mod chart;
 mod commands;
@@ -54,6 +55,11 @@ pub(crate) fn routes(routes: Routes) -> Routes {
         .on(viewer, Method::GET, "/commands/{id}", commands::one)
         .on(operator, Method::POST, "/commands/{id}/cancel", commands::cancel)
         .on(viewer, Method::GET, "/live/commands", commands::live)
+        .on(viewer, Method::GET, "/alerts", alerts::page)
+        .on(viewer, Method::GET, "/live/alerts", alerts::live)
+        .on(operator, Method::POST, "/alerts/{id}/acknowledge", alerts::acknowledge)
+        .on(operator, Method::POST, "/alerts/{id}/silence", alerts::silence)
+        .on(operator, Method::POST, "/silences/{id}/remove", alerts::unsilence)
         .on(admin, Method::GET, "/access", access::page)
         .on(admin, Method::GET, "/audit", access::trail)
         .on(viewer, Method::GET, "/live/commands/{id}", commands::live_one)

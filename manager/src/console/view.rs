@@ -5,7 +5,7 @@ use std::sync::Arc;
 use fleet_schemas::NodeId;
 
 use super::{
-    commands, fleet,
+    alerts, commands, fleet,
     live::{Part, Tick},
     node,
 };
@@ -16,6 +16,8 @@ use crate::api::{Api, problem::Refusal};
 pub(super) enum View {
     /// The fleet, with these nodes in its list.
     Fleet(Vec<NodeId>),
+    /// Alerts.
+    Alerts(Box<alerts::Asked>),
     /// Commands, or one of them.
     Commands(commands::Asked),
     /// A node.
@@ -27,6 +29,7 @@ impl View {
     pub(super) fn touched(&self, tick: &Tick) -> bool {
         match self {
             Self::Fleet(_) => tick.all || !tick.nodes.is_empty() || !tick.told.is_empty(),
+            Self::Alerts(asked) => asked.touched(tick),
             Self::Commands(asked) => asked.touched(tick),
             Self::Node(open) => open.touched(tick),
         }
@@ -36,6 +39,7 @@ impl View {
     pub(super) async fn parts(&mut self, api: &Arc<Api>, tick: &Tick) -> Result<Vec<Part>, Refusal> {
         match self {
             Self::Fleet(rows) => fleet::parts(api, rows, tick).await,
+            Self::Alerts(asked) => alerts::parts(api, asked).await,
             Self::Commands(asked) => commands::parts(api, asked).await,
             Self::Node(open) => open.parts(api, tick).await,
         }

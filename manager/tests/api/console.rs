@@ -423,3 +423,46 @@ async fn a_command_is_for_the_nodes_that_were_shown() {
     tokio::join!(watched, canceled);
     site.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_alert_is_taken_care_of_and_kept_quiet_from_its_page() {
+    let site = Site::start().await;
+    let rules = format!(
+        "rules:\n  - {{id: hot, sensor: any, field: temperature, condition: \"value > 27\", severity: critical, message: {:?}}}\n",
+        HOSTILE[0]
+    );
+    let put = site.client().put(site.url("/api/v1/rules")).header("content-type", "application/yaml");
+    assert_eq!(put.body(rules).send().await.unwrap().status(), StatusCode::OK);
+    let token = operator(&site.hub, "ada", Role::Operator, None).await;
+    let mut browser = Browser::of(&site, &token).await;
+    assert!(browser.page("/alerts").await.contains("no alert is open"));
+    let mut node = Node::born(&site, "edge-1").await;
+    let fires = browser.until("/live/alerts", |id, html| id == "list" && html.contains("state firing"));
+    let hot = [(fleet_manager::clock::wall_ms(), "dht22", "temperature", 30.0)];
+    tokio::join!(fires, node.measures(&hot));
+    let page = browser.page("/alerts").await;
+    assert!(!page.contains("<script>alert") && page.contains("&#60;script&#62;alert"), "{page}");
+    let (_, rest) = page.split_once("action=\"/alerts/").unwrap();
+    let id = rest.split('/').next().unwrap().to_owned();
+    let secret = csrf(&page);
+    for what in ["acknowledge", "silence"] {
+        let path = format!("/alerts/{id}/{what}");
+        assert_eq!(browser.post(&path, &[]).await.status(), StatusCode::FORBIDDEN, "{what}");
+        let done = browser.post(&path, &[("csrf", &secret), ("for_s", "3600")]).await;
+        assert_eq!(done.status(), StatusCode::SEE_OTHER, "{what}: {}", done.text().await.unwrap());
+    }
+    let page = browser.page("/alerts").await;
+    assert!(
+        page.contains("taken care of by <bdi>operator ada</bdi>") && page.contains("state silenced"),
+        "{page}"
+    );
+    let (_, rest) = page.split_once("action=\"/silences/").unwrap();
+    let ended = format!("/silences/{}/remove", rest.split('/').next().unwrap());
+    assert_eq!(browser.post(&ended, &[("csrf", &secret)]).await.status(), StatusCode::SEE_OTHER);
+    assert!(browser.page("/alerts").await.contains("state acknowledged"));
+    let audit = site.get("/api/v1/audit?who=ada").await;
+    assert_eq!(audit["items"].as_array().unwrap().len(), 3, "{audit}");
+    let viewer = operator(&site.hub, "eve", Role::Viewer, None).await;
+    assert!(!Browser::of(&site, &viewer).await.page("/alerts").await.contains("Acknowledge"));
+    site.stop().await;
+}
