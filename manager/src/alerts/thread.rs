@@ -33,6 +33,8 @@ use crate::{
 const WAIT: Duration = Duration::from_millis(250);
 /// Shortest time between two rounds: what is committed meanwhile is judged together.
 const PAUSE: Duration = Duration::from_millis(20);
+/// Alerts that followers are told of without a pause.
+const ITEMS: usize = 1_000;
 /// How long it waits before it tries again after a store failed.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -184,7 +186,11 @@ impl Work {
         let told = judge.told();
         self.logged.increment(told.logged);
         speak::publish(&self.publisher, judge.engine().alerts(), &told.changes);
-        for change in told.changes {
+        for (told, change) in told.changes.into_iter().enumerate() {
+            if told > 0 && told.is_multiple_of(ITEMS) {
+                // Followers have only so much room, and follow other things, too.
+                tokio::time::sleep(PAUSE).await;
+            }
             self.hub.tell(Arc::new(FeedItem::Alert(Box::new(change))));
         }
         for notice in told.notices {
