@@ -36,18 +36,19 @@ pub(super) struct Taken {
 
 pub(super) async fn report(State(api): Shared, request: Request) -> Answer {
     let name = name_in(request.headers())?;
-    let Text { bytes, place: _place } = read(&api, request).await?;
+    let Text { bytes, place } = read(&api, request).await?;
     let tree = tree(&bytes)?;
     let node = text(&tree, "node_id")?.to_owned();
     let read = |now_ms| Ok(vec![sample(&api, &tree, now_ms)?]);
     let handed = write::samples(name.as_deref(), api.clock.now().wall_ms, read)?;
-    api.write(handed).await?;
+    drop((tree, bytes));
+    api.write(handed, place).await?;
     taken(&api, node).await
 }
 
 pub(super) async fn batch(State(api): Shared, request: Request) -> Answer {
     let name = name_in(request.headers())?;
-    let Text { bytes, place: _place } = read(&api, request).await?;
+    let Text { bytes, place } = read(&api, request).await?;
     let tree = tree(&bytes)?;
     let gateway = text(&tree, "gateway_id")?.to_owned();
     let Some(Value::Array(readings)) = tree.get("readings") else {
@@ -65,7 +66,8 @@ pub(super) async fn batch(State(api): Shared, request: Request) -> Answer {
         samples.collect()
     };
     let handed = write::samples(name.as_deref(), api.clock.now().wall_ms, read)?;
-    api.write(handed).await?;
+    drop((tree, bytes));
+    api.write(handed, place).await?;
     taken(&api, gateway).await
 }
 

@@ -173,8 +173,8 @@ async fn events(State(api): Shared, request: Request) -> Answer {
     answer.map_err(|problem| if alone { problem.renamed("/0/id", "/id") } else { problem })
 }
 
-async fn accept(api: &Api, handed: Handed, _place: Place) -> Answer {
-    let receipt: Receipt = api.write(handed).await?;
+async fn accept(api: &Api, handed: Handed, place: Place) -> Answer {
+    let receipt: Receipt = api.write(handed, place).await?;
     let mut response = json(&Accepted::from(receipt))?;
     *response.status_mut() = StatusCode::ACCEPTED;
     Ok(response)

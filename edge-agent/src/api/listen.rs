@@ -34,8 +34,9 @@ const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 const DRAIN: Duration = Duration::from_secs(1);
 /// Largest head of a request, in bytes.
 const HEAD_BYTES: usize = 16 * 1024;
-/// Requests that a connection of HTTP/2 may have open at a time.
-const STREAMS: u32 = 16;
+/// Requests that a connection of HTTP/2 may have open at a time: a write waits for one or two syncs of the disk, and at
+/// 500 a second over one connection a slow one must not make them queue up at the client.
+const STREAMS: u32 = 32;
 /// Bytes that a request, and all requests of a connection, may send before somebody reads them.
 const WINDOW_BYTES: u32 = 256 * 1024;
 /// Bytes of an answer that wait for a client to read.

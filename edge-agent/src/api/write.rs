@@ -125,12 +125,15 @@ impl Api {
         Ok(Written { pending, _room: room })
     }
 
-    /// Hands records in and waits for the disk.
-    pub(super) async fn write(&self, handed: Handed) -> Result<Receipt, Problem> {
+    /// Hands records in and waits for the disk. `place` is given back as soon as there is room for them: what waits for
+    /// the disk is bounded by that room, and others can be read meanwhile.
+    pub(super) async fn write(&self, handed: Handed, place: impl Send) -> Result<Receipt, Problem> {
         if handed.submission.is_empty() {
             return Ok(Receipt::default());
         }
-        self.hand_in(handed).await?.done().await
+        let written = self.hand_in(handed).await?;
+        drop(place);
+        written.done().await
     }
 }
 

@@ -4,7 +4,7 @@ use std::{collections::VecDeque, sync::Arc};
 
 use fleet_schemas::{event, telemetry};
 use tokio::select;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Extensions, Request, Response, Status, Streaming};
 
 use super::{
     super::{
@@ -29,19 +29,19 @@ impl pb::telemetry_server::Telemetry for Edge {
 
     async fn submit(&self, request: Request<pb::SubmitRequest>) -> Result<Response<pb::Accepted>, Status> {
         // Its place is in the extensions.
-        let (_, _held, message) = request.into_parts();
+        let (_, place, message) = request.into_parts();
         let handed = one(&self.0, &message)?;
-        accepted(&self.0, handed).await
+        accepted(&self.0, handed, place).await
     }
 
     async fn submit_batch(
         &self,
         request: Request<pb::TelemetryBatch>,
     ) -> Result<Response<pb::Accepted>, Status> {
-        let (_, _held, message) = request.into_parts();
+        let (_, place, message) = request.into_parts();
         let handed = batch(&self.0, &message)?;
         drop(message);
-        accepted(&self.0, handed).await
+        accepted(&self.0, handed, place).await
     }
 
     async fn submit_stream(
@@ -63,18 +63,19 @@ impl pb::telemetry_server::Telemetry for Edge {
 #[tonic::async_trait]
 impl pb::events_server::Events for Edge {
     async fn submit(&self, request: Request<pb::EventsRequest>) -> Result<Response<pb::Accepted>, Status> {
-        let (_, _held, message) = request.into_parts();
+        let (_, place, message) = request.into_parts();
         let name = name_in(&message.id)?;
         let now_ms = self.0.clock.now().wall_ms;
         let handed = write::events(name, now_ms, |now_ms| events(&message.events, now_ms))?;
         let below = |problem: Problem| problem.below("/events");
-        let receipt = self.0.write(handed).await.map_err(below)?;
+        drop(message);
+        let receipt = self.0.write(handed, place).await.map_err(below)?;
         Ok(Response::new(pb::Accepted { accepted: receipt.records, repeated: receipt.repeated }))
     }
 }
 
-async fn accepted(api: &Api, handed: Handed) -> Result<Response<pb::Accepted>, Status> {
-    let receipt = api.write(handed).await?;
+async fn accepted(api: &Api, handed: Handed, place: Extensions) -> Result<Response<pb::Accepted>, Status> {
+    let receipt = api.write(handed, place).await?;
     Ok(Response::new(pb::Accepted { accepted: receipt.records, repeated: receipt.repeated }))
 }
 
