@@ -35,14 +35,14 @@ fn looking_takes_a_viewer_changing_an_operator_and_letting_in_an_admin() {
         };
         assert_eq!(right.needs, Needs::Role(least), "{right:?}");
     }
-    for path in ["/livez", "/readyz", "/version", "/metrics"] {
+    for path in ["/livez", "/readyz", "/version", "/openapi.json", "/metrics"] {
         assert!(table.iter().any(|right| right.path == path), "{path}");
     }
 }
 
 /// Of people's pages: looking takes a viewer's session, changing an operator's, and who may get in is an admin's.
 fn page(right: &api::rights::Right) {
-    let open = ["/livez", "/readyz", "/version", "/metrics", "/login", "/assets/{file}"];
+    let open = ["/livez", "/readyz", "/version", "/metrics", "/openapi.json", "/login", "/assets/{file}"];
     let least = match right.path {
         path if open.contains(&path) => {
             return assert!(matches!(right.needs, Needs::Nothing | Needs::Here), "{right:?}");
