@@ -53,7 +53,7 @@ async function demo() {
     return /console +(http\S+)/.exec(said)?.[1];
   });
   const token = fs.readFileSync(path.join(data, "access/admin"), "utf8").split("\n")[1];
-  const edge = await until("the edge APIs are told", () => /demo-1 +edge API (http\S+)/.exec(said)?.[1]);
+  const edge = await until("the edge APIs are told", () => /demo-1 +edge API (http[^\s,]+)/.exec(said)?.[1]);
   const stop = async () => {
     child.kill("SIGINT");
     await Promise.race([ended, new Promise((resolve) => setTimeout(resolve, 20_000))]);
