@@ -52,7 +52,7 @@ const PLOT: [(u64, Turn, &str); 5] = [
     (50, Turn::Cool, "a fan starts: the room cools, and the alert is resolved by itself"),
     (80, Turn::Cut, "{away} loses its link. It goes on measuring. Look: fleet why {away}"),
     (
-        140,
+        125,
         Turn::Mend,
         "{away} has its link again and sends its backlog. Look: fleet telemetry {away} --metric load1 --since 5m, without a gap",
     ),
