@@ -76,6 +76,8 @@ pub(crate) struct Passwords {
 struct Known {
     entries: Entries,
     stamp: Option<Stamp>,
+    // Let in by a version of the file that was not read as a whole yet: with the next one they may be gone again.
+    let_in: Entries,
 }
 
 /// Tells one version of the file from another.
@@ -160,7 +162,8 @@ impl Passwords {
             .filter(|(device, entry)| entry.has_password() && !old.contains_key(*device))
             .map(|(device, _)| (device.clone(), false));
         let new: Vec<_> = new.collect();
-        let changed = old.into_iter().filter_map(|(device, entry)| {
+        let let_in = std::mem::take(&mut known.let_in);
+        let changed = old.into_iter().chain(let_in).filter_map(|(device, entry)| {
             let same = known.entries.get(&device).is_some_and(|now| now.hash == entry.hash);
             (!same).then(|| (device, entry.has_password()))
         });
@@ -169,15 +172,21 @@ impl Passwords {
 
     /// Whether this is the device's password, also if it was given in this moment.
     pub(crate) fn takes(&self, device: &DeviceId, password: &[u8]) -> bool {
-        let takes = |entries: &Entries| entries.get(device).is_some_and(|entry| entry.takes(password));
-        let (known, stamp) = {
+        let stamp = {
             let known = self.lock();
-            (takes(&known.entries), known.stamp)
+            if known.entries.get(device).is_some_and(|entry| entry.takes(password)) {
+                return true;
+            }
+            known.stamp
         };
+        if !self::stamp(&self.path).is_ok_and(|now| now != stamp) {
+            return false;
+        }
+        let entry = load(&self.path).ok().and_then(|mut new| new.remove(device));
+        let Some(entry) = entry.filter(|entry| entry.takes(password)) else { return false };
         // What else changed is for the next refresh to tell.
-        known
-            || (self::stamp(&self.path).is_ok_and(|now| now != stamp)
-                && load(&self.path).is_ok_and(|new| takes(&new)))
+        self.lock().let_in.insert(device.clone(), entry);
+        true
     }
 
     /// Whether the device has a password.
@@ -280,6 +289,18 @@ mod tests {
         assert!(known.takes(&shed, password.as_bytes()) && known.has(&shed));
         assert!(!known.takes(&shed, b"") && !known.takes(&shed, &password.as_bytes()[1..]));
         assert!(!known.takes(&device("barn"), password.as_bytes()));
+        assert_eq!(known.refresh().unwrap(), []);
+    }
+
+    #[test]
+    fn a_password_that_came_and_went_between_two_looks_ends_whom_it_let_in() {
+        let folder = tempfile::tempdir().unwrap();
+        let shed = device("shed");
+        let known = Passwords::open(folder.path()).unwrap();
+        let password = set(folder.path(), &shed, true, false).unwrap().unwrap();
+        assert!(known.takes(&shed, password.as_bytes()));
+        assert!(remove(folder.path(), &shed).unwrap());
+        assert_eq!(known.refresh().unwrap(), [(shed.clone(), true)]);
         assert_eq!(known.refresh().unwrap(), []);
     }
 
