@@ -300,7 +300,7 @@ mod tests {
         let password = set(folder.path(), &shed, true, false).unwrap().unwrap();
         assert!(known.takes(&shed, password.as_bytes()));
         assert!(remove(folder.path(), &shed).unwrap());
-        assert_eq!(known.refresh().unwrap(), [(shed.clone(), true)]);
+        assert_eq!(known.refresh().unwrap(), [(shed, true)]);
         assert_eq!(known.refresh().unwrap(), []);
     }
 
