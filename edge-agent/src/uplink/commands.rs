@@ -122,7 +122,11 @@ impl Uplink {
         let age = self.age(orders.hub_ms, now);
         self.hear(orders.hub_ms, now);
         let view = self.view(orders, judge.as_ref(), age, now)?;
-        let time = self.time(now);
+        // By the estimate that gave the age: by this message alone, what it was late would be taken off twice, and what
+        // must wait would begin too early after a reboot.
+        let late_ms = u64::try_from(age.as_millis()).unwrap_or(0);
+        let true_ms = Some(orders.hub_ms.saturating_add_unsigned(late_ms));
+        let time = Time { true_ms, ..self.time(now) };
         let effects = self.commands.queues.take_orders(orders, &view, &time);
         self.carry_out(effects, now);
         self.advance(now);

@@ -37,8 +37,6 @@ pub(super) enum Fault {
     MoveNode { edge: usize },
 }
 
-/// No message is under way for longer, milliseconds.
-pub(super) const SLOWEST_MS: u64 = 3_000;
 const TEN_YEARS_MS: i64 = 315_360_000_000;
 
 /// Draws what goes wrong in this step, if anything does.
@@ -84,7 +82,7 @@ fn weather(rng: &mut StdRng) -> Weather {
     Weather {
         lose: rng.random_range(0..150),
         double: rng.random_range(0..100),
-        delay_ms: rng.random_range(0..SLOWEST_MS),
+        delay_ms: rng.random_range(0..3_000),
     }
 }
 
