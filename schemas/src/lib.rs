@@ -29,6 +29,7 @@ pub mod session;
 pub mod telemetry;
 pub mod topic;
 pub mod unit;
+pub mod update;
 
 pub use id::{CommandId, DeviceId, MetricName, NodeId, SessionId, StoreId, StreamId};
 pub use lane::Lane;

@@ -71,5 +71,12 @@ pub const TOPIC_LEVELS: usize = 8;
 pub const TEXT_BYTES: usize = 256;
 /// Most skills a node may announce.
 pub const SKILLS_PER_NODE: usize = 256;
+/// Most entries of what a node and the devices behind it run: every skill, the agent, the system, some devices; about
+/// 40 kB, so that a birth still fits a packet.
+pub const RUNNING_PER_NODE: usize = SKILLS_PER_NODE + 64;
+/// Largest artifact, in bytes: a system image of a small machine.
+pub const ARTIFACT_BYTES: u64 = 2 * 1024 * 1024 * 1024;
+/// Largest file of signed metadata, in bytes: some ten thousand targets.
+pub const METADATA_BYTES: usize = 4 * 1024 * 1024;
 /// Most figures of the machine in one heartbeat.
 pub const FIGURES_PER_NODE: usize = 128;

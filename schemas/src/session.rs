@@ -10,6 +10,7 @@ use crate::{
     id::{CommandId, SessionId, StreamId},
     lane::{self, Lane},
     limits,
+    update::Running,
 };
 
 /// The first message of a session; repeated until it is answered.
@@ -77,6 +78,9 @@ pub struct Versions {
     /// Skills by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub skills: BTreeMap<String, String>,
+    /// All of it by digest, the agent included; at most 320. Empty: the agent takes no updates.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub running: Vec<Running>,
 }
 
 /// The will, or a goodbye: the session ended. Acts only on the session it names.
@@ -176,16 +180,31 @@ impl Birth {
         {
             return Err("too many entries in machine, or one is too long");
         }
-        let Versions { agent, firmware, skills } = &self.versions;
-        let versions = [agent].into_iter().chain(firmware).chain(skills.keys()).chain(skills.values());
-        if skills.len() > limits::SKILLS_PER_NODE || !versions.into_iter().all(short) {
-            return Err("too many skills, or a version is too long");
-        }
+        self.versions.check()?;
         if self.commands.as_ref().is_some_and(|commands| commands.len() > limits::QUEUE_LENGTH) {
             return Err("too many commands");
         }
         self.config.as_ref().map_or(Ok(()), Reported::check)?;
         check_lanes(&self.lanes)
+    }
+}
+
+impl Versions {
+    /// Whether it keeps within the limits.
+    ///
+    /// # Errors
+    /// Which limit it breaks.
+    pub fn check(&self) -> Result<(), &'static str> {
+        let Self { agent, firmware, skills, running } = self;
+        let versions = [agent].into_iter().chain(firmware).chain(skills.keys()).chain(skills.values());
+        let short = |text: &String| text.len() <= limits::LABEL_BYTES;
+        if skills.len() > limits::SKILLS_PER_NODE || !versions.into_iter().all(short) {
+            return Err("too many skills, or a version is too long");
+        }
+        if running.len() > limits::RUNNING_PER_NODE {
+            return Err("more runs than a node may list");
+        }
+        Ok(())
     }
 }
 

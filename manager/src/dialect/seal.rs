@@ -113,6 +113,7 @@ impl Sealer {
                 agent: or(&hello.version, &known.versions.agent),
                 firmware: hello.firmware.clone().or_else(|| known.versions.firmware.clone()),
                 skills: known.versions.skills.clone(),
+                running: Vec::new(),
             },
             machine,
             lanes: BTreeMap::new(),

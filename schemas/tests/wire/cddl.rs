@@ -53,6 +53,9 @@ fn the_examples_validate() {
     holds("config-message", &given::desired()).unwrap();
     holds("tombstone", &given::tombstone()).unwrap();
     holds("device-report", &given::device_report()).unwrap();
+    holds("update-order", &given::update_order()).unwrap();
+    holds("update-report", &given::update_report()).unwrap();
+    holds("versions-run", &given::birth().versions).unwrap();
 }
 
 proptest! {
@@ -98,7 +101,7 @@ proptest! {
 }
 
 /// Keys that may be absent, wherever they stand.
-const OPTIONAL: [&str; 43] = [
+const OPTIONAL: [&str; 44] = [
     "commands",
     "config",
     "received",
@@ -125,6 +128,7 @@ const OPTIONAL: [&str; 43] = [
     "capabilities",
     "firmware",
     "skills",
+    "running",
     "machine",
     "partial",
     "until_ms",

@@ -14,6 +14,7 @@ use fleet_schemas::{
     event::{Event, Severity},
     session::{Birth, Death, Heartbeat, OutboxUse, Pending, StreamState, Versions},
     telemetry::{Builder, Sample, Samples},
+    update::{self, Digest, Kind, Order, Running, Window},
 };
 
 /// Monday, 23 November 2026, 12:00 UTC.
@@ -37,6 +38,10 @@ pub(crate) fn birth() -> Birth {
             agent: "0.1.0".into(),
             firmware: Some("2026.11".into()),
             skills: BTreeMap::from([("thermostat".into(), "1.4.2".into())]),
+            running: vec![
+                running(Kind::Skill, "thermostat", "1.4.2", None),
+                running(Kind::DeviceFirmware, "esp32", "0.2.0", Some("esp-7")),
+            ],
         },
         machine: BTreeMap::from([
             ("arch".into(), "aarch64".into()),
@@ -249,6 +254,54 @@ pub(crate) fn device_report() -> device::Report {
         until_ms: Some(NOON + 300_000),
         last_seen_ms: Some(NOON),
         unsequenced: true,
+    }
+}
+
+fn running(kind: Kind, name: &str, version: &str, device: Option<&str>) -> Running {
+    Running {
+        kind,
+        name: MetricName::parse(name).unwrap(),
+        version: MetricName::parse(version).unwrap(),
+        digest: Digest([0xd1; 32]),
+        device: device.map(|device| DeviceId::parse(device).unwrap()),
+    }
+}
+
+pub(crate) fn update_order() -> Order {
+    Order {
+        target: "device-firmware/esp32/0.3.0/any".parse().unwrap(),
+        digest: Digest([0xd2; 32]),
+        rollout: Some(MetricName::parse("esp32-0.3.0-1").unwrap()),
+        device: Some(DeviceId::parse("esp-7").unwrap()),
+        back: true,
+        probation_ms: Some(600_000),
+        window: Some(Window {
+            hours: Some("22:00-04:00".into()),
+            zone: Some("Europe/Berlin".into()),
+            on_power: true,
+            unmetered: true,
+        }),
+        offline_ok: true,
+    }
+}
+
+pub(crate) fn update_report() -> update::Report {
+    let order = update_order();
+    update::Report {
+        command: CommandId([0xc1; 16]),
+        target: order.target,
+        digest: order.digest,
+        rollout: order.rollout,
+        device: order.device,
+        state: update::State::RolledBack,
+        reason: Some(Reason {
+            code: update::INCONCLUSIVE.into(),
+            message: "neither release reached the hub".into(),
+            may_have_executed: false,
+        }),
+        bytes: Some(1_048_576),
+        total: Some(1_048_576),
+        from: Some(Digest([0xd1; 32])),
     }
 }
 

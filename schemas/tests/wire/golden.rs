@@ -16,6 +16,7 @@ use fleet_schemas::{
     device, event, limits,
     session::{Birth, Death, Heartbeat},
     telemetry::Samples,
+    update,
 };
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -84,6 +85,7 @@ fn event_batches_and_tombstones_keep_their_bytes() {
     keeps::<Batch>("event.bin", &given::event_batch());
     keeps::<Batch>("tombstone.bin", &given::tombstone());
     keeps::<device::Report>("device.bin", &given::device_report());
+    keeps::<update::Report>("update.bin", &given::update_report());
     let batch = known(&golden("event.bin", &cbor::encode(&given::event_batch())));
     assert_eq!(event::decode(&batch.body), Ok(given::events()));
 }
@@ -93,6 +95,7 @@ fn commands_and_configuration_keep_their_bytes() {
     keeps::<Orders>("orders.bin", &given::orders());
     keeps::<Batch>("command.bin", &given::command_batch());
     keeps::<Desired>("config.bin", &given::desired());
+    keeps::<update::Order>("update-order.bin", &given::update_order());
     let batch = known(&golden("command.bin", &cbor::encode(&given::command_batch())));
     assert_eq!(command::decode(&batch.body), Ok(given::reports()));
 }

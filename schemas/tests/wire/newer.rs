@@ -102,12 +102,22 @@ fn keys_that_may_be_absent_are_not_missed() {
     birth.capabilities = vec![];
     birth.versions.firmware = None;
     birth.versions.skills.clear();
+    birth.versions.running.clear();
     birth.machine.clear();
     birth.lanes.clear();
     let bytes = cbor::encode(&birth);
-    for key in
-        ["name", "instance", "capabilities", "firmware", "skills", "machine", "partial", "commands", "config"]
-    {
+    for key in [
+        "name",
+        "instance",
+        "capabilities",
+        "firmware",
+        "skills",
+        "running",
+        "machine",
+        "partial",
+        "commands",
+        "config",
+    ] {
         assert!(!bytes.windows(key.len()).any(|window| window == key.as_bytes()), "{key} is written");
     }
     assert_eq!(cbor::decode(&bytes), Ok(birth));

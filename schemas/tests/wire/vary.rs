@@ -13,6 +13,7 @@ use fleet_schemas::{
     event::{Event, Severity},
     session::{Birth, Death, Heartbeat, OutboxUse, Pending, StreamState, Versions},
     telemetry::Builder,
+    update::{Digest, Kind, Running},
 };
 use proptest::{option, prelude::*};
 
@@ -98,6 +99,23 @@ prop_compose! {
 }
 
 prop_compose! {
+    fn running()(
+        kind in prop::sample::select(Kind::ALL.to_vec()),
+        (name, version) in ("[a-z]{1,8}", "[0-9.+-]{1,8}"),
+        digest in any::<[u8; 32]>(),
+        device in option::of("[a-z]{1,8}"),
+    ) -> Running {
+        Running {
+            kind,
+            name: MetricName::parse(&name).unwrap(),
+            version: MetricName::parse(&version).unwrap(),
+            digest: Digest(digest),
+            device: device.map(|device| DeviceId::parse(&device).unwrap()),
+        }
+    }
+}
+
+prop_compose! {
     pub(crate) fn births()(
         (epoch, session, boot, instance) in any::<(u64, [u8; 8], [u8; 8], Option<[u8; 8]>)>(),
         (up_ms, time_ms, interval_ms) in any::<(u64, i64, u64)>(),
@@ -107,7 +125,7 @@ prop_compose! {
         capabilities in prop::collection::vec(".{0,8}", 0..4),
         agent in ".{0,8}",
         firmware in option::of(".{0,8}"),
-        skills in texts(),
+        (skills, running) in (texts(), prop::collection::vec(running(), 0..3)),
         machine in texts(),
         lanes in per_lane(states()),
         (partial, samples) in any::<(bool, u64)>(),
@@ -116,8 +134,8 @@ prop_compose! {
     ) -> Birth {
         Birth {
             v: VERSION, session: SessionId(session), epoch, boot, instance, up_ms, clock, time_ms, interval_ms, kind,
-            name, capabilities, versions: Versions { agent, firmware, skills }, machine, lanes,
-            partial, pending: Pending { samples }, commands, config,
+            name, capabilities, versions: Versions { agent, firmware, skills, running },
+            machine, lanes, partial, pending: Pending { samples }, commands, config,
         }
     }
 }
