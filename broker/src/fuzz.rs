@@ -39,6 +39,11 @@ pub fn frames(bytes: &[u8]) {
     }
 }
 
+/// A stream of bytes of a device at an agent's front, after CONNECT.
+pub fn devices(bytes: &[u8]) {
+    crate::local::fuzz::devices(bytes);
+}
+
 /// The body of a CONNECT.
 pub fn connect(bytes: &[u8]) {
     if let Ok(connect) = connect::decode(bytes) {

@@ -11,6 +11,8 @@
 
 mod conn;
 mod crowd;
+#[cfg(fuzzing)]
+pub(crate) mod fuzz;
 mod session;
 
 use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
