@@ -26,7 +26,9 @@ pub(crate) fn devices(bytes: &[u8]) {
             }
             for word in &out.words {
                 match word {
-                    Word::Bound(to) => assert!(device.is_none() && session.device() == Some(to), "bound twice"),
+                    Word::Bound(to) => {
+                        assert!(device.is_none() && session.device() == Some(to), "bound twice")
+                    }
                     Word::Said { payload, .. } => {
                         assert!(session.device().is_some() && payload.len() <= limits::DEVICE_PACKET_BYTES);
                     }
