@@ -15,6 +15,7 @@ pub mod devices;
 mod exec;
 mod fetch;
 pub mod identity;
+pub mod launch;
 pub mod log;
 pub mod metrics;
 pub mod mqtt;

@@ -3,6 +3,7 @@
 mod ask;
 mod device;
 mod join;
+mod launch;
 mod outbox;
 mod run;
 mod status;
@@ -26,6 +27,7 @@ Examples:
   fleet-agent join hub.example --token-file token --data /var/lib/fleet-agent
   fleet-agent run --data /var/lib/fleet-agent
   fleet-agent run --hub mqtt://127.0.0.1:1883 --node edge-1     a hub on this machine
+  fleet-agent launch --data /var/lib/fleet-agent                as run, and the hub can update the agent
   fleet-agent run --print-config > agent.toml
   fleet-agent status
   fleet-agent outbox -o json
@@ -39,6 +41,11 @@ enum Verb {
     Join(join::Join),
     /// Run the agent until SIGTERM or SIGINT
     Run(run::Run),
+    /// Run the agent as its child, so that the hub can update it: a release that fails is returned from
+    Launch(launch::Launch),
+    /// Become a release of the agent: how the launcher starts one
+    #[command(hide = true)]
+    Become(launch::Become),
     /// Tell how the running agent is
     Status(status::Status),
     /// Tell what the outbox holds, also while the agent is stopped
@@ -110,6 +117,10 @@ enum Failure {
     Conflict(anyhow::Error),
     /// 75 (`EX_TEMPFAIL` of sysexits): not a failure, but a wish to be started again.
     Again,
+    /// 126: a release cannot be executed.
+    Unrunnable(anyhow::Error),
+    /// The code with which the launcher's agent ended.
+    AsAgent(u8),
 }
 
 impl From<ConfigError> for Failure {
@@ -129,6 +140,8 @@ pub(crate) fn main() -> ExitCode {
     let done = match cli.verb {
         Verb::Join(verb) => verb.main(),
         Verb::Run(verb) => verb.main(),
+        Verb::Launch(verb) => verb.main(),
+        Verb::Become(verb) => verb.main(),
         Verb::Status(verb) => verb.main(),
         Verb::Outbox(verb) => verb.main(),
         Verb::Device(verb) => verb.main(),
@@ -142,6 +155,8 @@ pub(crate) fn main() -> ExitCode {
         Err(Failure::Unreachable(error)) => (5, error),
         Err(Failure::Conflict(error)) => (7, error),
         Err(Failure::Again) => return ExitCode::from(75),
+        Err(Failure::Unrunnable(error)) => (126, error),
+        Err(Failure::AsAgent(code)) => return ExitCode::from(code),
     };
     eprintln!("fleet-agent: {error:#}");
     ExitCode::from(code)

@@ -5,6 +5,7 @@ use std::{io::IsTerminal as _, os::unix::process::CommandExt as _};
 use anyhow::anyhow;
 use clap::Args;
 use fleet_edge_agent::{
+    launch,
     log::Dial,
     run::{self, Ended, StartError},
 };
@@ -107,9 +108,9 @@ impl Run {
     }
 }
 
-/// Starts the agent again: by its service manager where there is one, else in its own place. Returns why it could not.
+/// Starts the agent again: by its launcher or service manager where there is one, else in its own place. Returns why it could not.
 fn again() -> Failure {
-    if std::env::var_os("INVOCATION_ID").is_some() {
+    if launch::is_launched() || std::env::var_os("INVOCATION_ID").is_some() {
         return Failure::Again;
     }
     let mut words = std::env::args_os();
@@ -120,7 +121,7 @@ fn again() -> Failure {
 }
 
 /// Logs to standard error, as text: a service manager adds time and unit.
-fn log(level: &str) -> Option<Dial> {
+pub(super) fn log(level: &str) -> Option<Dial> {
     // Targets and levels; the filter that also knows spans and their fields would bring a regex engine along.
     let filter = std::env::var("FLEET_LOG").ok().and_then(|given| given.parse().ok());
     let filter: Targets = filter.or_else(|| level.parse().ok())?;

@@ -1,10 +1,11 @@
 //! What the agent decides, as values: windows, credit, eviction, the devices, the command
-//! queues, the configuration it follows. Reads no clock, touches no disk or socket.
+//! queues, the configuration it follows, which of its releases runs. Reads no clock, touches no disk or socket.
 
 pub mod config;
 pub mod cron;
 pub mod devices;
 pub mod lanes;
+pub mod launch;
 pub mod now;
 pub mod queue;
 pub mod renewal;
