@@ -25,5 +25,6 @@ pub mod rules;
 pub mod run;
 mod stop;
 pub mod store;
+pub mod update;
 pub mod uplink;
 pub mod upload;

@@ -1,5 +1,5 @@
 //! What the agent decides, as values: windows, credit, eviction, the devices, the command
-//! queues, the configuration it follows, which of its releases runs. Reads no clock, touches no disk or socket.
+//! queues, the configuration it follows, updates, which of its releases runs. Reads no clock, touches no disk or socket.
 
 pub mod config;
 pub mod cron;
@@ -11,6 +11,7 @@ pub mod queue;
 pub mod renewal;
 pub mod rules;
 pub mod share;
+pub mod update;
 pub mod upload;
 
 pub use now::Now;
