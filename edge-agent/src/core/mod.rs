@@ -11,6 +11,7 @@ pub mod queue;
 pub mod renewal;
 pub mod rules;
 pub mod share;
+pub mod tuf;
 pub mod update;
 pub mod upload;
 
