@@ -82,7 +82,12 @@ impl Folder {
     /// The one in this data folder; neither has to exist.
     #[must_use]
     pub fn new(data: &Path) -> Self {
-        Self(data.join("releases").join("agent"))
+        Self::within(&data.join("releases"))
+    }
+
+    /// The one in the folder `releases`.
+    pub(crate) fn within(releases: &Path) -> Self {
+        Self(releases.join("agent"))
     }
 
     /// Makes the folder, and keeps other launchers from it.

@@ -19,7 +19,7 @@ use std::{
 
 use rustix::process::{Pid, getppid};
 
-pub use folder::{Folder, FolderError};
+pub use folder::{Folder, FolderError, digest_of};
 pub use run::{Config, LaunchError, run};
 
 /// The variable that tells an agent its launcher, by the process id.

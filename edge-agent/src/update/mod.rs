@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 use crate::config::seconds;
 
 #[expect(dead_code, reason = "the loop that calls slots comes with the first of them")]
+pub(crate) mod agent;
+#[expect(dead_code, reason = "the loop that calls slots comes with the first of them")]
 pub(crate) mod slot;
 
 /// How the node takes updates.

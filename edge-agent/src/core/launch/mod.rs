@@ -216,19 +216,35 @@ impl Record {
     pub fn confirm(&mut self, digest: Digest) -> bool {
         let passed = self.trial.take_if(|trial| trial.release.digest == digest);
         if let Some(Trial { release, .. }) = passed {
-            self.previous = self.current.replace(release);
+            // One that ran before and was installed anew takes nobody's place.
+            if self.current.as_ref() != Some(&release) {
+                self.previous = self.current.replace(release);
+            }
             self.undone = None;
         }
         self.current.as_ref().is_some_and(|current| current.digest == digest)
     }
 
-    /// The agent itself ends the trial of this release. Whether there was one.
+    /// The agent itself ends the trial of this release, or leaves it although it stayed. Whether it was either.
     pub fn undo(&mut self, digest: Digest, code: &str) -> bool {
-        let tried = self.trial.as_ref().is_some_and(|trial| trial.release.digest == digest);
-        if tried {
-            self.end_trial(Why::Said(code.to_owned()));
+        let is_it = |release: &Release| release.digest == digest;
+        let why = Why::Said(code.to_owned());
+        if let Some(trial) = &self.trial {
+            let tried = is_it(&trial.release);
+            if tried {
+                self.end_trial(why);
+            }
+            return tried;
         }
-        tried
+        let Some(release) = self.current.take_if(|release| is_it(release)) else { return false };
+        self.current = self.previous.take();
+        self.undone = Some(Undone { release, why });
+        true
+    }
+
+    /// Forgets that this release did not pass. Whether it had not.
+    pub fn forgive(&mut self, digest: Digest) -> bool {
+        self.undone.take_if(|undone| undone.release.digest == digest).is_some()
     }
 
     /// Every release whose files are to be kept.
@@ -245,9 +261,12 @@ impl Record {
     }
 
     fn end_trial(&mut self, why: Why) {
-        if let Some(Trial { release, .. }) = self.trial.take() {
-            self.undone = Some(Undone { release, why });
+        let Some(Trial { release, .. }) = self.trial.take() else { return };
+        if self.current.as_ref() == Some(&release) {
+            // It was installed anew because something was wrong with it, and still is.
+            self.current = self.previous.take();
         }
+        self.undone = Some(Undone { release, why });
     }
 }
 

@@ -125,6 +125,26 @@ fn what_cannot_be_executed_is_left_at_once_and_what_gives_up_says_why() {
 }
 
 #[test]
+fn what_stays_can_be_left_and_installed_anew() {
+    let mut record = tried();
+    record.confirm(Digest([2; 32]));
+    // Installed anew, and confirmed: what was before is still known.
+    record.offer(release(2), LIMIT);
+    assert!(record.confirm(Digest([2; 32])));
+    assert_eq!(record.previous, Some(release(1)));
+    // Installed anew, and still wrong: what was before runs.
+    let mut again = record.clone();
+    again.offer(release(2), LIMIT);
+    assert!(again.undo(Digest([2; 32]), "unhealthy"));
+    assert_eq!(again.begin(sound).release, Some(release(1)));
+    // Left although it was confirmed.
+    assert!(record.undo(Digest([2; 32]), "undone") && !record.undo(Digest([2; 32]), "undone"));
+    assert_eq!(record.begin(sound).release, Some(release(1)));
+    assert!(record.forgive(Digest([2; 32])) && !record.forgive(Digest([2; 32])));
+    assert_eq!((record.undone.take(), record.previous.take()), (None, None));
+}
+
+#[test]
 fn what_follows_a_run_depends_on_how_it_ended() {
     let stays = Pick { release: Some(release(1)), left: None };
     let trial = Pick { release: Some(release(2)), left: Some(LIMIT) };
