@@ -1,6 +1,6 @@
 //! Compiles `schemas/edge.proto` into the types of the gRPC API, without protoc.
 
-use std::{env, error::Error, fs, path::PathBuf};
+use std::{env, error::Error, fs, path::PathBuf, process::Command};
 
 use prost::Message as _;
 
@@ -20,6 +20,23 @@ fn main() -> Result<(), Box<dyn Error>> {
     // A package with an opt-level of its own gets `strip = "debuginfo"`, whatever the profile says: two megabytes of names.
     if env::var("PROFILE").is_ok_and(|profile| profile == "release") {
         println!("cargo::rustc-link-arg-bins=-Wl,--strip-all");
+        if packs_relocations() {
+            println!("cargo::rustc-link-arg-bins=-Wl,-z,pack-relative-relocs");
+        }
     }
     Ok(())
+}
+
+/// Whether the C library reads packed relocations (DT_RELR, glibc 2.36): 0.7 MB less to keep in memory. Asked of this
+/// machine, so only for programs that are built where they run; others stay as they are.
+fn packs_relocations() -> bool {
+    let gnu = |name, value| env::var(name).is_ok_and(|set| set == value);
+    let here = env::var_os("HOST") == env::var_os("TARGET");
+    if !here || !gnu("CARGO_CFG_TARGET_OS", "linux") || !gnu("CARGO_CFG_TARGET_ENV", "gnu") {
+        return false;
+    }
+    let Ok(said) = Command::new("getconf").arg("GNU_LIBC_VERSION").output() else { return false };
+    let said = String::from_utf8_lossy(&said.stdout);
+    let mut version = said.trim().trim_start_matches("glibc ").split('.').map(str::parse::<u32>);
+    matches!((version.next(), version.next()), (Some(Ok(major)), Some(Ok(minor))) if (major, minor) >= (2, 36))
 }
