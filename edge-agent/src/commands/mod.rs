@@ -5,7 +5,7 @@
 
 pub(crate) mod allow;
 mod kinds;
-mod orphans;
+pub(crate) mod orphans;
 mod program;
 mod query;
 

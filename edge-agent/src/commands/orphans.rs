@@ -8,9 +8,9 @@ use std::path::Path;
 use fleet_schemas::CommandId;
 
 /// The variable with the command's id.
-pub(super) const ID: &str = "FLEET_COMMAND_ID";
+pub(crate) const ID: &str = "FLEET_COMMAND_ID";
 /// The variable with the data folder of the agent.
-pub(super) const FOLDER: &str = "FLEET_COMMAND_FOLDER";
+pub(crate) const FOLDER: &str = "FLEET_COMMAND_FOLDER";
 
 /// Kills what is left of these commands; how many processes that were.
 ///

@@ -4,6 +4,7 @@
 pub mod config;
 pub mod cron;
 pub mod devices;
+pub mod hooks;
 pub mod lanes;
 pub mod launch;
 pub mod now;

@@ -9,6 +9,8 @@ use crate::config::seconds;
 #[expect(dead_code, reason = "the loop that calls slots comes with the first of them")]
 pub(crate) mod agent;
 #[expect(dead_code, reason = "the loop that calls slots comes with the first of them")]
+pub mod firmware;
+#[expect(dead_code, reason = "the loop that calls slots comes with the first of them")]
 pub(crate) mod slot;
 
 /// How the node takes updates.
@@ -31,6 +33,8 @@ pub struct Config {
     /// A file that is there while the link is paid by the byte, for links that change.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metered_while: Option<PathBuf>,
+    /// Who updates the node's system.
+    pub firmware: firmware::Config,
     /// Whether the running executable is the agent's release; not when the agent is a part of another program.
     #[serde(skip)]
     pub own_executable: bool,
@@ -45,6 +49,7 @@ impl Default for Config {
             bytes_per_day: None,
             metered: false,
             metered_while: None,
+            firmware: firmware::Config::default(),
             own_executable: false,
         }
     }
