@@ -6,6 +6,7 @@
 pub mod admit;
 pub mod alerts;
 pub mod api;
+pub mod artifact;
 mod attempts;
 pub mod bench;
 pub mod cli;
@@ -22,6 +23,7 @@ pub mod mirror;
 pub mod node_port;
 pub mod notify;
 pub mod pki;
+pub mod release;
 pub mod run;
 pub mod simulate;
 pub mod store;
