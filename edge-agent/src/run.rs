@@ -114,13 +114,15 @@ pub struct Handle {
     node: NodeId,
     address: SocketAddr,
     devices: Option<SocketAddr>,
-    outbox: outbox::Handle,
+    pub(crate) outbox: outbox::Handle,
     clock: Clock,
     facts: Facts,
     metrics: Arc<Metrics>,
     stop: Stopper,
     restart: watch::Receiver<bool>,
     ended: JoinHandle<()>,
+    #[cfg(test)]
+    pub(crate) line: Option<devices::Line>,
 }
 
 /// Why an agent ended.
@@ -223,6 +225,7 @@ pub async fn start(mut config: Config) -> Result<Handle, StartError> {
     // Bound first: an address that is taken must not cost an opening of the outbox.
     let auth = api::Auth::load(&config.api, &config.data)?;
     let tls = api::Tls::load(&config.api, &config.data, &node)?;
+    let tls_at_api = tls.is_some();
     let bound = api::bind(&config.api, tls).await?;
     let front = devices::listen::bind(&config.devices, &config.data)?;
     let clock = Clock::new(config.clock);
@@ -247,6 +250,9 @@ pub async fn start(mut config: Config) -> Result<Handle, StartError> {
     };
     let address = bound.address;
     let devices = front.as_ref().map(|front| front.address);
+    if let Some(front) = &front {
+        front.line.offers().found_at(devices::offers::base(address, tls_at_api, front.address));
+    }
     let (stop, stopping) = stop::channel();
     let (restarter, restart) = watch::channel(false);
     let parts = Parts {
@@ -264,8 +270,23 @@ pub async fn start(mut config: Config) -> Result<Handle, StartError> {
             "no hub: records are only collected until this machine joins one (`fleet-agent join HUB --token T`)"
         );
     }
+    #[cfg(test)]
+    let line = front.as_ref().map(|front| front.line.clone());
     let ended = tokio::spawn(parts.run(Doors { bound, auth, front }, facts.clone(), thread, stopping));
-    Ok(Handle { node, address, devices, outbox, clock, facts, metrics, stop, restart, ended })
+    Ok(Handle {
+        node,
+        address,
+        devices,
+        outbox,
+        clock,
+        facts,
+        metrics,
+        stop,
+        restart,
+        ended,
+        #[cfg(test)]
+        line,
+    })
 }
 
 /// Who the node is, as it is told to the hub.
@@ -388,6 +409,7 @@ impl Parts {
             restart: self.restart.clone(),
         };
         tasks.spawn("commands".to_owned(), commands::run(surroundings, acts, stop.clone()));
+        let offers = front.as_ref().map(|front| front.line.offers().clone());
         if let Some(front) = front {
             let surroundings = devices::listen::Surroundings {
                 clock: self.clock.clone(),
@@ -404,6 +426,7 @@ impl Parts {
             outbox: self.outbox.clone(),
             metrics: self.metrics.clone(),
             stop: stop.clone(),
+            offers,
         });
         tasks.spawn("api".to_owned(), api::serve(bound, api, auth, stop.clone()));
         let surroundings = rules::Surroundings {

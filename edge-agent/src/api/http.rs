@@ -16,7 +16,7 @@ use serde::Serialize;
 use tokio::time;
 
 use super::{
-    BODY_BYTES, Config, body, commands, config, devices, field, grpc,
+    BODY_BYTES, Config, body, commands, config, devices, field, firmware, grpc,
     places::{Place, Places},
     problem::Problem,
     view::{Facts, LedgerView, OutboxView, StatusView},
@@ -24,6 +24,7 @@ use super::{
 };
 use crate::{
     clock::Clock,
+    devices::Offers,
     metrics::Metrics,
     outbox,
     stop::Stop,
@@ -44,6 +45,8 @@ pub(crate) struct Api {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) stop: Stop,
     pub(crate) places: Places,
+    /// The firmware that devices may fetch, where any are served.
+    pub(crate) offers: Option<Offers>,
 }
 
 pub(super) type Answer = Result<Response<Body>, Problem>;
@@ -83,6 +86,7 @@ routes! {
     "/api/v1/devices": get devices::list;
     "/api/v1/devices/{id}": get devices::one, put devices::declare, post devices::declare, delete devices::remove;
     "/api/v1/devices/{id}/sleep": post devices::sleep;
+    "/api/v1/firmware/{digest}": get firmware::fetch;
 }
 
 pub(super) async fn router(api: Arc<Api>) -> Router {

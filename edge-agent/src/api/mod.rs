@@ -10,6 +10,7 @@ mod config;
 mod described;
 mod devices;
 mod field;
+mod firmware;
 pub mod grpc;
 mod http;
 mod listen;

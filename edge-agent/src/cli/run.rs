@@ -45,6 +45,7 @@ The edge API, on 127.0.0.1:9099 unless told otherwise:
   PUT or POST /api/v1/devices/{id}   {\"kind\":\"bme280\",\"firmware\":\"1.4.2\",\"heartbeat_s\":60}
   GET or DELETE /api/v1/devices/{id}
   POST /api/v1/devices/{id}/sleep    {\"for_s\":3600}   it may be silent for an hour
+  GET  /api/v1/firmware/{digest}     what a device was told to fetch, at the address that it was told; with Range
   POST /api/v1/command /api/command  {\"kind\":\"exec\",\"params\":{\"argv\":[\"df\",\"-h\"]}}   what commands.toml allows
   GET  /api/v1/queue /api/v1/commands/{id}
   POST /api/v1/local/take  {\"kinds\":[\"blink\"],\"wait_s\":60,\"lease_s\":30}   an app takes a command of kind `local`

@@ -16,7 +16,7 @@ use fleet_schemas::{DeviceId, command::Reason};
 use serde_json::{Map, Value as Json, json};
 use tokio::{select, sync::oneshot, time};
 
-use super::dialect::Status;
+use super::{Offers, dialect::Status};
 use crate::core::queue::{End, reason};
 
 /// How long an answer is waited for when the command does not say.
@@ -43,6 +43,7 @@ pub(crate) struct Line {
     speaker: Speaker,
     // A device has one command at a time.
     waiting: Arc<Mutex<HashMap<DeviceId, oneshot::Sender<Status>>>>,
+    offers: Offers,
 }
 
 impl Order {
@@ -98,7 +99,12 @@ fn as_boards_read(mut rest: Map<String, Json>) -> Vec<u8> {
 
 impl Line {
     pub(super) fn new(speaker: Speaker) -> Self {
-        Self { speaker, waiting: Arc::default() }
+        Self { speaker, waiting: Arc::default(), offers: Offers::default() }
+    }
+
+    /// The firmware that devices may fetch.
+    pub(crate) fn offers(&self) -> &Offers {
+        &self.offers
     }
 
     /// A device said how it is: whether that answers a command.

@@ -6,6 +6,7 @@
 mod dialect;
 mod line;
 pub(crate) mod listen;
+pub(crate) mod offers;
 pub mod passwords;
 
 use std::{net::SocketAddr, time::Duration};
@@ -13,8 +14,11 @@ use std::{net::SocketAddr, time::Duration};
 use fleet_schemas::limits;
 use serde::{Deserialize, Serialize};
 
-pub(crate) use self::line::{Line, Order};
 pub use self::listen::Error as ListenError;
+pub(crate) use self::{
+    line::{Line, Order},
+    offers::Offers,
+};
 use crate::{
     config::seconds,
     core::devices::{Policy, Register},

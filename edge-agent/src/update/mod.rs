@@ -9,6 +9,8 @@ use crate::config::seconds;
 #[expect(dead_code, reason = "the loop that calls slots comes with the first of them")]
 pub(crate) mod agent;
 #[expect(dead_code, reason = "the loop that calls slots comes with the first of them")]
+pub mod device;
+#[expect(dead_code, reason = "the loop that calls slots comes with the first of them")]
 pub mod firmware;
 #[expect(dead_code, reason = "the loop that calls slots comes with the first of them")]
 pub(crate) mod slot;
@@ -35,6 +37,8 @@ pub struct Config {
     pub metered_while: Option<PathBuf>,
     /// Who updates the node's system.
     pub firmware: firmware::Config,
+    /// How devices are updated.
+    pub device: device::Config,
     /// Whether the running executable is the agent's release; not when the agent is a part of another program.
     #[serde(skip)]
     pub own_executable: bool,
@@ -50,6 +54,7 @@ impl Default for Config {
             metered: false,
             metered_while: None,
             firmware: firmware::Config::default(),
+            device: device::Config::default(),
             own_executable: false,
         }
     }

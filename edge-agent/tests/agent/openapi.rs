@@ -541,6 +541,22 @@ writes! {
     batch "/batch" "Readings as gateways in the field send them." Batch => 201 Taken;
 }
 
+#[utoipa::path(get, path = "/api/v1/firmware/{digest}",
+    description = "The firmware that a device was told to fetch. Its address holds what lets the device in.",
+    params(
+        ("digest" = String, Path, description = "SHA-256 of the file, 64 hexadecimal digits."),
+        ("token" = String, Query, description = "As the device was told."),
+        ("range" = Option<String>, Header, description = "One range of bytes (RFC 9110)."),
+    ),
+    responses(
+        (status = 200, description = "All of it.", content_type = "application/octet-stream"),
+        (status = 206, description = "The part that was asked for.", content_type = "application/octet-stream"),
+        (status = 404, description = "Nothing is offered there.", body = Problem, content_type = "application/problem+json"),
+        (status = 416, description = "It has no such bytes."),
+        (status = 503, description = "It cannot be read now.", body = Problem, content_type = "application/problem+json"),
+    ))]
+fn firmware() {}
+
 macro_rules! at_devices {
     ($($name:ident $method:ident $path:literal $what:literal ($($request:tt)*) $(($($answer:tt)*))*;)*) => {$(
         #[utoipa::path($method, path = $path, description = $what, $($request)*
@@ -632,7 +648,7 @@ fn take() {}
     servers((url = "http://127.0.0.1:9099")),
     paths(
         healthz, health, status, outbox, ledger, queue, telemetry, events, command, command_older, report, batch, metrics,
-        openapi, config, devices, device, declare, declare_too, forget, device_sleeps, one, extend, local_report, take
+        openapi, config, devices, device, declare, declare_too, forget, device_sleeps, firmware, one, extend, local_report, take
     )
 )]
 struct Edge;
