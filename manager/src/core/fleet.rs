@@ -21,6 +21,7 @@ use super::{
     ledger::{self, Account, Counters},
     mark::{self, Mark},
     presence::Presence,
+    rollout::Rollouts,
     time::Boots,
     twins::Twins,
 };
@@ -236,6 +237,8 @@ pub struct Fleet {
     pub commands: Dispatch,
     /// Settings, and who is still to be told.
     pub config: config::Plan,
+    /// Rollouts, and who takes part in them.
+    pub rollouts: Rollouts,
     deadlines: BTreeSet<(Duration, NodeId)>,
 }
 

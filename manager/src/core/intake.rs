@@ -15,6 +15,7 @@ use fleet_schemas::{
     limits,
     session::{Birth, Death, Heartbeat, StreamState},
     telemetry::Samples,
+    update,
 };
 
 use super::{
@@ -24,6 +25,7 @@ use super::{
     ledger::Counters,
     mark::{self, Mark, Offer, Said},
     presence::State,
+    rollout::{self, Heard, Word},
 };
 
 /// Everything a node says, decoded.
@@ -160,6 +162,10 @@ pub struct Effects {
     pub commands: command::Effects,
     /// What becomes of configuration.
     pub config: config::Effects,
+    /// What nodes said of updates, in order.
+    pub heard: Vec<rollout::Heard>,
+    /// What becomes of rollouts.
+    pub rollouts: rollout::Effects,
     /// Rows of who may speak to the hub that are to be written.
     pub identities: BTreeSet<identity::Row>,
     /// Sessions to end after the commit.
@@ -178,6 +184,7 @@ impl Effects {
             && self.events.is_empty()
             && self.commands.nothing_to_write()
             && self.config.rows.is_empty()
+            && self.rollouts.nothing_to_write()
             && self.identities.is_empty()
     }
 
@@ -314,6 +321,8 @@ fn take_birth(fleet: &mut Fleet, effects: &mut Effects, id: &NodeId, birth: &Bir
     };
     command::born(&mut fleet.commands, &mut effects.commands, number, &born);
     config::hear(&mut fleet.config, effects, node, birth.config.as_ref(), now);
+    let running = birth.versions.running.clone();
+    effects.heard.push(Heard { node: number, word: Word::Runs { running, born: true } });
     let streams = birth.lanes.iter().flat_map(|(lane, states)| states.iter().map(|s| (*lane, s.stream)));
     for (lane, stream) in streams {
         reply(effects, id, lane, stream, None);
@@ -453,10 +462,28 @@ fn take_batch(
             }
             node.marks.entry(key).or_default().take(batch, digest, now.wall_ms);
             effects.marks.insert((node.record.id.clone(), lane, batch.stream));
+            if let Body::Events(events) = &body {
+                hear(node, effects, events);
+            }
             return store(node, effects, lane, batch, body, now);
         }
     }
     Vec::new()
+}
+
+/// What events say of updates.
+fn hear(node: &mut Node, effects: &mut Effects, events: &[Event]) {
+    for event in events {
+        if let Some(report) = update::Report::of(event) {
+            effects.heard.push(Heard { node: node.number, word: Word::Step(Box::new(report)) });
+        } else if let Some(versions) = update::running(event) {
+            let running = versions.running.clone();
+            node.record.versions = versions;
+            effects.nodes.insert(node.record.id.clone());
+            effects.changed.insert(node.record.id.clone());
+            effects.heard.push(Heard { node: node.number, word: Word::Runs { running, born: false } });
+        }
+    }
 }
 
 /// Puts a batch where it belongs; gives the reports on commands that it has.

@@ -13,6 +13,7 @@ pub mod ledger;
 pub mod mark;
 pub mod presence;
 pub mod registry;
+pub mod rollout;
 pub mod selector;
 pub mod time;
 pub mod twins;
