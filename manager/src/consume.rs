@@ -325,6 +325,7 @@ impl Consumer {
                         | Intent::ImportNodes(_)
                         | Intent::Identity(_)
                         | Intent::Rotated(_)
+                        | Intent::Noted(_)
                         | Intent::Command(_)
                         | Intent::CancelCommand { .. }
                         | Intent::EditConfig { .. }

@@ -39,6 +39,7 @@ use crate::{
         registry::{Intent, Order, RegistryError},
     },
     feed::Logs,
+    release::Releases,
     store::{
         state::{AuditFilter, Error as StateError, EventFilter},
         telemetry::{Config as TelemetryConfig, TelemetryStore},
@@ -95,6 +96,7 @@ struct Inner {
     door: Arc<OnceLock<Door>>,
     ear: Arc<OnceLock<Ear>>,
     alerts: OnceLock<Alerts>,
+    releases: OnceLock<Arc<Releases>>,
     clock: Arc<HubClock>,
     intents: mpsc::SyncSender<Pending>,
     feed: broadcast::Sender<Arc<FeedItem>>,
@@ -158,6 +160,7 @@ pub fn start(
         door: Arc::clone(&door),
         ear: Arc::clone(&ear),
         alerts: OnceLock::new(),
+        releases: OnceLock::new(),
         clock: clock.clone(),
         intents,
         feed: feed.clone(),
@@ -354,6 +357,17 @@ impl Hub {
     #[must_use]
     pub fn alerts(&self) -> Option<&Alerts> {
         self.0.alerts.get()
+    }
+
+    /// Says where artifacts and releases are; once.
+    pub fn set_releases(&self, releases: Arc<Releases>) {
+        let _ = self.0.releases.set(releases);
+    }
+
+    /// Artifacts and releases, where there are any.
+    #[must_use]
+    pub fn releases(&self) -> Option<&Arc<Releases>> {
+        self.0.releases.get()
     }
 
     /// Tells followers of something that was committed elsewhere.

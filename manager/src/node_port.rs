@@ -1,8 +1,9 @@
-//! HTTPS for nodes: enrolment, renewal, and what to trust (`fleet_schemas::enrol`).
+//! HTTPS for nodes: enrolment, renewal, what to trust (`fleet_schemas::enrol`), and updates (`fleet_schemas::update`).
 //!
 //! Decides nothing: [`crate::core::identity`] says who may have a certificate, [`crate::pki`] makes it, and it is given
 //! away after it was committed. So whatever was interrupted is answered the same when it is asked again.
 
+mod files;
 mod refusal;
 pub mod serve;
 
@@ -25,6 +26,7 @@ use fleet_schemas::{
     enrol::{
         BODY_BYTES, ENROL_PATH, Enrol, Issued, Pending, RENEW_PATH, RefusalCode, Renew, TRUST_PATH, Trust,
     },
+    update,
 };
 use serde::de::DeserializeOwned;
 use sha2::{Digest as _, Sha256};
@@ -77,6 +79,8 @@ pub fn router(hub: Hub, pki: Arc<Pki>, mqtts_port: u16, field: Router) -> Router
         .route(ENROL_PATH, post(enrol))
         .route(RENEW_PATH, post(renew))
         .route(TRUST_PATH, get(trust))
+        .route(&format!("{}/{{file}}", update::TUF_PATH), get(files::metadata))
+        .route(&format!("{}/{{digest}}", update::ARTIFACT_PATH), get(files::artifact))
         .route("/livez", get(async || "ok\n"))
         .fallback(async || no_such(StatusCode::NOT_FOUND, "there is no such path on the port for nodes"))
         .method_not_allowed_fallback(async || {
@@ -111,7 +115,7 @@ async fn deadline(request: Request, next: Next) -> Response {
 }
 
 async fn trust(State(port): State<Arc<Port>>) -> Json<Trust> {
-    Json(port.pki.trust())
+    Json(port.trust())
 }
 
 async fn enrol(
@@ -253,12 +257,18 @@ impl Port {
         Ok(self.issued(node.clone(), &given))
     }
 
+    /// What nodes are to trust: the CAs, and the first root of the releases.
+    fn trust(&self) -> Trust {
+        let releases_root = self.hub.releases().and_then(|releases| releases.first_root());
+        Trust { releases_root, ..self.pki.trust() }
+    }
+
     fn issued(&self, node: NodeId, certificate: &Certificate) -> Issued {
         Issued {
             node,
             certificate: pki::pem(&certificate.der),
             not_after_ms: certificate.not_after_ms,
-            trust: self.pki.trust(),
+            trust: self.trust(),
             mqtts_port: self.mqtts_port,
         }
     }

@@ -199,7 +199,7 @@ impl Pki {
     #[must_use]
     pub fn trust(&self) -> Trust {
         let ca = self.lock().authorities.iter().rev().map(|(authority, _)| pem(&authority.der)).collect();
-        Trust { ca, hub_ms: (self.clock)().0.wall_ms }
+        Trust { ca, hub_ms: (self.clock)().0.wall_ms, releases_root: None }
     }
 
     /// Signs a node's certificate. Nothing is written: it counts once it is part of a committed change.

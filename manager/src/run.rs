@@ -24,7 +24,7 @@ use tokio::{
 use crate::{
     admit::{self, Admission},
     alerts::{self, Alerts},
-    api,
+    api, artifact,
     clock::{self, HubClock},
     config::{Config, ConfigError},
     console::Sessions,
@@ -35,6 +35,7 @@ use crate::{
     mirror::{self, Mirror},
     node_port, notify,
     pki::{self, Pki},
+    release::{self, Releases},
     store::disk::Folder,
 };
 
@@ -89,6 +90,12 @@ pub enum StartError {
     /// Keys and certificates.
     #[error(transparent)]
     Pki(#[from] pki::Error),
+    /// Artifacts.
+    #[error(transparent)]
+    Artifacts(#[from] artifact::Error),
+    /// Releases.
+    #[error(transparent)]
+    Releases(#[from] release::Error),
     /// Who may connect.
     #[error(transparent)]
     Admit(#[from] admit::OpenError),
@@ -129,6 +136,9 @@ pub enum StartError {
     /// The way of a node of the demo to the hub.
     #[error("no port is free for a node of the demo: {0}")]
     Link(#[source] io::Error),
+    /// The demo's releases.
+    #[error(transparent)]
+    Sign(#[from] demo::releases::SignError),
     /// A node of the demo that does not join.
     #[error("node {node} of the demo: failed to join: {source}")]
     Join {
@@ -198,6 +208,9 @@ pub async fn start(config: &Config) -> Result<RunningHub, StartError> {
     let legacy = bind_legacy(config.listen.legacy_http).await?;
     let reads = clock.clone();
     let pki = Arc::new(Pki::open(&config.data, &config.listen.names, Arc::new(move || reads.read()))?);
+    let artifacts = Arc::new(artifact::Store::open(&config.data, clock.now().wall_ms)?);
+    let reads = clock.clone();
+    let releases = Releases::open(&config.data, artifacts, Arc::new(move || reads.read()))?;
     let admission = Arc::new(Admission::open(consumer.shared().clone(), clock.clone(), &config.data)?);
     let mirror = Arc::new(Mirror::new(consumer.shared().clone(), config.mirror()));
     admission.set_mirror(Box::new(mirror.clone()));
@@ -210,6 +223,7 @@ pub async fn start(config: &Config) -> Result<RunningHub, StartError> {
         hub::start(consumer, link, broker.stats(), clock, &store, observer).map_err(StartError::Thread)?;
     let (door, second_looks) = upkeep::door(&broker, &hub);
     hub.set_door(door);
+    hub.set_releases(Arc::new(releases));
     let admin = match admin::first(&hub, &config.data).await {
         Ok(admin) => admin,
         Err(error) => {
@@ -274,7 +288,7 @@ pub async fn start(config: &Config) -> Result<RunningHub, StartError> {
     let routes = node_port::router(hub.clone(), pki.clone(), mqtts_port, field);
     let node_https = node_port::serve::serve(node_listener, pki.keys(), routes, node_port::LIMITS, stop());
     let node_https = tokio::spawn(node_https);
-    upkeep.extend([second_looks, upkeep::keys(pki.clone(), hub.clone())]);
+    upkeep.extend([second_looks, upkeep::keys(pki.clone(), hub.clone()), upkeep::releases(hub.clone())]);
     let data = config.data.clone();
     tracing::info!(?addresses, data = %data.display(), "the hub runs");
     Ok(RunningHub {

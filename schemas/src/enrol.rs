@@ -121,6 +121,10 @@ pub struct Trust {
     pub ca: Vec<String>,
     /// The hub's time, Unix milliseconds.
     pub hub_ms: i64,
+    /// The first root of the hub's releases (the text of `1.root.json`, TUF 1.0 §4.3): a node that has none pins it.
+    /// Absent: there are no releases yet, and a node asks the port for nodes for it when it is first told to update.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub releases_root: Option<String>,
 }
 
 /// Why a hub refuses [`Enrol`] or [`Renew`]: the `code` of its problem body (RFC 9457), beside `detail`.

@@ -115,6 +115,7 @@ pub(crate) fn joined(id: &str) -> Joined {
         hub: Place { host: "hub.example".into(), https_port: 8443, mqtts_port: 8883 },
         pin: Pin(ca.certificate().pin().0),
         ca: vec![ca.pem()],
+        releases_root: None,
         hub_ms: 0,
         current: Pair { key, certificate },
         next: None,

@@ -154,6 +154,12 @@ impl Live {
         &self.node
     }
 
+    /// The first root of the hub's releases, where one came with the certificate: what an update pins.
+    #[must_use]
+    pub fn releases_root(&self) -> Option<String> {
+        self.state().joined.releases_root.clone()
+    }
+
     /// What the next session proves itself with.
     pub(crate) fn dial(&self) -> (Which, Arc<ClientConfig>) {
         let state = self.state();
@@ -271,13 +277,14 @@ impl Live {
         client_config(&Trusted::Cas(&cas), self.bound.clone(), None)
     }
 
-    /// The CAs to trust from now on.
-    pub(crate) fn trust(&self, ca: Vec<String>) -> Result<(), ConfigError> {
+    /// The CAs to trust from now on, and the first root of the releases: of that, the one that was heard first stays.
+    pub(crate) fn trust(&self, ca: Vec<String>, releases_root: Option<String>) -> Result<(), ConfigError> {
         let mut state = self.state();
-        if state.joined.ca == ca {
+        let releases_root = state.joined.releases_root.clone().or(releases_root);
+        if state.joined.ca == ca && state.joined.releases_root == releases_root {
             return Ok(());
         }
-        let joined = Joined { ca, ..state.joined.clone() };
+        let joined = Joined { ca, releases_root, ..state.joined.clone() };
         let cas = joined.cas();
         state.current = Dial::new(&cas, &self.bound, &joined.current)?;
         let next = joined.next.as_ref().and_then(Next::pair);

@@ -37,6 +37,9 @@ pub struct Joined {
     pub ca: Vec<String>,
     /// The latest hub time worth a write, Unix milliseconds.
     pub hub_ms: i64,
+    /// The first root of the hub's releases, as it came with the certificate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub releases_root: Option<String>,
     /// What proves who the node is.
     pub current: Pair,
     /// What will prove it, once it has.
@@ -114,6 +117,7 @@ impl Joined {
             pin: token.pin,
             ca: trust.ca,
             hub_ms: 0,
+            releases_root: trust.releases_root,
             current: Pair { key, certificate },
             next: None,
         })

@@ -140,7 +140,7 @@ impl Upkeep {
         let trust = https::trust(&self.live.https(), self.live.anonymous()?).await?;
         check_cas(&trust.ca)?;
         self.live.hear(trust.hub_ms, self.clock.now().up);
-        self.live.trust(trust.ca)?;
+        self.live.trust(trust.ca, trust.releases_root)?;
         self.ca_changed = !self.live.is_of_first_ca();
         Ok(())
     }
@@ -178,7 +178,7 @@ impl Upkeep {
             return Err(Unfit::Other.into());
         }
         self.live.hear(issued.trust.hub_ms, self.clock.now().up);
-        self.live.trust(issued.trust.ca)?;
+        self.live.trust(issued.trust.ca, issued.trust.releases_root)?;
         self.live.renewed(Pair { key, certificate: issued.certificate })?;
         Ok(())
     }

@@ -337,7 +337,11 @@ impl Book {
     }
 
     fn trust(&self) -> Trust {
-        Trust { ca: self.cas.iter().map(|ca| ca.pem.clone()).collect(), hub_ms: now_ms() }
+        Trust {
+            ca: self.cas.iter().map(|ca| ca.pem.clone()).collect(),
+            hub_ms: now_ms(),
+            releases_root: None,
+        }
     }
 
     fn enrol(&mut self, body: &Enrol, mqtts_port: u16) -> (u16, serde_json::Value) {

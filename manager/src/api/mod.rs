@@ -6,6 +6,7 @@
 pub(crate) mod access;
 pub(crate) mod alerts;
 pub mod any;
+mod artifacts;
 pub(crate) mod audit;
 pub(crate) mod commands;
 pub(crate) mod config;
@@ -28,6 +29,7 @@ mod pki;
 pub(crate) mod problem;
 mod prom;
 pub(crate) mod query;
+pub(crate) mod releases;
 pub mod rights;
 mod rules;
 pub mod shapes;
@@ -239,6 +241,7 @@ pub fn table() -> Vec<Right> {
 fn routes() -> Routes {
     let [viewer, operator, admin] = [Role::Viewer, Role::Operator, Role::Admin].map(Needs::Role);
     let import = nodes::import.layer(DefaultBodyLimit::max(IMPORT_BYTES));
+    let metadata = releases::put.layer(DefaultBodyLimit::max(releases::BODY_BYTES));
     let command = commands::create.layer(DefaultBodyLimit::max(commands::BODY_BYTES));
     console::routes(Routes::new())
         .on(Needs::Nothing, Method::GET, "/livez", status::livez)
@@ -323,6 +326,16 @@ fn routes() -> Routes {
         .on(operator, Method::PUT, "/api/v1/rules", rules::put)
         .on(operator, Method::PUT, "/api/v1/rules/kits/{name}", rules::put_kit)
         .on(operator, Method::DELETE, "/api/v1/rules/kits/{name}", rules::remove_kit)
+        .on(viewer, Method::GET, "/api/v1/artifacts", artifacts::list)
+        .on(operator, Method::POST, "/api/v1/artifacts", artifacts::begin)
+        .on(viewer, Method::GET, "/api/v1/artifacts/{digest}", artifacts::get)
+        .on(operator, Method::DELETE, "/api/v1/artifacts/{digest}", artifacts::remove)
+        .on(viewer, Method::GET, "/api/v1/artifacts/{digest}/upload", artifacts::stands)
+        .on(operator, Method::PATCH, "/api/v1/artifacts/{digest}/upload", artifacts::append)
+        .on(viewer, Method::GET, "/api/v1/releases", releases::list)
+        .on(viewer, Method::GET, "/api/v1/releases/metadata", releases::metadata)
+        .on(operator, Method::PUT, "/api/v1/releases/metadata", metadata)
+        .on(viewer, Method::GET, "/api/v1/releases/metadata/{file}", releases::file)
         .on(viewer, Method::GET, "/api/v1/feed", feed::get)
         .on(viewer, Method::POST, "/api/v1/prom/read", prom::read)
 }

@@ -24,7 +24,8 @@ mod tests {
     use utoipa::{ToSchema, openapi::RefOr};
 
     use super::super::{
-        access, alerts, commands, config, enrolment, field_tokens, groups, join_tokens, operators, pki,
+        access, alerts, artifacts, commands, config, enrolment, field_tokens, groups, join_tokens, operators,
+        pki, releases,
         rights::{Needs, Right},
         shapes::{self, config as settings},
         table,
@@ -233,6 +234,16 @@ mod tests {
             ("PUT", "/api/v1/rules", does("Sets the rules: the text of rules.yaml.", s.of::<shapes::Rules>()).takes_as("application/yaml", text())),
             ("PUT", "/api/v1/rules/kits/{name}", does("Takes a kit's alerts.yaml as it is.", s.of::<shapes::Rules>()).takes_as("application/yaml", text())),
             ("DELETE", "/api/v1/rules/kits/{name}", gone("Takes a kit's rules away; its alerts are over.")),
+            ("GET", "/api/v1/artifacts", does("Artifacts, by digest.", s.page::<shapes::Artifact>()).query(PAGE)),
+            ("POST", "/api/v1/artifacts", does("Begins an upload, or tells where it stands; complete at once when the bytes are here.", s.of::<shapes::Upload>()).status(201).takes(s.of::<artifacts::Wanted>())),
+            ("GET", "/api/v1/artifacts/{digest}", does("One artifact.", s.of::<shapes::Artifact>())),
+            ("DELETE", "/api/v1/artifacts/{digest}", gone("Removes an artifact that no release names, or an upload.")),
+            ("GET", "/api/v1/artifacts/{digest}/upload", does("Where an upload stands; also as Upload-Offset and Upload-Length.", s.of::<shapes::Upload>())),
+            ("PATCH", "/api/v1/artifacts/{digest}/upload", does("More bytes, from the header Upload-Offset on; the last ones make it an artifact.", s.of::<shapes::Upload>()).takes_as("application/offset+octet-stream", json!({"type": "string", "format": "binary"}))),
+            ("GET", "/api/v1/releases", does("Releases, by kind, name and version.", s.page::<shapes::Release>()).query(PAGE)),
+            ("GET", "/api/v1/releases/metadata", does("Where the signed metadata stands, and the hub's public keys.", s.of::<shapes::ReleaseMetadata>())),
+            ("PUT", "/api/v1/releases/metadata", does("Takes the next root.json (admins) and targets.json as they were signed.", s.of::<shapes::ReleaseMetadata>()).takes(s.of::<releases::Wanted>())),
+            ("GET", "/api/v1/releases/metadata/{file}", does("A file of the signed metadata (TUF 1.0), such as timestamp.json or 1.root.json.", any())),
             ("GET", "/api/v1/feed", does("Every record and event that was committed, a JSON object a line, gapless from a cursor on.", text()).given_as("application/x-ndjson").query(&["after", "follow", "limit", "node", "selector", "group"])),
             ("POST", "/api/v1/prom/read", does("Remote read of Prometheus: snappy, protobuf.", text()).given_as("application/x-protobuf").query(&["external"]).takes_as("application/x-protobuf", text())),
         ];

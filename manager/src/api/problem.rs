@@ -9,7 +9,7 @@ use axum::{
 use super::{selector::SelectorError, shapes};
 use crate::{
     alerts::{self, PutError},
-    consume,
+    artifact, consume,
     core::{
         alert::AlertError,
         config::{ConfigError, Unfit},
@@ -17,7 +17,7 @@ use crate::{
         registry::RegistryError,
     },
     hub::IntentError,
-    pki,
+    pki, release,
     store::{state, telemetry},
 };
 
@@ -327,6 +327,41 @@ impl From<pki::Error> for Refusal {
             pki::Error::Make(_) | pki::Error::Name(_) | pki::Error::Keys(_) => {
                 Self::Internal(error.to_string())
             }
+        }
+    }
+}
+
+impl From<artifact::Error> for Refusal {
+    fn from(error: artifact::Error) -> Self {
+        let detail = error.to_string();
+        match error {
+            artifact::Error::Unknown(_) | artifact::Error::NoUpload(_) => Self::NotFound(detail),
+            artifact::Error::Length => Self::at("/length", detail),
+            artifact::Error::OtherLength { .. }
+            | artifact::Error::Offset { .. }
+            | artifact::Error::Busy
+            | artifact::Error::Full(_) => Self::Conflict(detail),
+            artifact::Error::TooLong(_) => Self::Large(detail),
+            artifact::Error::Digest { .. } => Self::at("", detail),
+            artifact::Error::Io { .. } => Self::Unavailable(detail),
+        }
+    }
+}
+
+impl From<release::Error> for Refusal {
+    fn from(error: release::Error) -> Self {
+        let detail = error.to_string();
+        match error {
+            release::Error::Artifact(error) => error.into(),
+            release::Error::Io { .. } | release::Error::ClockInDoubt => Self::Unavailable(detail),
+            release::Error::Damaged { .. } | release::Error::Key(_) => Self::Internal(detail),
+            release::Error::NoRoot | release::Error::Version { .. } | release::Error::Named { .. } => {
+                Self::Conflict(detail)
+            }
+            release::Error::Refused { file, .. } => {
+                Self::at(if file == "root.json" { "/root" } else { "/targets" }, detail)
+            }
+            release::Error::Make(_) | release::Error::Nodes(_) => Self::at("", detail),
         }
     }
 }

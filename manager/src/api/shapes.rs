@@ -9,6 +9,7 @@ mod commands;
 pub mod config;
 mod nodes;
 mod records;
+mod releases;
 
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +19,7 @@ pub use alert::*;
 pub use commands::*;
 pub use nodes::*;
 pub use records::*;
+pub use releases::*;
 
 /// One page of a list; `next` is the cursor of the following page, absent on the last.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

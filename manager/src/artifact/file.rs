@@ -1,6 +1,15 @@
 //! Reads an artifact piece by piece, from any place in it.
 
-use std::{fs::File, io, os::unix::fs::FileExt as _, path::Path, sync::Arc};
+use std::{
+    fs::File,
+    io,
+    os::unix::fs::FileExt as _,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use bytes::Bytes;
 
@@ -12,11 +21,12 @@ pub(super) const PIECE: usize = 128 * 1024;
 pub struct Reader {
     file: Arc<File>,
     length: u64,
+    sent: Arc<AtomicU64>,
 }
 
 impl Reader {
-    pub(super) fn open(path: &Path, length: u64) -> io::Result<Self> {
-        Ok(Self { file: Arc::new(File::open(path)?), length })
+    pub(super) fn open(path: &Path, length: u64, sent: Arc<AtomicU64>) -> io::Result<Self> {
+        Ok(Self { file: Arc::new(File::open(path)?), length, sent })
     }
 
     /// Its length in bytes.
@@ -33,6 +43,7 @@ impl Reader {
         let wanted = usize::try_from(end.min(self.length).saturating_sub(at)).unwrap_or(PIECE).min(PIECE);
         let mut bytes = vec![0; wanted];
         self.file.read_exact_at(&mut bytes, at)?;
+        self.sent.fetch_add(wanted as u64, Ordering::Relaxed);
         Ok(bytes.into())
     }
 }

@@ -14,7 +14,10 @@ use std::{
     fs, io,
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -132,6 +135,7 @@ pub struct Store {
     folder: PathBuf,
     known: Mutex<BTreeMap<Digest, Artifact>>,
     open: Mutex<BTreeMap<Digest, Arc<Upload>>>,
+    sent: Arc<AtomicU64>,
 }
 
 /// What is kept beside the bytes.
@@ -162,7 +166,7 @@ impl Store {
             known.insert(digest, Artifact { digest, length, pushed: pushed.unwrap_or_default() });
         }
         let open = upload::resume(&uploads)?;
-        let store = Self { folder, known: Mutex::new(known), open: Mutex::new(open) };
+        let store = Self { folder, known: Mutex::new(known), open: Mutex::new(open), sent: Arc::default() };
         store.tidy(now_ms);
         Ok(store)
     }
@@ -186,7 +190,7 @@ impl Store {
     pub fn reader(&self, digest: &Digest) -> Result<Reader, Error> {
         let length = self.get(digest).ok_or(Error::Unknown(*digest))?.length;
         let path = self.path(digest);
-        Reader::open(&path, length).map_err(at(&path))
+        Reader::open(&path, length, self.sent.clone()).map_err(at(&path))
     }
 
     /// Begins an upload, or goes on with one; of an artifact that is there only the name is kept.
@@ -310,6 +314,12 @@ impl Store {
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.known().values().map(|artifact| artifact.length).sum()
+    }
+
+    /// Bytes that were read of artifacts since the start.
+    #[must_use]
+    pub fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
     }
 
     fn has_room(&self, length: u64) -> Result<(), Error> {

@@ -197,6 +197,23 @@ impl Client {
         decode(&self.answer(request, body.into()).await?.1)
     }
 
+    /// More bytes of an upload, from there on; where it stands then.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub(super) async fn append<T: DeserializeOwned>(
+        &self,
+        path: &[&str],
+        offset: u64,
+        body: Vec<u8>,
+    ) -> Result<T, Failure> {
+        let request = self
+            .request(Method::PATCH, path, &[])?
+            .header(header::CONTENT_TYPE, "application/offset+octet-stream")
+            .header("upload-offset", offset);
+        decode(&self.answer(request, body.into()).await?.1)
+    }
+
     /// Follows a stream of server-sent events until it ends or `each` says stop.
     ///
     /// # Errors

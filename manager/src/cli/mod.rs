@@ -5,6 +5,7 @@
 
 mod access;
 mod alert;
+mod artifact;
 mod audit;
 mod bench;
 mod client;
@@ -27,6 +28,7 @@ pub(crate) mod output;
 mod period;
 mod pki;
 mod place;
+mod release;
 mod rule;
 mod selector;
 mod serve;
@@ -52,6 +54,7 @@ use clap::{Args, Parser, Subcommand};
 use client::Client;
 pub use exit::Failure;
 use output::{Format, Out};
+pub use release::RELEASE_KEYS;
 pub use serve::{DemoArgs, HubArgs, ListenArgs};
 pub use target::ADMIN;
 
@@ -153,6 +156,12 @@ enum Verb {
     /// The hub's certificates
     #[command(subcommand)]
     Pki(pki::PkiVerb),
+    /// Bytes that nodes may run, once they are signed
+    #[command(subcommand)]
+    Artifact(artifact::ArtifactVerb),
+    /// Which artifacts nodes may run: make keys, sign, list
+    #[command(subcommand)]
+    Release(Box<release::ReleaseVerb>),
     /// Who changed what, when
     Audit(audit::AuditArgs),
     /// Keep a hub's address, token and CA for the other verbs
@@ -229,6 +238,8 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Operator(verb) => operator::run(verb, &context()?).await,
         Verb::Access(verb) => access::run(verb, &context()?).await,
         Verb::Pki(verb) => pki::run(verb, &context()?).await,
+        Verb::Artifact(verb) => artifact::run(verb, &context()?).await,
+        Verb::Release(verb) => release::run(*verb, &common, context).await,
         Verb::Audit(args) => audit::run(args, &context()?).await,
         Verb::Login(args) => login::run(args, &common, out).await,
         Verb::Why(args) => why::run(args, &context()?).await,

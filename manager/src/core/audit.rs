@@ -63,6 +63,7 @@ fn said(intent: &Intent) -> (&'static str, String, Value) {
         Intent::EditConfig { edit, .. } => edited(edit),
         Intent::RetryConfig(node) => ("config.retry", node.to_string(), Value::Null),
         Intent::Rotated(what) => ("pki.rotate", what.clone(), Value::Null),
+        Intent::Noted(noted) => (noted.action, noted.target.clone(), noted.detail.clone()),
     }
 }
 

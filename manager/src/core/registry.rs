@@ -96,6 +96,19 @@ pub enum Intent {
     RetryConfig(NodeId),
     /// Keys of the hub were changed: `server`, `ca` or `ca.finish`. They lie elsewhere; only the trail has it here.
     Rotated(String),
+    /// Something was done to what lies elsewhere, such as artifacts; only the trail has it here.
+    Noted(Noted),
+}
+
+/// A change of what lies elsewhere.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Noted {
+    /// What was done, such as `artifact.push`.
+    pub action: &'static str,
+    /// To what.
+    pub target: String,
+    /// With what.
+    pub detail: serde_json::Value,
 }
 
 /// Why a change is refused.
@@ -180,7 +193,7 @@ pub fn take(
             }
             None => Err(RegistryError::Unknown { what: "group", name }),
         },
-        Intent::Rotated(_) => Ok(()),
+        Intent::Rotated(_) | Intent::Noted(_) => Ok(()),
         Intent::EditConfig { edit, by } => Ok(config::take(fleet, &mut effects.config, &edit, &by, now)?),
         Intent::RetryConfig(node) => Ok(config::retry(fleet, &mut effects.config, &node)?),
         Intent::Identity(change) => identity::take(identities, fleet, effects, change, highest, now),

@@ -125,6 +125,11 @@ catalogue! {
     NOTICES = counter("fleet_alert_notifications_total", &["receiver", "outcome"], "Notifications by outcome: sent, or failed after all attempts.");
     NOTICES_DROPPED = counter("fleet_alert_notifications_dropped_total", &[], "Notifications that were dropped because too many waited.");
     NOTICES_PENDING = gauge("fleet_alert_notifications_pending", &["receiver"], "Notifications that wait for a receiver.");
+    RELEASE_EXPIRES = gauge("fleet_release_expiry_timestamp_seconds", &["role"], "When signed metadata of releases ends; the hub renews snapshot and timestamp, people root and targets.");
+    RELEASES = gauge("fleet_releases", &[], "Releases that are signed.");
+    ARTIFACTS = gauge("fleet_artifacts", &[], "Artifacts that are stored.");
+    ARTIFACT_BYTES = gauge("fleet_artifact_bytes", &[], "Their bytes.");
+    ARTIFACT_SENT = counter("fleet_artifact_sent_bytes_total", &[], "Bytes of artifacts sent to nodes.");
     PROCESS_RSS = gauge("fleet_process_resident_memory_bytes", &[], "Resident memory of the hub.");
     PROCESS_CPU = counter("fleet_process_cpu_seconds_total", &[], "Processor time of the hub, user and system.");
     PROCESS_FILES = gauge("fleet_process_open_files", &[], "Files and sockets that the hub has open.");

@@ -74,6 +74,7 @@ pub fn scrape(hub: &Hub, streams: usize) -> Result<Scrape, crate::consume::Error
     }
     broker(&stats.broker, &mut scrape);
     alerts(hub, &mut scrape);
+    releases(hub, &mut scrape);
     if let Some(process) = process::read() {
         scrape.set(&c::PROCESS_RSS, &[], process.rss_bytes as f64);
         scrape.amount(&c::PROCESS_CPU, &[], process.cpu_ms as f64 / 1_000.0);
@@ -128,6 +129,17 @@ fn alerts(hub: &Hub, scrape: &mut Scrape) {
     scrape.count(&c::ALERT_JUDGEMENTS, &[], figures.judgements);
     scrape.set(&c::ALERT_LAG, &[], figures.lag_s);
     scrape.count(&c::NOTICES_DROPPED, &[], figures.dropped);
+}
+
+fn releases(hub: &Hub, scrape: &mut Scrape) {
+    let Some(releases) = hub.releases() else { return };
+    for standing in releases.standings() {
+        scrape.set(&c::RELEASE_EXPIRES, &[standing.role], standing.expires_ms as f64 / 1_000.0);
+    }
+    scrape.set(&c::RELEASES, &[], releases.all().len() as f64);
+    scrape.set(&c::ARTIFACTS, &[], releases.artifacts().all().len() as f64);
+    scrape.set(&c::ARTIFACT_BYTES, &[], releases.artifacts().bytes() as f64);
+    scrape.count(&c::ARTIFACT_SENT, &[], releases.artifacts().sent());
 }
 
 /// What is told of one node: copied, so that the registry is free while labels are made.

@@ -6,7 +6,10 @@ use std::{
     collections::HashMap,
     io,
     net::{IpAddr, Ipv6Addr, SocketAddr},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -27,10 +30,16 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
+use crate::clock;
+
 /// Most bytes of a request's head.
 const HEAD_BYTES: usize = 32 * 1024;
 /// Time that open requests have after a stop.
 const DRAIN: Duration = Duration::from_secs(5);
+/// How long a peer may take none of what is sent to it.
+const STALL: Duration = Duration::from_secs(60);
+/// How often it is looked whether an old connection still moves.
+const LOOK: Duration = Duration::from_secs(2);
 /// How long a full process (no file descriptors) waits before it accepts again.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
@@ -56,6 +65,51 @@ pub struct Peer {
     pub certificate: Option<Arc<[u8]>>,
     /// Whether what is said to it is encrypted.
     pub encrypted: bool,
+}
+
+/// Keeps a connection beyond its life while something long is sent over it, as long as that moves; an extension of its
+/// requests.
+#[derive(Debug, Clone, Default)]
+pub struct Stay(Arc<Moves>);
+
+#[derive(Debug, Default)]
+struct Moves {
+    held: AtomicUsize,
+    moved_ms: AtomicU64,
+}
+
+/// One thing that is sent.
+#[derive(Debug)]
+pub struct Hold(Stay);
+
+impl Stay {
+    /// Begins to hold the connection.
+    #[must_use]
+    pub fn hold(&self) -> Hold {
+        self.0.held.fetch_add(1, Ordering::Relaxed);
+        let hold = Hold(self.clone());
+        hold.moved();
+        hold
+    }
+
+    fn keeps(&self, now: Duration) -> bool {
+        let moved = Duration::from_millis(self.0.moved_ms.load(Ordering::Relaxed));
+        self.0.held.load(Ordering::Relaxed) > 0 && now.saturating_sub(moved) < STALL
+    }
+}
+
+impl Hold {
+    /// Says that the peer took some of it.
+    pub fn moved(&self) {
+        let now_ms = u64::try_from(clock::mono().as_millis()).unwrap_or(u64::MAX);
+        self.0.0.moved_ms.store(now_ms, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.0.0.held.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// Serves HTTPS until `stop`; then open requests have five seconds.
@@ -157,9 +211,12 @@ impl Connection {
 
     async fn talk(mut self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, peer: Peer) {
         let router = TowerToHyperService::new(self.router);
+        let stay = Stay::default();
+        let stays = stay.clone();
         let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
             request.extensions_mut().insert(ConnectInfo(peer.address));
             request.extensions_mut().insert(peer.clone());
+            request.extensions_mut().insert(stays.clone());
             router.call(request)
         });
         let serving = http1::Builder::new()
@@ -170,7 +227,12 @@ impl Connection {
         tokio::pin!(serving);
         let life = async {
             match self.limits.life {
-                Some(life) => time::sleep(life).await,
+                Some(life) => {
+                    time::sleep(life).await;
+                    while stay.keeps(clock::mono()) {
+                        time::sleep(LOOK).await;
+                    }
+                }
                 None => std::future::pending().await,
             }
         };
@@ -259,5 +321,18 @@ mod tests {
         assert!(third.is_some() && crowd.enter(at("192.0.2.9")).is_none(), "full");
         drop((first, second, third));
         assert!(crowd.places.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_connection_stays_while_what_is_sent_moves() {
+        let stay = Stay::default();
+        let now = clock::mono();
+        assert!(!stay.keeps(now));
+        let hold = stay.hold();
+        assert!(stay.keeps(now) && stay.keeps(now + STALL / 2));
+        assert!(!stay.keeps(clock::mono() + STALL), "nobody took anything");
+        hold.moved();
+        drop(hold);
+        assert!(!stay.keeps(now));
     }
 }

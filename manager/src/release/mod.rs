@@ -9,6 +9,7 @@ mod keys;
 pub mod make;
 #[cfg(test)]
 mod tests;
+mod who;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -33,6 +34,7 @@ use crate::{
 use folder::{Files, Folder, Next, Online, TIMESTAMP, versioned};
 
 pub use folder::FOLDER;
+pub use who::may_have;
 
 /// Most targets that are signed at once; with them the file stays below what nodes read.
 pub const TARGETS: usize = 4_000;
@@ -348,6 +350,14 @@ impl Releases {
             Some((target, _)) => Err(Error::Named { digest: *digest, target: target.clone() }),
             None => Ok(self.artifacts.remove(digest)?),
         }
+    }
+
+    /// The targets as which an artifact is signed.
+    #[must_use]
+    pub fn named(&self, digest: &Digest) -> Vec<Target> {
+        let state = self.state();
+        let named = state.entries.iter().filter(|(_, entry)| entry.digest == *digest);
+        named.map(|(target, _)| target.clone()).collect()
     }
 
     /// The artifacts.

@@ -1,6 +1,7 @@
 //! `fleet demo`: a hub and real agents in one process, on real sockets, with this machine's real figures.
 
 mod link;
+pub(super) mod releases;
 mod story;
 
 use std::{
@@ -94,6 +95,11 @@ pub async fn demo(
         }
     }
     let running = super::start(&config).await?;
+    // Before the first agent, which pins the root when it joins.
+    if let Err(error) = releases::init(&running.hub, &config.data) {
+        running.stop().await;
+        return Err(error.into());
+    }
     // Before the first agent, so that the story begins with it.
     let feed = running.hub.feed();
     let (mut agents, mut links) = (Vec::new(), Vec::new());
@@ -301,6 +307,10 @@ fn introduce(running: &RunningHub, data: &Path, agents: &[AgentHandle]) {
     println!("  fleet --data {data} telemetry demo-1 --metric cpu_percent --since 5m");
     println!("  fleet --data {data} ledger");
     println!("  fleet --data {data} command run --all -- uptime");
+    println!(
+        "  fleet --data {data} release ls             its releases are signed by keys in {data}/{}",
+        crate::cli::RELEASE_KEYS
+    );
     println!();
     println!("A node is cut off from the hub while there is a file {data}/nodes/NODE/{OFFLINE}:");
     println!("  touch {data}/nodes/demo-2/{OFFLINE}      and later: rm {data}/nodes/demo-2/{OFFLINE}");

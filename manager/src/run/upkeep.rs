@@ -1,5 +1,5 @@
-//! What goes on in the background while a hub runs: its keys are changed when that is due, and sessions are looked at a
-//! second time after they were to end.
+//! What goes on in the background while a hub runs: its keys are changed and its releases renewed when that is due, and
+//! sessions are looked at a second time after they were to end.
 
 use std::{sync::Arc, time::Duration};
 
@@ -7,13 +7,22 @@ use fleet_broker::Broker;
 use tokio::{sync::mpsc, task::JoinHandle, time};
 
 use crate::{
-    core::identity::{Cut, Identities, Standing},
+    core::{
+        identity::{self, Cut, Identities},
+        time::millis,
+    },
     hub::{Door, Hub},
     pki::Pki,
+    release::{self, Standing},
 };
 
 /// How often it is looked whether keys are due.
 const LOOK: Duration = Duration::from_secs(30);
+/// How often it is looked whether metadata of releases is due, and what rests.
+const LOOK_AT_RELEASES: Duration = Duration::from_secs(300);
+/// How long before its end what only people can renew is complained of.
+const SOON: Duration = Duration::from_secs(30 * 24 * 3600);
+const DAY: Duration = Duration::from_secs(24 * 3600);
 /// When a session is looked at a second time: a CONNECT that was judged just before the change may have come after it.
 const AGAIN: Duration = Duration::from_secs(1);
 /// Sessions that may wait for their second look.
@@ -51,7 +60,7 @@ pub(super) fn door(broker: &Arc<Broker>, hub: &Hub) -> (Door, JoinHandle<()>) {
 fn stays_out(known: &Identities, cut: &Cut) -> bool {
     match cut {
         Cut::Node { node, .. } => {
-            known.enrolments.get(node).is_some_and(|known| known.standing != Standing::Enrolled)
+            known.enrolments.get(node).is_some_and(|known| known.standing != identity::Standing::Enrolled)
         }
         Cut::Tool(name) => !known.access.contains_key(name),
     }
@@ -75,6 +84,44 @@ pub(super) fn keys(pki: Arc<Pki>, hub: Hub) -> JoinHandle<()> {
                 Ok(Ok(Some(step))) => tracing::warn!(?step, "keys were changed"),
                 Ok(Err(error)) => tracing::error!(%error, "failed to change keys; it is tried again"),
                 Err(error) => tracing::error!(%error, "failed to look after the keys"),
+            }
+        }
+    })
+}
+
+/// Renews metadata of releases when that is due, complains of what people have to renew, and removes uploads that rest,
+/// until it is aborted.
+pub(super) fn releases(hub: Hub) -> JoinHandle<()> {
+    tokio::spawn(async move {
+        let mut looks = time::interval(LOOK_AT_RELEASES);
+        looks.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+        let mut told = None;
+        loop {
+            looks.tick().await;
+            let Some(releases) = hub.releases().cloned() else { continue };
+            let now_ms = hub.clock().now().wall_ms;
+            let people = |standing: &Standing| ["root", "targets"].contains(&standing.role);
+            for Standing { role, expires_ms, .. } in releases.standings().into_iter().filter(people) {
+                let soon = expires_ms.saturating_sub(now_ms) < millis(SOON);
+                // Once a day is enough.
+                if soon && told.replace(now_ms / millis(DAY)) != Some(now_ms / millis(DAY)) {
+                    tracing::warn!(
+                        role,
+                        expires_ms,
+                        "what is signed of releases expires soon, and nodes update no more then: `fleet release rotate --renew`"
+                    );
+                }
+            }
+            // It waits for the disk.
+            let look = move || {
+                releases.artifacts().tidy(now_ms);
+                releases.renew()
+            };
+            match tokio::task::spawn_blocking(look).await {
+                Ok(Ok(true)) => tracing::info!("the snapshot and timestamp of releases were renewed"),
+                Ok(Ok(false) | Err(release::Error::ClockInDoubt)) => {}
+                Ok(Err(error)) => tracing::error!(%error, "failed to renew releases; it is tried again"),
+                Err(error) => tracing::error!(%error, "failed to look after releases"),
             }
         }
     })

@@ -1,11 +1,11 @@
 //! A hub of a test, and nodes that speak to it over MQTT as any agent does.
 
-use std::{net::SocketAddr, ops::ControlFlow, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, ops::ControlFlow, sync::Arc, time::Duration};
 
 use fleet_broker::{Broker, Credentials, Directory, Grants, Identity, Refusal, Verdict};
 use fleet_manager::{
     alerts::{self, Alerts},
-    api,
+    api, artifact,
     clock::{self, HubClock},
     consume::{Consumer, FeedItem},
     core::{
@@ -17,6 +17,7 @@ use fleet_manager::{
     mirror::{self, Mirror},
     notify,
     pki::Pki,
+    release::{Key, Releases, Signers, make},
     store::{
         disk::{Disk, Folder},
         telemetry::InboxBatch,
@@ -140,6 +141,10 @@ impl Site {
         let alerts = alerts::start(&hub, publisher, judging, (handle, asked), &exporter, notices).unwrap();
         let clock = hub.clone();
         let pki = Arc::new(Pki::open(data.path(), &[], Arc::new(move || clock.clock().read())).unwrap());
+        let artifacts = Arc::new(artifact::Store::open(data.path(), hub.clock().now().wall_ms).unwrap());
+        let clock = Arc::new(HubClock::default());
+        let releases = Releases::open(data.path(), artifacts, Arc::new(move || clock.read())).unwrap();
+        hub.set_releases(Arc::new(releases));
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let (http, mqtt) = (listener.local_addr().unwrap(), broker.mqtt_addr());
         let listeners = [
@@ -237,6 +242,18 @@ fn client(token: Option<&str>) -> reqwest::Client {
         headers.insert(header::AUTHORIZATION, format!("Bearer {token}").parse().unwrap());
     }
     reqwest::Client::builder().default_headers(headers).build().unwrap()
+}
+
+/// Makes keys of releases, and signs that there are none yet.
+pub(crate) fn sign_nothing(hub: &Hub) {
+    let (root, targets) = (Key::generate().unwrap(), Key::generate().unwrap());
+    let releases = hub.releases().unwrap();
+    let (snapshot, timestamp) = releases.online_keys();
+    let signers = Signers { root: vec![root.public()], targets: vec![targets.public()], snapshot, timestamp };
+    let now_ms = clock::wall_ms();
+    let root = make::sign(make::root(1, &signers, now_ms).unwrap(), &[&root]).unwrap();
+    let none = make::targets(1, &BTreeMap::new(), now_ms).unwrap();
+    releases.publish(Some(&root), Some(&make::sign(none, &[&targets]).unwrap())).unwrap();
 }
 
 /// Lets an operator in; gives the token.

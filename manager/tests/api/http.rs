@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::{
     alerts::receiver,
-    given::{Node, PATIENCE, Site},
+    given::{Node, PATIENCE, Site, sign_nothing},
 };
 
 fn ids(list: &Value) -> Vec<&str> {
@@ -267,6 +267,8 @@ async fn everything_scraped_is_in_the_catalogue_and_the_other_way_round() {
     node.garbage().await;
     node.told("after", "the garbage").await;
     site.get("/version").await;
+    // Releases that are signed end some time.
+    sign_nothing(&site.hub);
     // A remote read, refused, so that its duration is told.
     assert!(site.ask(Method::POST, "/api/v1/prom/read", Some("{}")).await.0.is_client_error());
     let (_, text) = site.ask(Method::GET, "/metrics", None).await;

@@ -16,5 +16,6 @@ mod mirror;
 mod openapi;
 mod operators;
 mod prom;
+mod releases;
 mod rights;
 mod stream;

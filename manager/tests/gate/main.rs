@@ -12,3 +12,4 @@ mod join;
 mod keys;
 mod sessions;
 mod tools;
+mod updates;
