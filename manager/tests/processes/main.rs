@@ -14,4 +14,5 @@ mod generator;
 mod given;
 mod kill;
 mod load;
+mod releases;
 mod restore;
