@@ -16,7 +16,7 @@ use toml::{Table, Value};
 use crate::{
     api, clock,
     collect::{driver, file, scrape, system},
-    commands, desired, devices, log, mqtt, outbox, rules, upload,
+    commands, desired, devices, log, mqtt, outbox, rules, update, upload,
 };
 
 /// The file's name in the data folder.
@@ -56,6 +56,8 @@ pub struct Config {
     pub rules: rules::Config,
     /// The devices behind the node.
     pub devices: devices::Config,
+    /// How releases are taken.
+    pub update: update::Config,
     /// Programs that print a JSON object per line.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub driver: Vec<driver::Config>,
@@ -114,6 +116,7 @@ impl Default for Config {
             upload: upload::Config::default(),
             rules: rules::Config::default(),
             devices: devices::Config::default(),
+            update: update::Config::default(),
             driver: Vec::new(),
             file: Vec::new(),
             scrape: Vec::new(),
@@ -327,6 +330,9 @@ impl Config {
         if let Err(why) = self.upload.policy() {
             return wrong("upload", "", why);
         }
+        if let Err(why) = self.update.check() {
+            return wrong("update", "", why);
+        }
         if let Err(why) = self.devices.check() {
             return wrong("devices", "", why);
         }
@@ -402,9 +408,9 @@ const OTHER_VARIABLES: [&str; 9] = [
     "FLEET_TOKEN",
 ];
 /// The sections whose settings have variables: `FLEET_OUTBOX_UPLOAD_S` is `upload_s` under `[outbox]`.
-const SECTIONS: [&str; 12] = [
+const SECTIONS: [&str; 13] = [
     "node", "hub", "api", "outbox", "clock", "system", "commands", "desired", "devices", "log", "rules",
-    "upload",
+    "update", "upload",
 ];
 
 /// Puts `FLEET_{SECTION}_{KEY}` over the file. The value is TOML where it reads as such, else text.

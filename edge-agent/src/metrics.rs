@@ -124,6 +124,11 @@ const DEVICE_REFUSALS: Family = counter(
     "Connections, sessions and subscriptions of devices that were refused or ended, by reason.",
 );
 
+const UPDATES: Family =
+    counter("fleet_agent_updates_total", &["kind", "state"], "Updates that ended, by kind and final state.");
+const UPDATE_BYTES: Family =
+    counter("fleet_agent_update_bytes_total", &[], "Bytes of artifacts that were fetched from the hub.");
+
 /// Every family there is, in the order of this page.
 pub const CATALOGUE: &[Family] = &[
     INFO,
@@ -159,6 +164,8 @@ pub const CATALOGUE: &[Family] = &[
     DEVICE_TOLD,
     DEVICE_THROTTLES,
     DEVICE_REFUSALS,
+    UPDATES,
+    UPDATE_BYTES,
 ];
 
 /// One agent's registry.
@@ -183,6 +190,7 @@ pub struct Metrics {
     pub(crate) rules: Gauge,
     pub(crate) rules_missed: Counter,
     pub(crate) alerts_firing: Gauge,
+    pub(crate) update_bytes: Counter,
 }
 
 impl Metrics {
@@ -216,6 +224,7 @@ impl Metrics {
             rules: register_gauge(&recorder, &RULES, &[]),
             rules_missed: register_counter(&recorder, &RULES_MISSED, &[]),
             alerts_firing: register_gauge(&recorder, &ALERTS_FIRING, &[]),
+            update_bytes: register_counter(&recorder, &UPDATE_BYTES, &[]),
             recorder,
         }
     }
@@ -249,6 +258,10 @@ impl Metrics {
 
     pub(crate) fn collect_failed(&self, kind: &'static str, reason: &'static str, count: u64) {
         register_counter(&self.recorder, &COLLECT_FAILURES, &[kind, reason]).increment(count);
+    }
+
+    pub(crate) fn update_ended(&self, kind: &str, state: &str) {
+        register_counter(&self.recorder, &UPDATES, &[kind, state]).increment(1);
     }
 
     pub(crate) fn device_message(&self, result: &'static str) {

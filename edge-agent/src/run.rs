@@ -15,7 +15,7 @@ use fleet_schemas::{NodeId, session::Versions};
 use tokio::{
     select,
     sync::{mpsc, oneshot, watch},
-    task::JoinHandle,
+    task::{self, JoinHandle},
     time,
 };
 use tracing::{Instrument as _, error, info, info_span, warn};
@@ -30,7 +30,8 @@ use crate::{
         config::{Run, View},
         queue::Act,
     },
-    desired, devices,
+    desired,
+    devices::{self, Line},
     identity::{live, upkeep},
     metrics::Metrics,
     mqtt::{self, HubUrl, Proof},
@@ -38,6 +39,7 @@ use crate::{
     role::{Role, role},
     rules,
     stop::{self, Stop, Stopper},
+    update::{self, slot, updater, view::UpdatesView},
     uplink::{Profile, Submission},
 };
 
@@ -231,10 +233,20 @@ pub async fn start(mut config: Config) -> Result<Handle, StartError> {
     let clock = Clock::new(config.clock);
     let metrics = Arc::new(Metrics::new(node.as_str(), VERSION));
     let now = clock.now();
+    let mut profile = Profile { name: name.clone(), ..profile(&config, &node) };
+    let (updates, opened) = updates(&config, way.as_ref().map(|(_, proof)| proof), now.wall_ms).await;
+    if let Some(opened) = &opened {
+        profile.versions = opened.versions();
+    }
+    let (view, viewed) = watch::channel(Arc::new(UpdatesView {
+        running: profile.versions.running.clone(),
+        ..UpdatesView::default()
+    }));
+    let machine = (profile.boot, profile.machine.get("arch").cloned().unwrap_or_default());
     let (outbox, thread) = outbox::spawn(
         outbox::Config { devices: config.devices.policy(), ..config.outbox.clone() },
         config.data.clone(),
-        Profile { name: name.clone(), ..profile(&config, &node) },
+        profile,
         clock.clone(),
         metrics.clone(),
     )
@@ -246,6 +258,7 @@ pub async fn start(mut config: Config) -> Result<Handle, StartError> {
         version: VERSION,
         hub: way.as_ref().map(|(hub, _)| hub.to_string()),
         identity: way.as_ref().and_then(|(_, proof)| proof.identity().cloned()),
+        updates: opened.as_ref().map(|_| viewed),
         started: now.up,
     };
     let address = bound.address;
@@ -258,6 +271,7 @@ pub async fn start(mut config: Config) -> Result<Handle, StartError> {
     let parts = Parts {
         restart: Arc::new(restarter),
         config,
+        updates,
         node: node.clone(),
         way,
         clock: clock.clone(),
@@ -270,9 +284,11 @@ pub async fn start(mut config: Config) -> Result<Handle, StartError> {
             "no hub: records are only collected until this machine joins one (`fleet-agent join HUB --token T`)"
         );
     }
+    let opened = opened.map(|opened| Releases { opened, view, boot: machine.0, arch: machine.1 });
     #[cfg(test)]
     let line = front.as_ref().map(|front| front.line.clone());
-    let ended = tokio::spawn(parts.run(Doors { bound, auth, front }, facts.clone(), thread, stopping));
+    let doors = Doors { bound, auth, front };
+    let ended = tokio::spawn(parts.run(doors, opened, facts.clone(), thread, stopping));
     Ok(Handle {
         node,
         address,
@@ -305,9 +321,37 @@ pub fn profile(config: &Config, node: &NodeId) -> Profile {
     }
 }
 
+/// Whether updates are taken, and their account if they are. It may read the whole executable, and so not on this thread.
+async fn updates(
+    config: &Config,
+    proof: Option<&Proof>,
+    now_ms: i64,
+) -> (commands::Updates, Option<update::Opened>) {
+    if !config.update.enabled {
+        return (commands::Updates::Off, None);
+    }
+    if proof.and_then(Proof::identity).is_none() {
+        return (commands::Updates::NotJoined, None);
+    }
+    let (settings, data) = (config.update.clone(), config.data.clone());
+    match task::spawn_blocking(move || update::open(&settings, &data, now_ms)).await {
+        Ok(Some(opened)) => (commands::Updates::Taken, Some(opened)),
+        Ok(None) | Err(_) => (commands::Updates::Broken, None),
+    }
+}
+
+/// What the loop of updates begins with.
+struct Releases {
+    opened: update::Opened,
+    view: watch::Sender<Arc<UpdatesView>>,
+    boot: [u8; 8],
+    arch: String,
+}
+
 struct Parts {
     restart: Arc<watch::Sender<bool>>,
     config: Config,
+    updates: commands::Updates,
     node: NodeId,
     way: Option<(HubUrl, Proof)>,
     clock: Clock,
@@ -350,7 +394,14 @@ impl Tasks {
 }
 
 impl Parts {
-    async fn run(self, doors: Doors, facts: Facts, thread: thread::JoinHandle<()>, mut stopping: Stop) {
+    async fn run(
+        self,
+        doors: Doors,
+        releases: Option<Releases>,
+        facts: Facts,
+        thread: thread::JoinHandle<()>,
+        mut stopping: Stop,
+    ) {
         let (hang_up, hanging_up) = stop::channel();
         // Before the hub can send any.
         commands::end_orphans(self.own_folder(), &self.outbox).await;
@@ -358,7 +409,10 @@ impl Parts {
         let acts = self.outbox.attach(Arc::new(kinds), commands::ACTS).await;
         let runs = self.outbox.attach_config(self.config.desired.probation, desired::RUNS).await;
         let listener = self.outbox.listen().await;
-        let sources = self.sources(doors, facts, acts, runs, listener, &stopping);
+        let mut tasks = Tasks(Vec::new());
+        let line = doors.front.as_ref().map(|front| front.line.clone());
+        let updater = releases.and_then(|releases| self.updater(releases, line, &mut tasks, &stopping));
+        let sources = self.sources(tasks, doors, updater, facts, (acts, runs, listener), &stopping);
         let link = self.link(hanging_up);
         stopping.wanted().await;
         info!("stopping");
@@ -385,23 +439,61 @@ impl Parts {
     }
 
     fn kinds(&self) -> commands::Kinds {
-        self.config.commands.kinds(&self.config.data, self.config.devices.listen.is_some())
+        let devices = self.config.devices.listen.is_some();
+        self.config.commands.kinds(&self.config.data, devices, self.updates)
+    }
+
+    /// What does updates.
+    fn updater(
+        &self,
+        Releases { opened, view, boot, arch }: Releases,
+        line: Option<Line>,
+        tasks: &mut Tasks,
+        stop: &Stop,
+    ) -> Option<updater::Handle> {
+        let live = self.way.as_ref().and_then(|(_, proof)| proof.identity().cloned())?;
+        let update::Opened { folder, ledger, own } = opened;
+        let slots = slot::Slots::new(&slot::Surroundings {
+            config: self.config.update.clone(),
+            folder: folder.clone(),
+            clock: self.clock.clone(),
+            outbox: self.outbox.clone(),
+            line,
+            restart: self.restart.clone(),
+        });
+        let (handle, words) = updater::channel();
+        let surroundings = updater::Surroundings {
+            config: self.config.update.clone(),
+            folder,
+            ledger,
+            slots,
+            live,
+            clock: self.clock.clone(),
+            outbox: self.outbox.clone(),
+            metrics: self.metrics.clone(),
+            boot,
+            arch,
+            own,
+            view,
+        };
+        tasks.spawn("updates".to_owned(), updater::run(surroundings, words, stop.clone()));
+        Some(handle)
     }
 
     /// What hands records in.
     fn sources(
         &self,
+        mut tasks: Tasks,
         Doors { bound, auth, front }: Doors,
+        updater: Option<updater::Handle>,
         facts: Facts,
-        acts: mpsc::Receiver<Act>,
-        runs: mpsc::Receiver<Run>,
-        listener: outbox::Listener,
+        (acts, runs, listener): (mpsc::Receiver<Act>, mpsc::Receiver<Run>, outbox::Listener),
         stop: &Stop,
     ) -> Tasks {
-        let mut tasks = Tasks(Vec::new());
         let surroundings = commands::Surroundings {
             kinds: self.kinds(),
             line: front.as_ref().map(|front| front.line.clone()),
+            updater,
             folder: self.own_folder(),
             facts: facts.clone(),
             clock: self.clock.clone(),

@@ -56,7 +56,7 @@ const PROBE: Duration = Duration::from_secs(30);
 /// How long a mark may be known in memory only; after a crash it costs duplicates, never records.
 const MARKS_AT_LATEST: Duration = Duration::from_secs(600);
 
-/// Who the node is; fixed while the agent runs.
+/// Who the node is; fixed while the agent runs, but for what it runs.
 #[derive(Debug, Clone)]
 pub struct Profile {
     /// Its id.
@@ -331,6 +331,11 @@ impl Uplink {
     /// The figures that the next heartbeats carry, by metric name.
     pub fn set_system(&mut self, figures: BTreeMap<String, f64>) {
         self.system = figures;
+    }
+
+    /// What the next birth says of what runs. The hub of this session is told by an event.
+    pub fn set_versions(&mut self, versions: Versions) {
+        self.profile.versions = versions;
     }
 
     /// The node this is.

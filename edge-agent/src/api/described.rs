@@ -49,11 +49,14 @@ fn shapes() -> BTreeMap<&'static str, Option<&'static [&'static str]>> {
         ("Queue", fields::<commands::QueueView>()),
         ("Reason", fields::<fleet_schemas::command::Reason>()),
         ("Report", None),
+        ("Running", fields::<fleet_schemas::update::Running>()),
         ("Sample", fields::<body::RawSample<'_>>()),
         ("Status", fields::<view::StatusView>()),
         ("Take", fields::<commands::TakeBody>()),
         ("Taken", fields::<field::Taken>()),
         ("Telemetry", fields::<body::Telemetry<'_>>()),
+        ("Update", fields::<crate::update::view::UpdateView>()),
+        ("Updates", fields::<crate::update::view::UpdatesView>()),
         ("Wanted", fields::<commands::Wanted>()),
     ])
 }
@@ -90,11 +93,14 @@ const SAME: &[(&str, &str, &[&str], &[&str])] = &[
     ("Reason", "Reason", &[], &[]),
     ("RegisterDeviceRequest", "DeclaredDevice", &["id"], &[]),
     ("ReportRequest", "LocalReport", &["id", "outcome"], &["state"]),
+    ("Running", "Running", &[], &[]),
     ("Sample", "Sample", &[], &[]),
     ("SleepDeviceRequest", "DeviceSleep", &["id"], &[]),
     // A stream needs no wait.
     ("TakeRequest", "Take", &[], &["wait_s"]),
     ("TelemetryBatch", "Telemetry", &["id"], &[]),
+    ("Update", "Update", &[], &[]),
+    ("Updates", "Updates", &[], &[]),
 ];
 
 /// Messages that only gRPC needs.

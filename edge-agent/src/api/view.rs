@@ -4,11 +4,13 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use fleet_schemas::{Lane, NodeId, SessionId, StoreId, StreamId, session::StreamState};
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
 use super::config::ConfigView;
 use crate::{
     core::{Now, upload::Use},
     identity::live::{IdentityView, Live},
+    update::view::UpdatesView,
     uplink::{LaneStatus, Status},
 };
 
@@ -57,6 +59,9 @@ pub struct StatusView {
     pub identity: Option<IdentityView>,
     /// Where the configuration stands.
     pub config: ConfigView,
+    /// How updates stand; absent when the node takes none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub updates: Option<UpdatesView>,
     /// What the outbox holds.
     pub outbox: OutboxView,
 }
@@ -198,6 +203,8 @@ pub struct Facts {
     pub hub: Option<String>,
     /// What proves who the node is, once it has joined.
     pub identity: Option<Arc<Live>>,
+    /// How updates stand, if the node takes any.
+    pub updates: Option<watch::Receiver<Arc<UpdatesView>>>,
     /// Time since boot at which the agent started.
     pub started: Duration,
 }
@@ -223,6 +230,7 @@ impl StatusView {
             clock: now.clock,
             identity: facts.identity.as_ref().map(|live| live.view()),
             config: ConfigView::from(&status.config),
+            updates: facts.updates.as_ref().map(|updates| (**updates.borrow()).clone()),
             outbox: OutboxView::from(status),
         }
     }

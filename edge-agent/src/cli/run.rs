@@ -67,6 +67,14 @@ Local rules: alerts.yaml in the data folder, as kits ship it, read again when it
             message: \"{{ sensor }} has {{ value }}\", outputs: [log, webhook, buzzer], cooldown_s: 300}]
 Boards over MQTT (MicroClaw's topics; off unless agent.toml says where; `fleet-agent device --help`):
   [devices]         listen = \"192.168.4.1:1883\"   open = false   register = \"auto\"   heartbeat_s = 900
+Releases (`fleet rollout` at the hub), once the node has joined; what runs is under DATA/releases:
+  [update]          enabled = true   probation_s = 60   reach_s = 600    on trial so long, then so long until the hub is reached
+                    bytes_per_day = 50000000   metered_while = \"/run/on-4g\"   what is fetched of a link paid by the byte
+  A skill is an archive (tar, or tar and zstd), unpacked beside the old one; its app starts from
+  DATA/releases/skill/NAME/current, a link that is switched at once, and its skill.toml says how it is told and asked:
+    [hooks]         started = [\"systemctl\", \"restart\", \"greeter\"]       after each switch, there and back
+    [health]        command = [\"./well\"]   timeout_s = 10   interval_s = 5   or http = \"http://127.0.0.1:8000/healthz\",
+                    or heartbeat = \"DEVICE\", heard since the switch; without [health], that it is there is enough
 In agent.toml, what else is collected, and how much of a metered link is used:
   [rules]           webhook = \"http://127.0.0.1:8000/alert\"
   [rules.program.buzzer]  program = \"/usr/local/bin/buzz\"
@@ -83,6 +91,7 @@ impl Run {
         }
         config.log.dial = log(&config.log.level);
         config.commands.restarts = true;
+        config.update.own_executable = true;
         let ended = runtime()?.block_on(async {
             let failed = |what| move |error| Failure::Failed(anyhow!("failed to listen for {what}: {error}"));
             let mut terminate = signal(SignalKind::terminate()).map_err(failed("SIGTERM"))?;

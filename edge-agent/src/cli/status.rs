@@ -5,7 +5,9 @@ use comfy_table::{Table, presets};
 use fleet_edge_agent::{
     api::{ConfigView, HeldView, StatusView},
     identity::live::IdentityView,
+    update::view::{UpdateView, UpdatesView},
 };
+use fleet_schemas::update::Running;
 use jiff::Timestamp;
 
 use super::{Failure, Format, Place, ask, print};
@@ -52,12 +54,45 @@ fn table(status: &StatusView) -> String {
         .add_row(["clock", &format!("{:?}", status.clock).to_lowercase()])
         .add_row(["identity", &status.identity.as_ref().map_or_else(not_joined, identity)])
         .add_row(["config", &config(&status.config)])
+        .add_row(["updates", &status.updates.as_ref().map_or_else(no_updates, updates)])
         .add_row(["outbox", &super::outbox::summary(&status.outbox)]);
     format!("{}\n", table.trim_fmt())
 }
 
 fn not_joined() -> String {
     "has not joined (fleet-agent join)".to_owned()
+}
+
+fn no_updates() -> String {
+    "none are taken (the node has not joined, or enabled = false under [update])".to_owned()
+}
+
+/// What is under way, or how the last one ended; then what runs.
+fn updates(view: &UpdatesView) -> String {
+    let one = |update: &UpdateView| {
+        let bytes = match (update.bytes, update.total) {
+            (Some(bytes), Some(total)) => format!(", {bytes} of {total} bytes"),
+            _ => String::new(),
+        };
+        let why = update.reason.as_ref().map(|why| format!(", {why}")).unwrap_or_default();
+        format!("{} is {}{bytes}{why}", update.target, update.state.as_str())
+    };
+    let mut parts: Vec<_> = view.updates.iter().map(one).collect();
+    if parts.is_empty() {
+        parts.push(
+            view.last
+                .as_ref()
+                .map_or_else(|| "none so far".to_owned(), |last| format!("none; {}", one(last))),
+        );
+    }
+    let runs = |running: &Running| format!("{} {}", running.name, running.version);
+    let running: Vec<_> = view.running.iter().map(runs).collect();
+    parts.push(format!(
+        "runs {}",
+        if running.is_empty() { "no release".to_owned() } else { running.join(", ") }
+    ));
+    parts.extend((!view.quarantined.is_empty()).then(|| format!("{} quarantined", view.quarantined.len())));
+    parts.join("; ")
 }
 
 fn config(config: &ConfigView) -> String {

@@ -5,18 +5,18 @@
 use std::{collections::BTreeMap, fmt};
 
 use ciborium::Value;
-use fleet_schemas::{MetricName, command::Reason};
+use fleet_schemas::{MetricName, command::Reason, update};
 use serde::{Deserialize, Deserializer};
 
 use super::allow::{Plan, Source, Wish};
 use crate::{
-    core::queue::{DEVICE, LOCAL, RESTART, reason},
+    core::queue::{DEVICE, LOCAL, RESTART, UPDATE, reason},
     devices::Order,
     uplink::Judge,
 };
 
 /// Every kind, as refusals name them.
-const KINDS: [&str; 6] = [DEVICE, "exec", LOCAL, "ping", "query", RESTART];
+const KINDS: [&str; 7] = [DEVICE, "exec", LOCAL, "ping", "query", RESTART, UPDATE];
 
 /// What a command asks for, read.
 #[derive(Debug, Clone, PartialEq)]
@@ -33,6 +33,8 @@ pub(super) enum Work {
     Local,
     /// Tell a device.
     Device(Order),
+    /// Run another release.
+    Update(Box<update::Order>),
 }
 
 /// What can be asked for.
@@ -58,6 +60,21 @@ pub(crate) struct Kinds {
     pub(crate) restarts: bool,
     /// Whether devices are served here, so that they hear commands.
     pub(crate) devices: bool,
+    /// Whether releases are taken.
+    pub(crate) updates: Updates,
+}
+
+/// Whether releases are taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Updates {
+    /// They are.
+    Taken,
+    /// `agent.toml` says no.
+    Off,
+    /// The node has no certificate, and so no way to what is signed.
+    NotJoined,
+    /// Their account cannot be opened.
+    Broken,
 }
 
 #[derive(Debug, Deserialize)]
@@ -127,11 +144,39 @@ impl Kinds {
                 Err(reason("no_listener", message, false))
             }
             DEVICE => Order::read(params).map(Work::Device),
+            UPDATE => {
+                self.updates.check()?;
+                let order = params.deserialized().map_err(|_| {
+                    bad("{target: kind/name/version/arch, digest: SHA-256} as `fleet rollout` does")
+                })?;
+                Ok(Work::Update(Box::new(order)))
+            }
             unknown => {
                 let message =
                     format!("this agent knows no {unknown:?}, but {}; a newer agent may", KINDS.join(", "));
                 Err(reason("unknown_kind", message, false))
             }
+        }
+    }
+}
+
+impl Updates {
+    fn check(self) -> Result<(), Reason> {
+        let no = |code, message| Err(reason(code, message, false));
+        match self {
+            Self::Taken => Ok(()),
+            Self::Off => no(
+                "updates_off",
+                "this node takes no updates; write enabled = true under [update] in its agent.toml",
+            ),
+            Self::NotJoined => no(
+                "not_joined",
+                "only a node with a certificate takes updates; let it join: fleet-agent join HUB --token T",
+            ),
+            Self::Broken => no(
+                "updates_broken",
+                "the account of updates (releases/update.redb) cannot be opened; look at the agent's log, and at its disk",
+            ),
         }
     }
 }
@@ -185,7 +230,8 @@ mod tests {
         let allow = "[command.df]\nprogram = \"df\"\nargs = [\"{n}\"]\nparams.n.type = \"int\"";
         let allow = Source { file: "/nonexistent/commands.toml".into(), otherwise: Some(allow.into()) };
         let params = if params.is_null() { Value::Null } else { Value::serialized(params).unwrap() };
-        Kinds { allow, restarts: true, devices: true }.read(&MetricName::parse(kind).unwrap(), &params)
+        Kinds { allow, restarts: true, devices: true, updates: Updates::Taken }
+            .read(&MetricName::parse(kind).unwrap(), &params)
     }
 
     #[test]
@@ -212,7 +258,7 @@ mod tests {
         let params = json!({"device": "shed", "action": "restart"});
         assert!(matches!(read("device", &params), Ok(Work::Device(_))));
         let allow = Source { file: "/nonexistent/commands.toml".into(), otherwise: None };
-        let off = Kinds { allow, restarts: true, devices: false };
+        let off = Kinds { allow, restarts: true, devices: false, updates: Updates::Off };
         let refused = off.read(&MetricName::parse("device").unwrap(), &Value::serialized(&params).unwrap());
         let refused = refused.unwrap_err();
         assert_eq!(refused.code, "no_listener");

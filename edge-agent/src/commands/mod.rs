@@ -32,9 +32,10 @@ use crate::{
     devices::Line,
     outbox,
     stop::Stop,
+    update::updater,
 };
 
-pub(crate) use kinds::Kinds;
+pub(crate) use kinds::{Kinds, Updates};
 
 /// The allow-list's name in the data folder.
 pub const FILE: &str = "commands.toml";
@@ -76,9 +77,14 @@ pub struct Config {
 
 impl Config {
     /// `devices`: whether there is a listener over which devices hear commands.
-    pub(crate) fn kinds(&self, data: &std::path::Path, devices: bool) -> Kinds {
+    pub(crate) fn kinds(&self, data: &std::path::Path, devices: bool, updates: Updates) -> Kinds {
         let file = self.file.clone().unwrap_or_else(|| data.join(FILE));
-        Kinds { allow: Source { file, otherwise: self.allow.clone() }, restarts: self.restarts, devices }
+        Kinds {
+            allow: Source { file, otherwise: self.allow.clone() },
+            restarts: self.restarts,
+            devices,
+            updates,
+        }
     }
 }
 
@@ -93,6 +99,8 @@ pub(crate) struct Surroundings {
     pub(crate) outbox: outbox::Handle,
     /// Over which devices are told, if any are served.
     pub(crate) line: Option<Line>,
+    /// Who does updates, if the node takes any.
+    pub(crate) updater: Option<updater::Handle>,
     /// Told when the agent has to start again.
     pub(crate) restart: Arc<watch::Sender<bool>>,
 }
@@ -114,8 +122,8 @@ pub(crate) async fn end_orphans(folder: PathBuf, outbox: &outbox::Handle) {
 /// Does what comes out of `acts` until told to stop; then ends what runs.
 pub(crate) async fn run(surroundings: Surroundings, mut acts: mpsc::Receiver<Act>, mut stop: Stop) {
     let mut runs = JoinSet::new();
-    // How to stop each run, and why that was done.
-    let mut stops: HashMap<CommandId, oneshot::Sender<()>> = HashMap::new();
+    // How to stop each run.
+    let mut stops: HashMap<CommandId, oneshot::Sender<Ending>> = HashMap::new();
     loop {
         select! {
             act = acts.recv() => match act {
@@ -128,10 +136,13 @@ pub(crate) async fn run(surroundings: Surroundings, mut acts: mpsc::Receiver<Act
                     let word = match why {
                         Ending::Cancel => "canceled",
                         Ending::Timeout => "too long",
+                        Ending::Superseded => "superseded",
                     };
                     info!(command = %id, word, "the command is told to end");
-                    // Dropping it tells the run.
-                    stops.remove(&id);
+                    if let Some(stopper) = stops.remove(&id) {
+                        // An error says that it ended already.
+                        let _ = stopper.send(why);
+                    }
                 }
                 None => break,
             },
@@ -150,7 +161,7 @@ pub(crate) async fn run(surroundings: Surroundings, mut acts: mpsc::Receiver<Act
 async fn one(
     command: Command,
     surroundings: Surroundings,
-    mut stopping: oneshot::Receiver<()>,
+    mut stopping: oneshot::Receiver<Ending>,
     mut stop: Stop,
 ) -> CommandId {
     let id = command.id;
@@ -176,9 +187,9 @@ async fn one(
 async fn act(
     command: Command,
     surroundings: &Surroundings,
-    stopping: &mut oneshot::Receiver<()>,
+    stopping: &mut oneshot::Receiver<Ending>,
 ) -> Option<End> {
-    let Surroundings { kinds, folder, facts, clock, outbox, line, restart } = surroundings;
+    let Surroundings { kinds, folder, facts, clock, outbox, line, updater, restart } = surroundings;
     // Read again: the allow-list may have changed while the command waited.
     let work = match kinds.read(&command.kind, &command.params) {
         Ok(work) => work,
@@ -205,6 +216,13 @@ async fn act(
             // Without one, none would have been read.
             let line = line.as_ref()?;
             Some(line.tell(&order, Duration::from_millis(command.timeout_ms), stopping).await)
+        }
+        Work::Update(order) => {
+            // Without one, none would have been read.
+            let updater = updater.as_ref()?;
+            let timeout = Duration::from_millis(command.timeout_ms);
+            let report = updater.order(command.id, *order, timeout, stopping).await?;
+            Some(End::Updated(Box::new(report)))
         }
         // An app takes it from the queue itself; none ever comes here.
         Work::Local => None,

@@ -9,7 +9,7 @@ use tokio::{io::AsyncReadExt as _, net::unix::pipe, select, sync::oneshot, time}
 
 use super::allow::Plan;
 use crate::{
-    core::queue::{End, reason},
+    core::queue::{End, Ending, reason},
     exec::{self, Bounds, Program, Running},
     outbox,
 };
@@ -27,7 +27,7 @@ pub(super) async fn run(
     plan: Plan,
     timeout: Duration,
     outbox: &outbox::Handle,
-    stop: &mut oneshot::Receiver<()>,
+    stop: &mut oneshot::Receiver<Ending>,
 ) -> End {
     let bounds = match bounds(&plan, timeout) {
         Ok(bounds) => bounds,

@@ -17,7 +17,7 @@ use serde_json::{Map, Value as Json, json};
 use tokio::{select, sync::oneshot, time};
 
 use super::{Offers, dialect::Status};
-use crate::core::queue::{End, reason};
+use crate::core::queue::{End, Ending, reason};
 
 /// How long an answer is waited for when the command does not say.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -123,7 +123,7 @@ impl Line {
         &self,
         order: &Order,
         timeout: Duration,
-        stop: &mut oneshot::Receiver<()>,
+        stop: &mut oneshot::Receiver<Ending>,
     ) -> End {
         let Order { device, payload, answer } = order;
         let (sender, answered) = oneshot::channel();

@@ -1,4 +1,4 @@
-//! What the agent asks the hub over HTTPS: to enrol it, to renew its certificate, whom to trust.
+//! What the agent asks the hub over HTTPS: to enrol it, to renew its certificate, whom to trust, and for releases.
 //!
 //! One connection a question: they are days apart. Nothing is written before the TLS handshake has shown that the
 //! other end is the hub.
@@ -10,12 +10,17 @@ use fleet_schemas::enrol::{
     Trust,
 };
 use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::{Method, Request, StatusCode, body::Bytes, client::conn::http1, header};
+use hyper::{
+    HeaderMap, Method, Request, StatusCode,
+    body::{Bytes, Incoming},
+    client::conn::http1,
+    header::{self, HeaderValue},
+};
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use serde::{Deserialize, de::DeserializeOwned};
-use tokio::{net::TcpStream, time};
+use tokio::{net::TcpStream, task::JoinHandle, time};
 use tokio_rustls::TlsConnector;
 
 use super::trust::Trouble;
@@ -160,6 +165,108 @@ pub(crate) async fn renew(hub: &Address, tls: Arc<ClientConfig>, body: &Renew) -
 pub(crate) async fn trust(hub: &Address, tls: Arc<ClientConfig>) -> Result<Trust, AskError> {
     let (status, answer) = ask(hub, tls, Method::GET, TRUST_PATH, Bytes::new()).await?;
     read(hub, &granted(hub, status, answer)?)
+}
+
+/// An answer whose body is still to come.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    hub: String,
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    body: Incoming,
+    // What moves the bytes; ends with the answer.
+    connection: JoinHandle<()>,
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
+}
+
+impl Answer {
+    /// The next bytes of the body, `None` at its end. Waits for ever: the caller knows what is slow. Safe to cancel.
+    ///
+    /// # Errors
+    /// [`AskError::Broken`].
+    pub(crate) async fn more(&mut self) -> Result<Option<Bytes>, AskError> {
+        loop {
+            match self.body.frame().await {
+                None => return Ok(None),
+                Some(Ok(frame)) => {
+                    // Trailers say nothing here.
+                    if let Ok(bytes) = frame.into_data() {
+                        return Ok(Some(bytes));
+                    }
+                }
+                Some(Err(error)) => return Err(AskError::Broken(self.hub.clone(), error.to_string())),
+            }
+        }
+    }
+
+    /// The whole body, of at most so many bytes; `None` when there are more.
+    ///
+    /// # Errors
+    /// [`AskError`].
+    pub(crate) async fn whole(mut self, limit: usize) -> Result<Option<Vec<u8>>, AskError> {
+        let hub = self.hub.clone();
+        let read = async {
+            let mut body = Vec::new();
+            while let Some(bytes) = self.more().await? {
+                if body.len() + bytes.len() > limit {
+                    return Ok(None);
+                }
+                body.extend_from_slice(&bytes);
+            }
+            Ok(Some(body))
+        };
+        match time::timeout(ANSWER, read).await {
+            Ok(read) => read,
+            Err(_) => Err(AskError::Slow(hub)),
+        }
+    }
+}
+
+/// Asks for something on the port for nodes, from a byte on, and gives the answer as soon as it begins. `tag`: only if
+/// it is still the thing of this tag, else from its beginning (RFC 9110 §13.1.5, §14.2).
+///
+/// # Errors
+/// [`AskError`].
+pub(crate) async fn get(
+    hub: &Address,
+    tls: Arc<ClientConfig>,
+    path: &str,
+    from: u64,
+    tag: Option<&HeaderValue>,
+) -> Result<Answer, AskError> {
+    let slow = |_| AskError::Slow(hub.to_string());
+    let stream = time::timeout(REACH, dial(hub, tls)).await.map_err(slow)??;
+    let mut request = Request::builder().uri(path).header(header::HOST, hub.to_string());
+    if from > 0 {
+        request = request.header(header::RANGE, format!("bytes={from}-"));
+        if let Some(tag) = tag {
+            request = request.header(header::IF_RANGE, tag.clone());
+        }
+    }
+    let request = request.body(Full::new(Bytes::new())).expect("a valid request");
+    let begun = async {
+        let broken = |error: hyper::Error| AskError::Broken(hub.to_string(), error.to_string());
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+        let connection = tokio::spawn(async move {
+            // What goes wrong is seen at the body.
+            let _ = connection.await;
+        });
+        let answer = match sender.send_request(request).await {
+            Ok(answer) => answer,
+            Err(error) => {
+                connection.abort();
+                return Err(refused_late(hub, &error));
+            }
+        };
+        let (head, body) = answer.into_parts();
+        Ok(Answer { hub: hub.to_string(), status: head.status, headers: head.headers, body, connection })
+    };
+    time::timeout(ANSWER, begun).await.map_err(slow)?
 }
 
 fn json(body: &impl serde::Serialize) -> Bytes {

@@ -13,7 +13,7 @@ mod thread;
 use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use fleet_schemas::{SessionId, Topic, telemetry::Sample, topic::Down};
+use fleet_schemas::{SessionId, Topic, session::Versions, telemetry::Sample, topic::Down};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -179,6 +179,7 @@ enum Request {
     Config(config::Word),
     Listen(tap::Tap),
     Devices(devices::Word),
+    Versions(Box<Versions>),
     Stop,
 }
 
@@ -232,6 +233,11 @@ impl Handle {
     /// Sets the figures that the next heartbeats carry. The next call replaces them, so none is waited for.
     pub fn set_system(&self, figures: BTreeMap<String, f64>) {
         let _ = self.requests.try_send(Request::System(figures));
+    }
+
+    /// What the next birth says of what runs.
+    pub(crate) async fn set_versions(&self, versions: Versions) {
+        let _ = self.requests.send(Request::Versions(Box::new(versions))).await;
     }
 
     /// From now on the listener hears what is accepted, as far as it is interested.

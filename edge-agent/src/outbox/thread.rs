@@ -216,6 +216,12 @@ impl Keeper {
             Request::Config(word) => self.take_config_word(word, now),
             Request::Listen(tap) => self.tap = Some(tap),
             Request::Devices(word) => self.take_device_word(word, now),
+            Request::Versions(versions) => {
+                if let Some(uplink) = &mut self.uplink {
+                    uplink.set_versions((*versions).clone());
+                }
+                self.profile.versions = *versions;
+            }
             Request::Stop => round.stop = true,
         }
     }

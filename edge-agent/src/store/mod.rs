@@ -7,3 +7,4 @@ mod fresh;
 pub mod outbox;
 pub mod rows;
 pub mod sim_disk;
+pub mod update;

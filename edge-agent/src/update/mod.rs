@@ -1,19 +1,36 @@
 //! Updates: the shell around `core::update`, and what each kind of artifact does at each step.
 
-use std::{path::PathBuf, time::Duration};
-
-use serde::{Deserialize, Serialize};
-
-use crate::config::seconds;
-
-#[expect(dead_code, reason = "the loop that calls slots comes with the first of them")]
 pub(crate) mod agent;
-#[expect(dead_code, reason = "the loop that calls slots comes with the first of them")]
 pub mod device;
-#[expect(dead_code, reason = "the loop that calls slots comes with the first of them")]
+mod download;
 pub mod firmware;
-#[expect(dead_code, reason = "the loop that calls slots comes with the first of them")]
+mod moment;
+mod skill;
 pub(crate) mod slot;
+mod tell;
+mod unpack;
+pub(crate) mod updater;
+mod verify;
+pub mod view;
+
+use std::{
+    fs, io,
+    os::unix::fs::DirBuilderExt as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use fleet_schemas::{session::Versions, update::Running};
+use serde::{Deserialize, Serialize};
+use tracing::{error, warn};
+
+use crate::{
+    config::seconds,
+    store::update::{Ledger, Write},
+};
+
+/// The folder of releases, in the data folder.
+const FOLDER: &str = "releases";
 
 /// How the node takes updates.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -58,4 +75,67 @@ impl Default for Config {
             own_executable: false,
         }
     }
+}
+
+impl Config {
+    /// Checks what types cannot.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        const DAY: Duration = Duration::from_secs(86_400);
+        if self.probation > DAY {
+            return Err("probation_s may be 0 to 86400".to_owned());
+        }
+        if self.reach > 7 * DAY {
+            return Err("reach_s may be 0 to 604800".to_owned());
+        }
+        if self.bytes_per_day == Some(0) {
+            return Err("bytes_per_day may be 1 or more; write enabled = false to take no updates".to_owned());
+        }
+        Ok(())
+    }
+}
+
+/// What the loop of updates begins with.
+pub(crate) struct Opened {
+    /// `DATA/releases`.
+    pub(crate) folder: PathBuf,
+    pub(crate) ledger: Ledger,
+    /// What the agent itself is, if it is a release.
+    pub(crate) own: Option<Running>,
+}
+
+impl Opened {
+    /// What runs, for the birth.
+    pub(crate) fn versions(&self) -> Versions {
+        tell::versions(self.ledger.account(), self.own.as_ref())
+    }
+}
+
+/// Opens the account of updates. Without it the agent runs on, and takes none. Blocks, and may read the whole executable.
+pub(crate) fn open(config: &Config, data: &Path, now_ms: i64) -> Option<Opened> {
+    match try_open(config, data, now_ms) {
+        Ok(opened) => Some(opened),
+        Err(error) => {
+            error!("no updates are taken: {error}");
+            None
+        }
+    }
+}
+
+fn try_open(config: &Config, data: &Path, now_ms: i64) -> Result<Opened, crate::store::update::Error> {
+    let folder = data.join(FOLDER);
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder);
+    made.map_err(|source: io::Error| crate::store::update::Error::File { path: folder.clone(), source })?;
+    let crate::store::update::Opened { mut ledger, set_aside } = Ledger::open(&folder, now_ms)?;
+    if let Some(aside) = set_aside {
+        warn!(file = %aside.display(), "the account of updates was corrupt; it is set aside and a new one begins");
+    }
+    let known = ledger.account().own.clone();
+    let own = if config.own_executable { tell::own(known.as_ref()) } else { None };
+    if let Some((_, own)) = own.as_ref().filter(|(_, own)| Some(own) != known.as_ref()) {
+        ledger.apply(&[Write::Own(own.clone())])?;
+    }
+    Ok(Opened { folder, ledger, own: own.map(|(running, _)| running) })
 }

@@ -18,11 +18,11 @@ use std::{path::PathBuf, sync::Arc};
 
 use fleet_schemas::{
     CommandId,
-    update::{Custom, Order},
+    update::{Custom, Kind, Order},
 };
 use tokio::sync::watch;
 
-use super::Config;
+use super::{Config, agent::Agent, device::Device, firmware::Firmware, skill::Skill};
 use crate::{
     clock::Clock,
     core::update::{Health, Release, Switched, Trial, Trouble},
@@ -110,4 +110,124 @@ pub(crate) struct Surroundings {
     pub(crate) line: Option<Line>,
     /// Told when the agent has to start again.
     pub(crate) restart: Arc<watch::Sender<bool>>,
+}
+
+/// The slots of this node.
+pub(crate) struct Slots {
+    skill: Skill,
+    agent: Agent,
+    firmware: Firmware,
+    device: Device,
+}
+
+/// One of them.
+#[derive(Clone, Copy)]
+pub(crate) enum Any<'a> {
+    Skill(&'a Skill),
+    Agent(&'a Agent),
+    Firmware(&'a Firmware),
+    Device(&'a Device),
+}
+
+impl Slots {
+    pub(crate) fn new(surroundings: &Surroundings) -> Self {
+        Self {
+            skill: Skill::new(surroundings.clone()),
+            agent: Agent::new(surroundings),
+            firmware: Firmware::new(surroundings),
+            device: Device::new(surroundings),
+        }
+    }
+
+    pub(crate) fn of(&self, kind: Kind) -> Any<'_> {
+        match kind {
+            Kind::Skill => Any::Skill(&self.skill),
+            Kind::Agent => Any::Agent(&self.agent),
+            Kind::Firmware => Any::Firmware(&self.firmware),
+            Kind::DeviceFirmware => Any::Device(&self.device),
+        }
+    }
+}
+
+impl Slot for Any<'_> {
+    fn needs(&self, length: u64) -> u64 {
+        match self {
+            Self::Skill(slot) => slot.needs(length),
+            Self::Agent(slot) => slot.needs(length),
+            Self::Firmware(slot) => slot.needs(length),
+            Self::Device(slot) => slot.needs(length),
+        }
+    }
+
+    fn admit(&self, plan: &Plan) -> Result<(), Trouble> {
+        match self {
+            Self::Skill(slot) => slot.admit(plan),
+            Self::Agent(slot) => slot.admit(plan),
+            Self::Firmware(slot) => slot.admit(plan),
+            Self::Device(slot) => slot.admit(plan),
+        }
+    }
+
+    async fn runs(&self, plan: &Plan) -> Option<Release> {
+        match self {
+            Self::Skill(slot) => slot.runs(plan).await,
+            Self::Agent(slot) => slot.runs(plan).await,
+            Self::Firmware(slot) => slot.runs(plan).await,
+            Self::Device(slot) => slot.runs(plan).await,
+        }
+    }
+
+    async fn install(&self, plan: &Plan) -> Result<(), Trouble> {
+        match self {
+            Self::Skill(slot) => slot.install(plan).await,
+            Self::Agent(slot) => slot.install(plan).await,
+            Self::Firmware(slot) => slot.install(plan).await,
+            Self::Device(slot) => slot.install(plan).await,
+        }
+    }
+
+    async fn switch(&self, plan: &Plan) -> Result<Switched, Trouble> {
+        match self {
+            Self::Skill(slot) => slot.switch(plan).await,
+            Self::Agent(slot) => slot.switch(plan).await,
+            Self::Firmware(slot) => slot.switch(plan).await,
+            Self::Device(slot) => slot.switch(plan).await,
+        }
+    }
+
+    async fn probe(&self, plan: &Plan, trial: &Trial) -> Health {
+        match self {
+            Self::Skill(slot) => slot.probe(plan, trial).await,
+            Self::Agent(slot) => slot.probe(plan, trial).await,
+            Self::Firmware(slot) => slot.probe(plan, trial).await,
+            Self::Device(slot) => slot.probe(plan, trial).await,
+        }
+    }
+
+    async fn commit(&self, plan: &Plan) -> Result<(), Trouble> {
+        match self {
+            Self::Skill(slot) => slot.commit(plan).await,
+            Self::Agent(slot) => slot.commit(plan).await,
+            Self::Firmware(slot) => slot.commit(plan).await,
+            Self::Device(slot) => slot.commit(plan).await,
+        }
+    }
+
+    async fn undo(&self, plan: &Plan) -> Result<Switched, Trouble> {
+        match self {
+            Self::Skill(slot) => slot.undo(plan).await,
+            Self::Agent(slot) => slot.undo(plan).await,
+            Self::Firmware(slot) => slot.undo(plan).await,
+            Self::Device(slot) => slot.undo(plan).await,
+        }
+    }
+
+    async fn discard(&self, plan: &Plan) {
+        match self {
+            Self::Skill(slot) => slot.discard(plan).await,
+            Self::Agent(slot) => slot.discard(plan).await,
+            Self::Firmware(slot) => slot.discard(plan).await,
+            Self::Device(slot) => slot.discard(plan).await,
+        }
+    }
 }

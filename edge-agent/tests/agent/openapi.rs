@@ -73,7 +73,61 @@ struct Status {
     #[schema(nullable = false)]
     identity: Option<Identity>,
     config: Config,
+    #[schema(nullable = false)]
+    updates: Option<Updates>,
     outbox: Outbox,
+}
+
+/// How updates stand; absent when the node takes none.
+#[derive(ToSchema)]
+struct Updates {
+    /// What runs, by its digest.
+    running: Vec<Running>,
+    /// The update that is under way, and those that wait behind it.
+    #[schema(nullable = false)]
+    updates: Option<Vec<Update>>,
+    /// How the last one ended.
+    #[schema(nullable = false)]
+    last: Option<Update>,
+    /// Digests that failed here so often that they are refused.
+    #[schema(nullable = false)]
+    quarantined: Option<Vec<String>>,
+}
+
+#[derive(ToSchema)]
+struct Running {
+    /// `skill`, `agent`, `firmware` or `device-firmware`.
+    kind: String,
+    name: String,
+    version: String,
+    /// SHA-256 of the artifact, in hexadecimal digits.
+    digest: String,
+    /// The device that runs it; absent for the node itself.
+    #[schema(nullable = false)]
+    device: Option<String>,
+}
+
+#[derive(ToSchema)]
+struct Update {
+    /// The command that ordered it.
+    command: String,
+    #[schema(example = "skill/greeter/1.2.0/any")]
+    target: String,
+    digest: String,
+    #[schema(nullable = false)]
+    rollout: Option<String>,
+    #[schema(nullable = false)]
+    device: Option<String>,
+    /// `accepted`, `downloading`, …, `confirmed`, `rolled_back`, …
+    state: String,
+    /// Why it stands there, or what it waits for.
+    #[schema(nullable = false)]
+    reason: Option<String>,
+    /// Bytes that are on the disk.
+    #[schema(nullable = false)]
+    bytes: Option<u64>,
+    #[schema(nullable = false)]
+    total: Option<u64>,
 }
 
 /// What proves who the node is, once it has joined.

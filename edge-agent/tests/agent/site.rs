@@ -5,7 +5,6 @@
 
 use std::{
     collections::BTreeMap,
-    convert::Infallible,
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
@@ -20,8 +19,13 @@ use fleet_schemas::{
         TRUST_PATH, Trust, secret_bytes,
     },
 };
-use http_body_util::{BodyExt as _, Full};
-use hyper::{Method, Request, Response, body::Bytes, body::Incoming, service::service_fn};
+use http_body_util::{BodyExt as _, Full, combinators::UnsyncBoxBody};
+use hyper::{
+    Method, Request, Response,
+    body::{Bytes, Incoming},
+    http::request::Parts,
+    service::service_fn,
+};
 use hyper_util::rt::TokioIo;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose,
@@ -203,6 +207,11 @@ pub(crate) enum Asked {
     Session(Vec<u8>, bool),
 }
 
+/// A body that may break off.
+pub(crate) type Body = UnsyncBoxBody<Bytes, std::io::Error>;
+/// Answers what is asked of releases.
+pub(crate) type Releases = Arc<dyn Fn(&Parts) -> Response<Body> + Send + Sync>;
+
 /// What the hub knows and how it behaves.
 pub(crate) struct Book {
     /// Its CAs, the one that signs first.
@@ -218,6 +227,8 @@ pub(crate) struct Book {
     /// Whether the gate does not take what a renewal gave.
     pub(crate) spoils: bool,
     pub(crate) asked: Vec<Asked>,
+    /// What is served beside, to nodes that show a certificate.
+    pub(crate) releases: Option<Releases>,
     server: Arc<ServerConfig>,
 }
 
@@ -271,6 +282,7 @@ impl Site {
             lost_answers: 0,
             spoils: false,
             asked: Vec::new(),
+            releases: None,
             server,
         };
         let book = Arc::new(Mutex::new(book));
@@ -427,8 +439,14 @@ async fn answer(
     book: &Mutex<Book>,
     peer: Option<&Certificate>,
     mqtts_port: u16,
-) -> Result<Response<Full<Bytes>>, std::io::Error> {
+) -> Result<Response<Body>, std::io::Error> {
     let (head, body) = request.into_parts();
+    let releases = book.lock().unwrap().releases.clone();
+    if let (Some(releases), Some(_), &Method::GET) = (releases, peer, &head.method)
+        && head.uri.path() != TRUST_PATH
+    {
+        return Ok(releases(&head));
+    }
     let body = body.collect().await.unwrap().to_bytes();
     let mut book = book.lock().unwrap();
     let (status, answer) = match (head.method, head.uri.path()) {
@@ -444,6 +462,6 @@ async fn answer(
         book.lost_answers -= 1;
         return Err(std::io::Error::other("the answer gets lost"));
     }
-    let answer = Response::builder().status(status).body(Full::new(Bytes::from(answer.to_string())));
-    Ok::<_, Infallible>(answer.unwrap()).map_err(|never| match never {})
+    let body = Full::new(Bytes::from(answer.to_string())).map_err(|never| match never {}).boxed_unsync();
+    Ok(Response::builder().status(status).body(body).unwrap())
 }

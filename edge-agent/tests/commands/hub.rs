@@ -42,6 +42,7 @@ impl Directory for Fleet {
 /// What the hub knows of its one node.
 #[derive(Default)]
 struct Known {
+    node: Option<NodeId>,
     session: Option<SessionId>,
     births: Vec<Birth>,
     offers: Vec<Offer>,
@@ -52,12 +53,11 @@ struct Known {
 }
 
 pub(crate) struct Hub {
-    broker: Option<Broker>,
+    pub(crate) broker: Option<Broker>,
     state: Arc<Mutex<Known>>,
     consumer: Option<thread::JoinHandle<()>>,
     quit: Arc<AtomicBool>,
     publisher: Publisher,
-    node: NodeId,
     pub(crate) address: SocketAddr,
 }
 
@@ -84,14 +84,22 @@ pub(crate) fn offer(number: u64, kind: &str, params: &Json) -> Offer {
 impl Hub {
     pub(crate) fn start(node: &str) -> Self {
         let mqtt = "127.0.0.1:0".parse().unwrap();
-        let config = fleet_broker::Config { mqtt, gate_threads: 1, ..Default::default() };
-        let (broker, link) = Broker::start(config, Arc::new(Fleet)).unwrap();
+        let hub = Self::serve(fleet_broker::Config { mqtt, ..Default::default() }, Arc::new(Fleet), true);
+        hub.with(|state| state.node = Some(NodeId::parse(node).unwrap()));
+        hub
+    }
+
+    /// One that hears its node's name from the node itself.
+    pub(crate) fn serve(config: fleet_broker::Config, directory: Arc<dyn Directory>, acks: bool) -> Self {
+        assert!(acks, "a hub that takes reports acks them");
+        let config = fleet_broker::Config { gate_threads: 1, ..config };
+        let (broker, link) = Broker::start(config, directory).unwrap();
         let state = Arc::new(Mutex::new(Known::default()));
         let quit = Arc::new(AtomicBool::new(false));
-        let (address, publisher, node) = (broker.mqtt_addr(), link.publisher(), NodeId::parse(node).unwrap());
-        let (told, quitting, whom) = (state.clone(), quit.clone(), node.clone());
-        let consumer = thread::spawn(move || consume(link, &whom, &told, &quitting));
-        Self { broker: Some(broker), state, consumer: Some(consumer), quit, publisher, node, address }
+        let (address, publisher) = (broker.mqtt_addr(), link.publisher());
+        let (told, quitting) = (state.clone(), quit.clone());
+        let consumer = thread::spawn(move || consume(link, &told, &quitting));
+        Self { broker: Some(broker), state, consumer: Some(consumer), quit, publisher, address }
     }
 
     fn with<T>(&self, look: impl FnOnce(&mut Known) -> T) -> T {
@@ -103,7 +111,7 @@ impl Hub {
         let id = offer.id;
         self.with(|state| {
             state.offers.push(offer);
-            say(state, &self.node, &self.publisher);
+            say(state, &self.publisher);
         });
         id
     }
@@ -112,13 +120,13 @@ impl Hub {
     pub(crate) fn cancel(&self, id: CommandId) {
         self.with(|state| {
             state.cancels.insert(id);
-            say(state, &self.node, &self.publisher);
+            say(state, &self.publisher);
         });
     }
 
     /// Says its orders again, whatever was heard.
     pub(crate) fn insist(&self, offer: Offer) {
-        self.with(|state| publish(state, vec![offer], &self.node, &self.publisher));
+        self.with(|state| publish(state, vec![offer], &self.publisher));
     }
 
     pub(crate) fn reports(&self, id: CommandId) -> Vec<Report> {
@@ -163,14 +171,14 @@ impl Drop for Hub {
     }
 }
 
-fn say(state: &Known, node: &NodeId, publisher: &Publisher) {
+fn say(state: &Known, publisher: &Publisher) {
     let heard = |id: CommandId| state.reports.iter().any(|report| report.id == id);
     let open = state.offers.iter().filter(|offer| !heard(offer.id)).cloned().collect();
-    publish(state, open, node, publisher);
+    publish(state, open, publisher);
 }
 
-fn publish(state: &Known, offers: Vec<Offer>, node: &NodeId, publisher: &Publisher) {
-    let Some(session) = state.session else { return };
+fn publish(state: &Known, offers: Vec<Offer>, publisher: &Publisher) {
+    let (Some(session), Some(node)) = (state.session, &state.node) else { return };
     let over = |id: &CommandId| state.reports.iter().any(|r| r.id == *id && r.state.is_terminal());
     let cancels = state.cancels.iter().filter(|id| !over(id)).copied().collect();
     let orders = Orders {
@@ -184,7 +192,7 @@ fn publish(state: &Known, offers: Vec<Offer>, node: &NodeId, publisher: &Publish
     publisher.publish(&Topic::Down(node.clone(), Down::Command), cbor::encode(&orders).into()).unwrap();
 }
 
-fn consume(mut link: Link, node: &NodeId, state: &Mutex<Known>, quit: &AtomicBool) {
+fn consume(mut link: Link, state: &Mutex<Known>, quit: &AtomicBool) {
     let publisher = link.publisher();
     let mut unpacker = Unpacker::default();
     let clock: Clock = clock();
@@ -195,9 +203,10 @@ fn consume(mut link: Link, node: &NodeId, state: &Mutex<Known>, quit: &AtomicBoo
         }
         link.taken(&messages);
         for message in messages {
-            let Topic::Up(_, up) = message.topic else { panic!("{}", message.topic) };
+            let Topic::Up(node, up) = message.topic else { panic!("{}", message.topic) };
             let plain = unpacker.unpack(&message.payload).unwrap();
             let mut state = state.lock().unwrap();
+            state.node = Some(node.clone());
             let mut lanes = BTreeMap::new();
             let birth = up == Up::Birth;
             match up {
@@ -229,9 +238,9 @@ fn consume(mut link: Link, node: &NodeId, state: &Mutex<Known>, quit: &AtomicBoo
             let Some(session) = state.session else { continue };
             let (store_id, hub_ms) = (StoreId([9; 16]), clock.now().wall_ms);
             let ack = Ack { v: VERSION, store_id, session, birth, hub_ms, credit: 8, lanes };
-            publisher.publish(&Topic::Down(node.clone(), Down::Ack), cbor::encode(&ack).into()).unwrap();
+            publisher.publish(&Topic::Down(node, Down::Ack), cbor::encode(&ack).into()).unwrap();
             if birth {
-                say(&state, node, &publisher);
+                say(&state, &publisher);
             }
         }
     }

@@ -205,7 +205,7 @@ impl Work {
                     let code = i32::try_from(code).unwrap_or(0);
                     self.runs.insert(command.id, (now + u64::try_from(ms).unwrap_or(0), code));
                 }
-                Act::Stop(id, Ending::Cancel | Ending::Timeout) => {
+                Act::Stop(id, Ending::Cancel | Ending::Timeout | Ending::Superseded) => {
                     if self.runs.remove(&id).is_some() {
                         ends.push((id, End::Stopped));
                     }

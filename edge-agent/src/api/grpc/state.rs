@@ -1,6 +1,6 @@
 //! What the agent says of itself.
 
-use fleet_schemas::{Lane, batch::Clock};
+use fleet_schemas::{Lane, batch::Clock, update::Running};
 use tonic::{Request, Response, Status};
 
 use super::{
@@ -10,7 +10,11 @@ use super::{
     },
     Edge, pb,
 };
-use crate::{identity::live::IdentityView, uplink};
+use crate::{
+    identity::live::IdentityView,
+    update::view::{UpdateView, UpdatesView},
+    uplink,
+};
 
 impl Edge {
     async fn stand(&self) -> Result<uplink::Status, Status> {
@@ -69,6 +73,7 @@ impl pb::status_server::Status for Edge {
             store_id: view.store_id.map(|store| store.to_string()).unwrap_or_default(),
             identity: view.identity.map(Into::into),
             config: Some(view.config.into()),
+            updates: view.updates.map(Into::into),
         }))
     }
 }
@@ -112,6 +117,42 @@ fn stream(view: &StreamView) -> pb::OutboxStream {
         next_record: view.next_record,
         records: view.records,
         lost_records: view.lost_records,
+    }
+}
+
+impl From<UpdatesView> for pb::Updates {
+    fn from(view: UpdatesView) -> Self {
+        let UpdatesView { running, updates, last, quarantined } = view;
+        Self {
+            running: running.iter().map(running_of).collect(),
+            updates: updates.iter().map(update).collect(),
+            last: last.as_ref().map(update),
+            quarantined: quarantined.iter().map(ToString::to_string).collect(),
+        }
+    }
+}
+
+fn running_of(running: &Running) -> pb::Running {
+    pb::Running {
+        kind: running.kind.to_string(),
+        name: running.name.to_string(),
+        version: running.version.to_string(),
+        digest: running.digest.to_string(),
+        device: running.device.as_ref().map(ToString::to_string).unwrap_or_default(),
+    }
+}
+
+fn update(view: &UpdateView) -> pb::Update {
+    pb::Update {
+        command: view.command.to_string(),
+        target: view.target.to_string(),
+        digest: view.digest.to_string(),
+        rollout: view.rollout.as_ref().map(ToString::to_string).unwrap_or_default(),
+        device: view.device.as_ref().map(ToString::to_string).unwrap_or_default(),
+        state: view.state.as_str().to_owned(),
+        reason: view.reason.clone().unwrap_or_default(),
+        bytes: view.bytes,
+        total: view.total,
     }
 }
 

@@ -6,8 +6,8 @@ use fleet_schemas::{
 };
 
 use super::{
-    Act, Change, Effects, Ending, Origin, Over, Queues, RESTART, STOP_PATIENCE, Stage, Time, View,
-    effects::report, end::Facts, reason,
+    Act, Change, Effects, Ending, Origin, Over, Queues, RESTART, Stage, Time, View, effects::report,
+    end::Facts, reason,
 };
 
 impl Queues {
@@ -32,6 +32,7 @@ impl Queues {
         let local = held.is_local();
         let restart = held.command.kind.as_str() == RESTART;
         let begun = held.state() == State::Running;
+        let patience = held.patience();
         match &mut held.stage {
             Stage::Running(run) if restart => {
                 if !run.live.told_late || drained {
@@ -43,7 +44,7 @@ impl Queues {
             // Told to stop already: its end is on the way.
             Stage::Running(run) if run.live.ending.is_some() => {}
             Stage::Running(run) if !local => {
-                run.live.ending = Some((Ending::Cancel, time.now.up + STOP_PATIENCE));
+                run.live.ending = Some((Ending::Cancel, time.now.up + patience));
                 effects.acts.push(Act::Stop(id, Ending::Cancel));
                 self.stirred = true;
             }

@@ -40,6 +40,8 @@ pub enum End {
     Overran,
     /// It ended because it was told to.
     Stopped,
+    /// An update is over.
+    Updated(Box<fleet_schemas::update::Report>),
 }
 
 /// How a command is over.
@@ -70,7 +72,31 @@ impl Facts {
             Ending::Timeout => {
                 Self::because(State::TimedOut, "timed_out", "it ran longer than it may and was ended", true)
             }
+            Ending::Superseded => {
+                Self::because(State::Superseded, "superseded", "a newer one took its place", true)
+            }
         }
+    }
+
+    /// What an update's last word makes of its command.
+    fn updated(report: &fleet_schemas::update::Report) -> Self {
+        use fleet_schemas::update::State as Update;
+        let state = match report.state {
+            Update::Confirmed | Update::Skipped => State::Succeeded,
+            Update::Rejected => State::Rejected,
+            Update::Canceled => State::Canceled,
+            Update::Superseded => State::Superseded,
+            Update::RolledBack | Update::Failed | Update::TimedOut => State::Failed,
+            // No last word.
+            Update::Offered
+            | Update::Accepted
+            | Update::Downloading
+            | Update::Downloaded
+            | Update::Installing
+            | Update::Switching
+            | Update::Probation => State::Failed,
+        };
+        Self { reason: report.reason.clone(), result: Some(report.to_data()), ..Self::new(state) }
     }
 
     /// It was told to end and nobody said that it did.
@@ -79,6 +105,7 @@ impl Facts {
         match why {
             Ending::Cancel => Self::because(State::Canceled, "canceled", message, true),
             Ending::Timeout => Self::because(State::TimedOut, "timed_out", message, true),
+            Ending::Superseded => Self::because(State::Superseded, "superseded", message, true),
         }
     }
 }
@@ -134,6 +161,7 @@ impl Queues {
             }
             (End::Failed(reason), _) => Facts { reason: Some(reason), ..Facts::new(State::Failed) },
             (End::Refused(reason), _) => Facts { reason: Some(reason), ..Facts::new(State::Rejected) },
+            (End::Updated(report), _) => Facts::updated(&report),
             (End::Overran, _) => Facts::ended(Ending::Timeout),
             (End::Stopped, Some(why)) => Facts::ended(why),
             (End::Stopped, None) => Facts::because(State::Failed, "interrupted", "its runner gave up", true),

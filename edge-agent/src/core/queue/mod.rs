@@ -33,6 +33,8 @@ pub use local::{LocalReport, Take};
 pub use order::{Ask, View};
 pub use window::{Limit, Passed, Time};
 
+/// How long the end of an update that was told to stop is waited for: once it has switched, it is seen to its end.
+pub const UPDATE_PATIENCE: Duration = Duration::from_secs(86_400);
 /// Queues that run at a time: a node has one to four cores.
 pub const PARALLEL: usize = 8;
 /// Bytes of parameters that all commands held may have together: a node may have 64 MB of memory.
@@ -60,6 +62,9 @@ pub const OUTPUT_KEPT_BYTES: usize = 4 * 1024;
 pub const RESTART: &str = "restart";
 /// The kind that an app on the node takes and does.
 pub const LOCAL: &str = "local";
+/// The kind that the updater does. It keeps its own account on disk: a start of the agent goes on where it was, as often
+/// as that takes, and what runs gives way to a newer order with the same `supersedes`, as far as it still can.
+pub const UPDATE: &str = fleet_schemas::update::COMMAND;
 /// The kind that a device behind the node does; its parameters name it under `device`.
 pub const DEVICE: &str = "device";
 
@@ -171,6 +176,8 @@ pub enum Ending {
     Cancel,
     /// It took too long.
     Timeout,
+    /// A newer one wants its place.
+    Superseded,
 }
 
 /// A command that is over, as it is remembered.
@@ -302,6 +309,12 @@ impl Held {
             Stage::Waiting { begun: 0 } => State::Accepted,
             Stage::Waiting { .. } | Stage::Running(_) => State::Running,
         }
+    }
+
+    /// Whether the updater does it.
+    #[must_use]
+    pub fn is_update(&self) -> bool {
+        self.command.kind.as_str() == UPDATE
     }
 
     /// Whether an app on the node does it.

@@ -171,6 +171,11 @@ impl Queues {
         for (_, rival) in older {
             self.end(rival, superseded(id), time, effects);
         }
+        let running: Vec<_> =
+            self.held.values().filter(|held| held.is_update()).map(|held| held.command.id).collect();
+        for rival in running {
+            self.give_way(rival, time, effects);
+        }
         if let Some((_, newest)) = newer.into_iter().max() {
             self.end(id, superseded(newest), time, effects);
         }

@@ -6,7 +6,7 @@ use fleet_schemas::{CommandId, DeviceId, MetricName, command::State};
 
 use super::{
     ATTEMPTS, Act, Effects, Ending, Held, Lease, Limit, PARALLEL, Passed, Queues, RESTART, Run,
-    STOP_PATIENCE, Stage, Time, device_of, end::Facts,
+    STOP_PATIENCE, Stage, Time, UPDATE_PATIENCE, device_of, end::Facts,
 };
 
 /// How often it is looked whether somebody has told the time, while commands wait for it.
@@ -37,9 +37,14 @@ impl Queues {
     fn settle(&mut self, id: CommandId, time: &Time, effects: &mut Effects) {
         let Some(held) = self.held.get_mut(&id) else { return };
         let (local, restart) = (held.is_local(), held.command.kind.as_str() == RESTART);
+        let update = held.is_update();
         let Stage::Running(run) = &mut held.stage else { return };
         if !std::mem::take(&mut run.live.found) {
             return;
+        }
+        if update {
+            effects.acts.push(Act::Start(Box::new(held.command.clone())));
+            return self.give_way(id, time, effects);
         }
         if restart {
             return self.end(id, Facts::new(State::Succeeded), time, effects);
@@ -57,6 +62,22 @@ impl Queues {
                 effects,
             ),
             None => self.lose(id, "interrupted", "the agent was started again while it ran", time, effects),
+        }
+    }
+
+    /// An update that runs is told to end when a newer one waits for its place.
+    pub(super) fn give_way(&mut self, id: CommandId, time: &Time, effects: &mut Effects) {
+        let Some(held) = self.held.get(&id).filter(|held| held.is_update()) else { return };
+        let newer = self.held.values().any(|other| {
+            let same = other.command.supersedes.is_some()
+                && other.command.supersedes == held.command.supersedes
+                && other.is_update();
+            same && matches!(other.stage, Stage::Waiting { .. }) && other.command.no > held.command.no
+        });
+        let Some(Held { stage: Stage::Running(run), .. }) = self.held.get_mut(&id) else { return };
+        if newer && run.live.ending.is_none() {
+            run.live.ending = Some((Ending::Superseded, time.now.up + UPDATE_PATIENCE));
+            effects.acts.push(Act::Stop(id, Ending::Superseded));
         }
     }
 
@@ -83,6 +104,7 @@ impl Queues {
     fn limit_run(&mut self, id: CommandId, time: &Time, effects: &mut Effects) {
         let Some(held) = self.held.get_mut(&id) else { return };
         let local = held.is_local();
+        let patience = held.patience();
         let Stage::Running(run) = &mut held.stage else { return };
         if let Some((why, give_up)) = run.live.ending {
             if give_up <= time.now.up {
@@ -92,7 +114,7 @@ impl Queues {
             if local {
                 return self.end(id, Facts::ended(Ending::Timeout), time, effects);
             }
-            run.live.ending = Some((Ending::Timeout, time.now.up + STOP_PATIENCE));
+            run.live.ending = Some((Ending::Timeout, time.now.up + patience));
             effects.acts.push(Act::Stop(id, Ending::Timeout));
         } else if run.lease.is_some_and(|lease| lease.until.passed(time) == Passed::Yes) {
             let message = "the app that had it neither ended it nor asked for more time";
@@ -212,6 +234,13 @@ impl Queues {
             }
         }
         due
+    }
+}
+
+impl Held {
+    /// How long its end is waited for once it was told to.
+    pub(super) fn patience(&self) -> Duration {
+        if self.is_update() { UPDATE_PATIENCE } else { STOP_PATIENCE }
     }
 }
 

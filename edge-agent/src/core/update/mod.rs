@@ -34,6 +34,8 @@ pub const TRIES: u8 = 20;
 pub const FAILURES: u8 = 2;
 /// How often committing may fail before the update is undone.
 const COMMITS: u32 = 5;
+/// How often what the hub shows may not fit together before it is refused for that: about a minute.
+const LOOKS: u32 = 5;
 /// How often undoing may fail before it is given up: with the pauses between, about half a day.
 const UNDOS: u32 = 80;
 /// How often the hub may deny bytes that it signed for before that is believed.
@@ -47,20 +49,9 @@ const PROBE_EVERY: Duration = Duration::from_secs(1);
 /// Disk that is left free beside what an update needs: the outbox and the log go on.
 pub const RESERVE_BYTES: u64 = 16 * 1024 * 1024;
 
-/// Reasons, as the hub and its users see them. Stable.
+/// Reasons, as the hub and its users see them. Stable. Those of signed metadata are of
+/// [`TufError::code`](crate::core::tuf::TufError::code).
 pub mod code {
-    /// A signature does not fit, or too few of them do.
-    pub const BAD_SIGNATURE: &str = "bad_signature";
-    /// Signed metadata is too old: it may be an old list shown again.
-    pub const EXPIRED: &str = "expired_metadata";
-    /// Metadata of a lower version than seen before.
-    pub const ROLLBACK: &str = "rollback_metadata";
-    /// The root of trust is another one.
-    pub const WRONG_ROOT: &str = "wrong_root";
-    /// Metadata that cannot be read, or breaks a limit.
-    pub const BAD_METADATA: &str = "bad_metadata";
-    /// The signed list does not have the target.
-    pub const NO_TARGET: &str = "no_target";
     /// Other bytes than those that were signed or ordered.
     pub const DIGEST: &str = "digest_mismatch";
     /// More or fewer bytes than were signed.
@@ -246,8 +237,11 @@ pub struct Found {
 pub enum Refusal {
     /// It never will be.
     Never(Trouble),
-    /// It may be later: the hub was not reached, or does not have the metadata yet.
+    /// It may be later, whenever that is: the hub was not reached.
     Later(String),
+    /// It may be soon: what the hub shows does not fit together yet, or is out of date. If it stays so, that is how the
+    /// update ends.
+    Soon(Trouble),
 }
 
 /// How a download went on.

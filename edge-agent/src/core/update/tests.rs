@@ -90,7 +90,7 @@ fn a_good_release_goes_its_way_and_each_step_is_written_before_it_is_done() {
     let mut told = Vec::new();
     let way = [
         (1, Input::Begin, Next::Do(Step::Verify)),
-        (1, Input::Verified(Ok(found())), Next::Do(Step::Download)),
+        (1, Input::Verified(Ok(found())), Next::Wait(Duration::ZERO)),
         (2, Input::Arrived(Arrival::Whole), Next::Wait(Duration::ZERO)),
         (2, Input::Tick, Next::Do(Step::Install)),
         (3, Input::Installed(Ok(())), Next::Do(Step::Switch)),
@@ -188,7 +188,7 @@ fn a_start_takes_up_every_stage_where_it_was() {
     let view = view(&history);
     let steps = [
         (State::Accepted, Next::Do(Step::Verify)),
-        (State::Downloading, Next::Do(Step::Download)),
+        (State::Downloading, Next::Wait(Duration::ZERO)),
         (State::Downloaded, Next::Wait(Duration::ZERO)),
         (State::Installing, Next::Do(Step::Install)),
         (State::Switching, Next::Do(Step::Switch)),
@@ -401,7 +401,14 @@ fn metadata_that_is_not_there_yet_is_waited_for_and_that_is_wrong_is_not() {
     let mut update = fresh();
     let later = Input::Verified(Err(Refusal::Later("no link".into())));
     assert!(matches!(update.decide(later, &view, &at(1)).next, Next::Again(_)));
-    let never = Refusal::Never(Trouble::lasting(code::BAD_SIGNATURE, "one of two"));
+    let soon = || Input::Verified(Err(Refusal::Soon(Trouble::lasting("expired", "yesterday"))));
+    for _ in 0..LOOKS {
+        assert!(matches!(update.decide(soon(), &view, &at(1)).next, Next::Again(_)));
+    }
+    let mut stale = update.clone();
+    stale.decide(soon(), &view, &at(1));
+    assert_eq!(code_of(&stale), (State::Rejected, Some("expired")));
+    let never = Refusal::Never(Trouble::lasting("bad_signature", "one of two"));
     let effects = update.decide(Input::Verified(Err(never)), &view, &at(1));
     assert_eq!((code_of(&update), effects.next), ((State::Rejected, Some("bad_signature")), Next::Nothing));
 }

@@ -1,0 +1,324 @@
+//! Skills from order to end: what is told, what runs, and what is refused.
+
+use std::{fs, process::Command, time::Duration};
+
+use fleet_edge_agent::run;
+use fleet_schemas::{
+    command,
+    update::{self, Kind, State, TUF_PATH, Window},
+};
+use serde_json::json;
+
+use crate::{BINARY, Field, Process, repo, until};
+
+const WELL: &str = "[health]\ncommand = [\"./well\"]\ninterval_s = 0.1\n";
+
+fn script(text: &str) -> (String, Vec<u8>) {
+    ("well".to_owned(), format!("#!/bin/sh\n{text}\n").into_bytes())
+}
+
+/// The path of a release that is confirmed.
+const WAY: [State; 7] = [
+    State::Accepted,
+    State::Downloading,
+    State::Downloaded,
+    State::Installing,
+    State::Switching,
+    State::Probation,
+    State::Confirmed,
+];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn skills_come_stay_and_go_back() {
+    let field = Field::new("flow-1").await;
+    let agent = run::start(field.config.clone()).await.unwrap();
+    field.repo.skill("1.0.0", WELL, &[script("exit 0")]);
+    let first = field.order(1, "1.0.0", |_| ());
+    let (report, result) = field.end(first).await;
+    assert_eq!((report.state, result.state), (command::State::Succeeded, State::Confirmed), "{report:?}");
+    assert_eq!(field.runs().as_deref(), Some("1.0.0"));
+    until("each step told", async || field.told(first), |told| told.last() == Some(&State::Confirmed)).await;
+    assert_eq!(field.told(first), WAY);
+    // What runs is told before it counts as confirmed.
+    let events = field.site.hub.events();
+    let digest = |event: &fleet_schemas::event::Event| {
+        update::running(event).and_then(|versions| versions.running.first().map(|running| running.digest))
+    };
+    let runs = events.iter().position(|event| digest(event) == Some(result.digest)).unwrap();
+    let confirmed = events
+        .iter()
+        .position(|event| update::Report::of(event).is_some_and(|report| report.state == State::Confirmed));
+    assert!(runs < confirmed.unwrap());
+    let downloads = field.config.data.join("releases/downloads");
+    until("no download is left", async || fs::read_dir(&downloads).unwrap().count(), |left| *left == 0).await;
+    // The same again is nothing to do.
+    let (report, result) = field.end(field.order(2, "1.0.0", |_| ())).await;
+    assert_eq!((report.state, result.state), (command::State::Succeeded, State::Confirmed));
+    assert_eq!(result.reason.unwrap().code, "already_running");
+
+    // A release that never gets well goes, and is not tried a third time.
+    field.repo.skill("1.1.0", WELL, &[script("echo no battery; exit 3")]);
+    for number in [3, 4] {
+        let id = field.order(number, "1.1.0", |order| order.probation_ms = Some(300));
+        let (report, result) = field.end(id).await;
+        assert_eq!((report.state, result.state), (command::State::Failed, State::RolledBack));
+        let reason = report.reason.unwrap();
+        assert!(reason.code == "unhealthy" && reason.message.contains("no battery"), "{reason:?}");
+        assert_eq!(field.runs().as_deref(), Some("1.0.0"));
+    }
+    let (report, result) = field.end(field.order(5, "1.1.0", |_| ())).await;
+    assert_eq!((report.state, result.state), (command::State::Rejected, State::Rejected));
+    assert_eq!(report.reason.unwrap().code, "quarantined");
+
+    // One that is better; then down again, which only an order to go back may.
+    field.repo.skill("1.2.0", WELL, &[script("exit 0")]);
+    let (_, result) = field.end(field.order(6, "1.2.0", |_| ())).await;
+    assert_eq!((result.state, field.runs().as_deref()), (State::Confirmed, Some("1.2.0")));
+    let (report, _) = field.end(field.order(7, "1.0.0", |_| ())).await;
+    assert_eq!(report.reason.unwrap().code, "downgrade");
+    let (_, result) = field.end(field.order(8, "1.0.0", |order| order.back = true)).await;
+    assert_eq!((result.state, field.runs().as_deref()), (State::Confirmed, Some("1.0.0")));
+    let kept = fs::read_dir(field.skill())
+        .unwrap()
+        .filter(|entry| entry.as_ref().unwrap().file_type().unwrap().is_dir());
+    assert_eq!(kept.count(), 2, "what runs and what ran before");
+
+    let status = agent.status().await.unwrap().updates.unwrap();
+    assert_eq!((status.updates.len(), status.quarantined.len()), (0, 1));
+    assert_eq!(status.running[0].version.as_str(), "1.0.0");
+    assert!(agent.metrics().contains(r#"fleet_agent_updates_total{kind="skill",state="rolled_back"} 2"#));
+    agent.stop().await;
+
+    // The next birth says what runs.
+    let births = field.site.hub.births().len();
+    let agent = run::start(field.config.clone()).await.unwrap();
+    let all = until("a birth", async || field.site.hub.births(), |all| all.len() > births).await;
+    let versions = &all.last().unwrap().versions;
+    assert_eq!(versions.skills["greeter"], "1.0.0");
+    assert_eq!((versions.running.len(), versions.running[0].kind), (1, Kind::Skill));
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_link_that_breaks_is_resumed_and_no_byte_comes_twice() {
+    let field = Field::new("flow-2").await;
+    let agent = run::start(field.config.clone()).await.unwrap();
+    field.repo.skill("1.0.0", "", &[("noise".to_owned(), repo::noise(6_000_000))]);
+    field.repo.cut(&[2_000_000, 1_500_000]);
+    let (_, result) = field.end(field.order(1, "1.0.0", |_| ())).await;
+    assert_eq!(result.state, State::Confirmed);
+    let ranges = field.repo.ranges();
+    assert_eq!(ranges.len(), 3, "{ranges:?}");
+    assert!(ranges[0] == 0 && ranges[1] > 1_000_000 && ranges[2] > ranges[1] + 500_000, "{ranges:?}");
+    let length = field.repo.length("skill/greeter/1.0.0/any");
+    let page = agent.metrics();
+    assert!(page.contains(&format!("fleet_agent_update_bytes_total {length}\n")), "{page}");
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_not_what_was_signed_is_refused_and_nothing_is_installed() {
+    let field = Field::new("flow-3").await;
+    let agent = run::start(field.config.clone()).await.unwrap();
+    let target = "skill/greeter/1.0.0/any";
+    field.repo.skill("1.0.0", "", &[]);
+    // Other bytes of the same length, twice; then more bytes.
+    let path = field.repo.artifact_path(target);
+    let length = usize::try_from(field.repo.length(target)).unwrap();
+    field.repo.spoil(&path, vec![7; length].into());
+    let (_, result) = field.end(field.order(1, "1.0.0", |_| ())).await;
+    assert_eq!((result.state, result.reason.unwrap().code.as_str()), (State::Failed, "digest_mismatch"));
+    assert_eq!(field.repo.ranges(), [0, 0], "it is fetched anew once");
+    field.repo.spoil(&path, vec![7; length + 1].into());
+    let (_, result) = field.end(field.order(2, "1.0.0", |_| ())).await;
+    assert_eq!(result.reason.unwrap().code, "length_mismatch");
+    // An order for another digest than was signed.
+    let id = field.order(3, "1.0.0", |order| order.digest.0[0] ^= 1);
+    let (report, result) = field.end(id).await;
+    assert_eq!((report.state, result.state), (command::State::Rejected, State::Rejected));
+    assert_eq!(result.reason.unwrap().code, "digest_mismatch");
+    // A release that leaves its folder.
+    let evil = repo::archive(&[("data".to_owned(), repo::data("2.0.0"))]);
+    field.repo.release("skill/greeter/2.0.0/any", [&evil[..], b"tail"].concat(), &json!({}));
+    let plain = {
+        let mut header = tar::Header::new_ustar();
+        header.as_old_mut().name[..9].copy_from_slice(b"../../bad");
+        header.set_entry_type(tar::EntryType::Regular);
+        header.set_mode(0o644);
+        header.set_size(0);
+        header.set_cksum();
+        [header.as_bytes().to_vec(), vec![0; 1_024]].concat()
+    };
+    field.repo.release("skill/greeter/3.0.0/any", plain, &json!({}));
+    let (_, result) = field.end(field.order(4, "3.0.0", |_| ())).await;
+    assert_eq!((result.state, result.reason.unwrap().code.as_str()), (State::Failed, "bad_archive"));
+    assert!(!field.config.data.join("releases/bad").exists() && !field.config.data.join("bad").exists());
+    // A signature that does not fit.
+    field.repo.skill("4.0.0", "", &[]);
+    let mut spoilt = field.repo.served_file("timestamp.json").to_vec();
+    let at = spoilt.windows(5).position(|part| part == b"\"sig\"").unwrap() + 8;
+    spoilt[at] = if spoilt[at] == b'0' { b'1' } else { b'0' };
+    field.repo.spoil(&format!("{TUF_PATH}/timestamp.json"), spoilt.into());
+    let (_, result) = field.end(field.order(5, "4.0.0", |_| ())).await;
+    assert_eq!((result.state, result.reason.unwrap().code.as_str()), (State::Rejected, "bad_signature"));
+    assert_eq!(field.runs(), None);
+    assert!(!field.skill().join("current").exists());
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_order_is_called_off_or_gives_way_until_it_switches() {
+    let field = Field::new("flow-4").await;
+    let agent = run::start(field.config.clone()).await.unwrap();
+    field.repo.skill("1.0.0", "", &[("noise".to_owned(), repo::noise(600_000))]);
+    field.repo.skill("1.1.0", "", &[]);
+    let downloading = async |id| {
+        let told = async || field.told(id);
+        until("it downloads", told, |told| told.contains(&State::Downloading)).await;
+    };
+    let hold = field.repo.hold(&field.repo.artifact_path("skill/greeter/1.0.0/any"), 100_000);
+    let first = field.order(1, "1.0.0", |_| ());
+    downloading(first).await;
+    field.site.hub.cancel(first);
+    let (report, result) = field.end(first).await;
+    assert_eq!((report.state, result.state), (command::State::Canceled, State::Canceled));
+    let second = field.order(2, "1.0.0", |_| ());
+    downloading(second).await;
+    let third = field.order(3, "1.1.0", |_| ());
+    let (report, result) = field.end(second).await;
+    assert_eq!((report.state, result.state), (command::State::Superseded, State::Superseded));
+    let (_, result) = field.end(third).await;
+    assert_eq!((result.state, field.runs().as_deref()), (State::Confirmed, Some("1.1.0")));
+    drop(hold);
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn windows_and_budgets_hold_a_download_until_it_may_begin() {
+    let field = Field::new("flow-5").await;
+    let mut config = field.config.clone();
+    let metered = config.data.join("metered");
+    fs::write(&metered, "").unwrap();
+    config.update.metered_while = Some(metered.clone());
+    let agent = run::start(config.clone()).await.unwrap();
+    field.repo.skill("1.0.0", "", &[]);
+    let window = Window { unmetered: true, ..Window::default() };
+    let id = field.order(1, "1.0.0", |order| order.window = Some(window));
+    let waits = async || agent.status().await.unwrap().updates.unwrap().updates;
+    let waiting =
+        until("it waits", waits, |all| all.iter().any(|update| update.state == State::Downloading)).await;
+    assert!(waiting[0].reason.as_ref().unwrap().contains("paid by the byte"), "{waiting:?}");
+    assert!(field.repo.ranges().is_empty());
+    // The next start looks at once.
+    agent.stop().await;
+    fs::remove_file(&metered).unwrap();
+    let agent = run::start(config).await.unwrap();
+    let (_, result) = field.end(id).await;
+    assert_eq!(result.state, State::Confirmed);
+    // Hours that cannot be read, and a zone that nobody knows.
+    for (number, window) in [
+        (2, Window { hours: Some("soon".into()), ..Window::default() }),
+        (3, Window { zone: Some("Mars/Olympus".into()), ..Window::default() }),
+    ] {
+        field.repo.skill("1.1.0", "", &[]);
+        let (report, _) = field.end(field.order(number, "1.1.0", |order| order.window = Some(window))).await;
+        assert_eq!(report.reason.unwrap().code, "bad_window");
+    }
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_takes_no_updates_says_why() {
+    let field = Field::new("flow-6").await;
+    let mut config = field.config.clone();
+    config.update.enabled = false;
+    let agent = run::start(config).await.unwrap();
+    field.repo.skill("1.0.0", "", &[]);
+    let (report, _) = field.site.hub.end(field.order(1, "1.0.0", |_| ())).await;
+    assert_eq!(
+        (report.state, report.reason.unwrap().code.as_str()),
+        (command::State::Rejected, "updates_off")
+    );
+    assert_eq!(agent.status().await.unwrap().updates, None);
+    assert!(field.site.hub.births()[0].versions.running.is_empty());
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_that_fills_during_the_download_leaves_what_runs() {
+    let field = Field::new("flow-7").await;
+    field.repo.skill("1.0.0", "", &[]);
+    let agent = run::start(field.config.clone()).await.unwrap();
+    let (_, result) = field.end(field.order(1, "1.0.0", |_| ())).await;
+    assert_eq!(result.state, State::Confirmed);
+    agent.stop().await;
+    // A limit on the size of files, with the signal ignored: the writes fail as on a full disk.
+    let mut command = Command::new("/bin/sh");
+    let script = "trap '' XFSZ; ulimit -S -f 12000; exec \"$0\" run --data \"$1\" --api 127.0.0.1:0";
+    command.args(["-c", script, BINARY]).arg(&field.config.data);
+    let agent = Process::start(command);
+    field.repo.skill("1.1.0", "", &[("noise".to_owned(), repo::noise(16_000_000))]);
+    let (report, result) = field.end(field.order(2, "1.1.0", |_| ())).await;
+    assert_eq!((report.state, result.state), (command::State::Failed, State::Failed));
+    let reason = result.reason.unwrap();
+    assert!(reason.code == "no_space" && reason.message.contains("still to come"), "{reason:?}");
+    assert_eq!(field.runs().as_deref(), Some("1.0.0"));
+    // Nothing of it is left, and it may be tried again: that says nothing about the release.
+    let downloads = field.config.data.join("releases/downloads");
+    until("no download is left", async || fs::read_dir(&downloads).unwrap().count(), |left| *left == 0).await;
+    drop(agent);
+    let agent = run::start(field.config.clone()).await.unwrap();
+    let (_, result) = field.end(field.order(3, "1.1.0", |_| ())).await;
+    assert_eq!((result.state, field.runs().as_deref()), (State::Confirmed, Some("1.1.0")));
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_app_is_told_and_asked() {
+    let field = Field::new("flow-8").await;
+    let log = field.config.data.join("log");
+    let agent = run::start(field.config.clone()).await.unwrap();
+    let hook = |fails: bool| {
+        let end = if fails { "exit 1" } else { "exit 0" };
+        let text = format!("echo $FLEET_SKILL $FLEET_VERSION >> {}; {end}", log.display());
+        ("hook".to_owned(), format!("#!/bin/sh\n{text}\n").into_bytes())
+    };
+    let manifest = "[hooks]\nstarted = [\"./hook\"]\n";
+    field.repo.skill("1.0.0", manifest, &[hook(false)]);
+    field.repo.skill("1.1.0", manifest, &[hook(true)]);
+    let (_, result) = field.end(field.order(1, "1.0.0", |_| ())).await;
+    assert_eq!(result.state, State::Confirmed);
+    let (report, result) = field.end(field.order(2, "1.1.0", |_| ())).await;
+    assert_eq!((result.state, report.reason.unwrap().code.as_str()), (State::Failed, "hook_failed"));
+    assert_eq!(field.runs().as_deref(), Some("1.0.0"));
+    let told = fs::read_to_string(&log).unwrap();
+    assert_eq!(told, "greeter 1.0.0\ngreeter 1.1.0\ngreeter 1.0.0\n");
+    // A server that answers is well; one that went after it had been is broken before its trial is over.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let server = tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+            let _ = stream.read(&mut [0; 1_024]).await;
+            let _ = stream
+                .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok")
+                .await;
+        }
+    });
+    let manifest =
+        format!("[health]\nhttp = \"http://127.0.0.1:{port}/\"\ninterval_s = 0.05\ntimeout_s = 5\n");
+    field.repo.skill("1.2.0", &manifest, &[]);
+    let (_, result) = field.end(field.order(3, "1.2.0", |_| ())).await;
+    assert_eq!(result.state, State::Confirmed);
+    field.repo.skill("1.3.0", &manifest, &[]);
+    let id = field.order(4, "1.3.0", |order| order.probation_ms = Some(600_000));
+    let told = async || field.told(id);
+    until("on trial", told, |told| told.contains(&State::Probation)).await;
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    server.abort();
+    let (report, result) = field.end(id).await;
+    assert_eq!((result.state, report.reason.unwrap().code.as_str()), (State::RolledBack, "unhealthy"));
+    assert_eq!(field.runs().as_deref(), Some("1.2.0"));
+    agent.stop().await;
+}
