@@ -20,13 +20,16 @@ use std::{
     time::Duration,
 };
 
-use fleet_schemas::{session::Versions, update::Running};
+use fleet_schemas::{
+    session::Versions,
+    update::{Kind, Running},
+};
 use serde::{Deserialize, Serialize};
 use tracing::{error, warn};
 
 use crate::{
     config::seconds,
-    store::update::{Ledger, Write},
+    store::update::{Key, Ledger, Write},
 };
 
 /// The folder of releases, in the data folder.
@@ -132,10 +135,36 @@ fn try_open(config: &Config, data: &Path, now_ms: i64) -> Result<Opened, crate::
     if let Some(aside) = set_aside {
         warn!(file = %aside.display(), "the account of updates was corrupt; it is set aside and a new one begins");
     }
+    let missing = missing(&folder, &ledger);
+    if !missing.is_empty() {
+        ledger.apply(&missing)?;
+    }
     let known = ledger.account().own.clone();
     let own = if config.own_executable { tell::own(known.as_ref()) } else { None };
     if let Some((_, own)) = own.as_ref().filter(|(_, own)| Some(own) != known.as_ref()) {
         ledger.apply(&[Write::Own(own.clone())])?;
     }
     Ok(Opened { folder, ledger, own: own.map(|(running, _)| running) })
+}
+
+/// What runs by the folders and is not in the account, because that was lost.
+fn missing(folder: &Path, ledger: &Ledger) -> Vec<Write> {
+    let account = ledger.account();
+    let found = skill::found(folder).into_iter().map(|(name, release)| {
+        let running = Running {
+            kind: Kind::Skill,
+            name: name.clone(),
+            version: release.version.clone(),
+            digest: release.digest,
+            device: None,
+        };
+        (Key { kind: Kind::Skill, name, device: None }, running, release)
+    });
+    let under_way = |key: &Key| account.updates.values().any(|update| Key::of(&update.order) == *key);
+    let lost = found.filter(|(key, ..)| account.runs_of(key).is_none() && !under_way(key));
+    let rows = lost.flat_map(|(key, running, release)| {
+        let history = account.history_of(&key).with(release);
+        [Write::Runs(key.clone(), Some(running)), Write::History(key, history)]
+    });
+    rows.collect()
 }

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use fleet_schemas::{CommandId, DeviceId};
+use fleet_schemas::{CommandId, DeviceId, MetricName, limits};
 use serde::{Deserialize, Serialize};
 use tokio::{io::AsyncReadExt as _, net::unix::pipe, task, time};
 use tracing::{info, warn};
@@ -34,6 +34,8 @@ use crate::{
     identity::folder::replace,
 };
 
+/// The folder of skills, in that of releases.
+const KIND: &str = "skill";
 /// What an archive says of itself.
 const FILE: &str = "skill.toml";
 /// Its largest size, in bytes.
@@ -121,7 +123,7 @@ impl Skill {
 
     fn place(&self, plan: &Plan) -> Place {
         let name = plan.order.target.name.as_str();
-        Place { folder: self.surroundings.folder.join("skill").join(name) }
+        Place { folder: self.surroundings.folder.join(KIND).join(name) }
     }
 
     /// Lets the app know that another release is current.
@@ -288,6 +290,16 @@ impl Watched {
         self.last = Some(health.clone());
         health
     }
+}
+
+/// What runs in the folder of releases, by the notes that lie there: for an account that was lost.
+pub(super) fn found(releases: &Path) -> Vec<(MetricName, Release)> {
+    let Ok(skills) = fs::read_dir(releases.join(KIND)) else { return Vec::new() };
+    let named = skills.flatten().filter_map(|entry| {
+        let name = MetricName::parse(entry.file_name().to_str()?).ok()?;
+        Some((name, Place { folder: entry.path() }.current()?.release))
+    });
+    named.take(limits::SKILLS_PER_NODE).collect()
 }
 
 /// The folder of one skill.

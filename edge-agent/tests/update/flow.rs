@@ -2,9 +2,9 @@
 
 use std::{fs, process::Command, time::Duration};
 
-use fleet_edge_agent::run;
+use fleet_edge_agent::{core::devices::Register, identity::folder::Folder, run};
 use fleet_schemas::{
-    command,
+    NodeId, command,
     update::{self, Kind, State, TUF_PATH, Window},
 };
 use serde_json::json;
@@ -89,7 +89,8 @@ async fn skills_come_stay_and_go_back() {
     assert!(agent.metrics().contains(r#"fleet_agent_updates_total{kind="skill",state="rolled_back"} 2"#));
     agent.stop().await;
 
-    // The next birth says what runs.
+    // The next birth says what runs, also when the account was lost meanwhile.
+    fs::write(field.config.data.join("releases/update.redb"), [9; 5_000]).unwrap();
     let births = field.site.hub.births().len();
     let agent = run::start(field.config.clone()).await.unwrap();
     let all = until("a birth", async || field.site.hub.births(), |all| all.len() > births).await;
@@ -320,5 +321,100 @@ async fn an_app_is_told_and_asked() {
     let (report, result) = field.end(id).await;
     assert_eq!((result.state, report.reason.unwrap().code.as_str()), (State::RolledBack, "unhealthy"));
     assert_eq!(field.runs().as_deref(), Some("1.2.0"));
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_hub_changes_its_ca_in_the_middle_of_a_download() {
+    let field = Field::new("flow-9").await;
+    let mut config = field.config.clone();
+    config.hub.trust = Duration::from_secs(1);
+    let agent = run::start(config.clone()).await.unwrap();
+    field.repo.skill("1.0.0", "", &[("noise".to_owned(), repo::noise(3_000_000))]);
+    let hold = field.repo.hold(&field.repo.artifact_path("skill/greeter/1.0.0/any"), 1_000_000);
+    field.repo.cut(&[1_500_000]);
+    let id = field.order(1, "1.0.0", |_| ());
+    let told = async || field.told(id);
+    until("it downloads", told, |told| told.contains(&State::Downloading)).await;
+    field.site.add_ca();
+    let stored = async || Folder::new(&config.data).load().unwrap().unwrap();
+    until("both are trusted, and it has a certificate of the new one", stored, |joined| {
+        joined.ca.len() == 2 && joined.next.as_ref().is_some_and(|next| next.certificate.is_some())
+    })
+    .await;
+    field.site.drop_old_ca();
+    // The connection that is open breaks, and the next meets another hub's certificate.
+    drop(hold);
+    field.site.hub.broker.as_ref().unwrap().kick(&NodeId::parse("flow-9").unwrap(), "for the test");
+    let (_, result) = field.end(id).await;
+    assert_eq!((result.state, field.runs().as_deref()), (State::Confirmed, Some("1.0.0")));
+    let ranges = field.repo.ranges();
+    assert!(ranges.len() >= 2 && *ranges.last().unwrap() > 1_000_000, "{ranges:?}");
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_app_that_is_a_device_is_well_once_it_is_heard() {
+    let field = Field::new("flow-10").await;
+    let mut config = field.config.clone();
+    config.devices.register = Register::Auto;
+    let agent = run::start(config).await.unwrap();
+    let url = format!("http://{}/api/v1/telemetry", agent.api());
+    let speak = async || {
+        let body = json!({"device": "greeter", "samples": [{"metric": "m", "value": 1}]}).to_string();
+        let request = reqwest::Client::new().post(&url).header("content-type", "application/json");
+        assert_eq!(request.body(body).send().await.unwrap().status(), 202);
+    };
+    // Before the switch does not count.
+    speak().await;
+    field.repo.skill("1.0.0", "[health]\nheartbeat = \"greeter\"\ninterval_s = 0.05\n", &[]);
+    let id = field.order(1, "1.0.0", |order| order.probation_ms = Some(400));
+    let (report, result) = field.end(id).await;
+    let reason = report.reason.unwrap();
+    assert_eq!((result.state, reason.code.as_str()), (State::RolledBack, "unhealthy"));
+    assert!(reason.message.contains("has not been heard"), "{reason:?}");
+    assert_eq!(field.runs(), None, "there was nothing before");
+    let id = field.order(2, "1.0.0", |order| order.probation_ms = Some(3_000));
+    let told = async || field.told(id);
+    until("on trial", told, |told| told.contains(&State::Probation)).await;
+    speak().await;
+    let (_, result) = field.end(id).await;
+    assert_eq!((result.state, field.runs().as_deref()), (State::Confirmed, Some("1.0.0")));
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_the_hub_it_is_not_confirmed_unless_the_order_says_so() {
+    let field = Field::new("flow-11").await;
+    let mut config = field.config.clone();
+    config.update.reach = Duration::from_millis(700);
+    let agent = run::start(config.clone()).await.unwrap();
+    field.repo.skill("1.0.0", "", &[]);
+    field.repo.skill("1.1.0", "", &[]);
+    let (_, result) = field.end(field.order(1, "1.0.0", |order| order.offline_ok = true)).await;
+    assert_eq!(result.state, State::Confirmed);
+    // The gate closes while the bytes are on their way.
+    let node = NodeId::parse("flow-11").unwrap();
+    let hold = field.repo.hold(&field.repo.artifact_path("skill/greeter/1.1.0/any"), 0);
+    let id = field.order(2, "1.1.0", |_| ());
+    let told = async || field.told(id);
+    until("it downloads", told, |told| told.contains(&State::Downloading)).await;
+    field.site.book().nodes.get_mut(&node).unwrap().revoked = true;
+    field.site.hub.broker.as_ref().unwrap().kick(&node, "for the test");
+    let offline = async || agent.status().await.unwrap().status;
+    until("offline", offline, |status| status == "offline").await;
+    drop(hold);
+    let last = async || agent.status().await.unwrap().updates.unwrap().last.unwrap();
+    let last = until("over", last, |last| last.target.version.as_str() == "1.1.0").await;
+    assert_eq!(last.state, State::RolledBack);
+    assert!(last.reason.unwrap().starts_with("inconclusive_link"), "the one before did not reach it either");
+    assert_eq!(field.runs().as_deref(), Some("1.0.0"));
+    field.site.book().nodes.get_mut(&node).unwrap().revoked = false;
+    let (report, result) = field.end(id).await;
+    assert_eq!(
+        (report.state, result.reason.unwrap().code.as_str()),
+        (command::State::Failed, update::INCONCLUSIVE)
+    );
+    assert!(agent.status().await.unwrap().updates.unwrap().quarantined.is_empty());
     agent.stop().await;
 }
