@@ -5,9 +5,9 @@ use std::time::Duration;
 use fleet_schemas::update::{INCONCLUSIVE, State};
 
 use super::{
-    Arrival, COMMITS, DENIALS, Effects, Found, Health, Input, LOOKS, Next, PROBE_EVERY, RETRY_FIRST,
-    RETRY_LAST, Refusal, Runs, Stage, Step, Switched, TRIES, Trial, Trouble, UNDOS, Update, Verdict, View,
-    Why, check, code, window::Gate,
+    Arrival, COMMITS, DENIALS, Effects, Found, Health, Input, Next, PROBE_EVERY, RETRY_FIRST, RETRY_LAST,
+    Refusal, Runs, Stage, Step, Switched, TRIES, Trial, Trouble, UNDOS, Update, Verdict, View, Why, check,
+    code, window::Gate,
 };
 use crate::core::queue::{Limit, Passed, Time};
 
@@ -34,7 +34,7 @@ impl Update {
             (Input::Arrived(arrival), Stage::Downloading) => self.arrived(arrival, view, time),
             (Input::Installed(done), Stage::Installing) => match done {
                 Ok(()) => self.enter(Stage::Switching),
-                Err(trouble) => self.retry(COMMITS, &trouble, Stage::Discarding),
+                Err(trouble) => self.retry(COMMITS, &trouble, |verdict| Stage::Discarding(verdict)),
             },
             (Input::Switched(done), Stage::Switching) => self.switched(done, view, time),
             (Input::Probed(health), Stage::Probation(trial)) => {
@@ -118,7 +118,6 @@ impl Update {
             (Stage::Downloading | Stage::Downloaded, Gate::Closed(_, again)) => {
                 Effects::only(Next::Wait(again))
             }
-            (Stage::Downloading, Gate::Open) => Effects::only(Next::Do(Step::Download)),
             (Stage::Downloaded, Gate::Open) => self.enter(Stage::Installing),
             (Stage::Judging(verdict, trial), _) => {
                 let (verdict, trial) = (verdict.clone(), *trial);
@@ -132,7 +131,8 @@ impl Update {
         match self.stage {
             Stage::Accepted => Next::Do(Step::Verify),
             // The window is looked at first.
-            Stage::Downloading | Stage::Downloaded => Next::Wait(Duration::ZERO),
+            Stage::Downloaded => Next::Wait(Duration::ZERO),
+            Stage::Downloading => Next::Do(Step::Download),
             Stage::Installing => Next::Do(Step::Install),
             Stage::Switching => Next::Do(Step::Switch),
             Stage::Probation(_) => Next::Do(Step::Probe),
@@ -180,13 +180,6 @@ impl Update {
         let found = match verified {
             Ok(found) => found,
             Err(Refusal::Later(_)) => return self.again(),
-            Err(Refusal::Soon(_)) if self.denials < LOOKS => {
-                // Each counts by itself: a link that was down for a day says nothing about the metadata.
-                self.failures = self.denials;
-                self.denials += 1;
-                return self.again();
-            }
-            Err(Refusal::Soon(trouble)) => return self.over(Verdict::of(State::Rejected, &trouble)),
             Err(Refusal::Never(trouble)) => return self.over(Verdict::of(State::Rejected, &trouble)),
         };
         self.from.clone_from(&found.runs);

@@ -7,8 +7,8 @@
 //! or a device is a slot's affair (the trait `Slot` in the room `update`): this room knows only their names.
 
 mod check;
-mod decide;
 mod history;
+mod steps;
 #[cfg(test)]
 mod tests;
 pub mod version;
