@@ -5,6 +5,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod agent;
 mod flow;
 #[path = "../commands/hub.rs"]
 #[expect(dead_code, reason = "shared with tests that do more with it")]
@@ -102,14 +103,25 @@ impl Field {
 
     /// Orders a skill.
     pub(crate) fn order(&self, number: u64, version: &str, change: impl FnOnce(&mut Order)) -> CommandId {
-        let target: update::Target = format!("skill/greeter/{version}/any").parse().unwrap();
+        self.order_of(number, &format!("skill/greeter/{version}/any"), "update/skill/greeter", change)
+    }
+
+    /// Orders anything.
+    pub(crate) fn order_of(
+        &self,
+        number: u64,
+        target: &str,
+        supersedes: &str,
+        change: impl FnOnce(&mut Order),
+    ) -> CommandId {
+        let target: update::Target = target.parse().unwrap();
         let digest = self.repo.digest(&target.to_string());
         let order = json!({"target": target.to_string(), "digest": digest, "probation_ms": 0});
         let mut order: Order = serde_json::from_value(order).unwrap();
         change(&mut order);
         let params = serde_json::to_value(&order).unwrap();
         let queue = MetricName::parse("update").unwrap();
-        let supersedes = Some(MetricName::parse("update/skill/greeter").unwrap());
+        let supersedes = Some(MetricName::parse(supersedes).unwrap());
         let offer = Offer {
             queue,
             supersedes,
