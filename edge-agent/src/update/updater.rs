@@ -416,7 +416,7 @@ impl Tools {
         }
         let held = self.ledger().account().tuf.clone();
         let now_ms = self.live.now_ms(sight.time.now);
-        let verified = verify::verify(&self.live, &self.folder, held.clone(), target, now_ms).await;
+        let verified = verify::verify(&self.live, held.clone(), target, now_ms).await;
         if let Some(trusted) = verified.trusted.filter(|trusted| Some(trusted) != held.as_ref())
             && let Err(error) = self.write(vec![Write::Tuf(Box::new(trusted))]).await
         {

@@ -1,7 +1,5 @@
 //! What the signed metadata says of a target: fetched from the hub, verified by `core::tuf`, kept.
 
-use std::{fs, path::Path};
-
 use fleet_schemas::update::{TUF_PATH, Target};
 use hyper::StatusCode;
 
@@ -13,8 +11,6 @@ use crate::{
     identity::{https, live::Live},
 };
 
-/// The root that was pinned when the node joined, in the folder of releases.
-pub(crate) const PINNED: &str = "tuf/1.root.json";
 /// The first root, for a node that joined a hub that had none then.
 const FIRST: &str = "1.root.json";
 
@@ -24,17 +20,11 @@ pub(super) struct Verified {
     pub(super) found: Result<(fleet_schemas::update::Digest, Signed), Refusal>,
 }
 
-/// Brings what is trusted up to date, as far as the hub has news, and looks the target up. `folder` is that of releases.
-pub(super) async fn verify(
-    live: &Live,
-    folder: &Path,
-    trusted: Option<Trusted>,
-    target: &Target,
-    now_ms: i64,
-) -> Verified {
+/// Brings what is trusted up to date, as far as the hub has news, and looks the target up.
+pub(super) async fn verify(live: &Live, trusted: Option<Trusted>, target: &Target, now_ms: i64) -> Verified {
     let trusted = match trusted {
         Some(trusted) => trusted,
-        None => match pin(live, folder).await {
+        None => match pin(live).await {
             Ok(trusted) => trusted,
             Err(refusal) => return Verified { trusted: None, found: Err(refusal) },
         },
@@ -64,14 +54,12 @@ async fn follow(live: &Live, update: &mut tuf::Update) -> Result<(), Refusal> {
 
 /// The root that this node trusts for good: the one that it was given with its identity, or the first of its own hub,
 /// which has proved itself by the CA that the node joined.
-async fn pin(live: &Live, folder: &Path) -> Result<Trusted, Refusal> {
-    let bytes = match fs::read(folder.join(PINNED)) {
-        Ok(bytes) => bytes,
-        Err(_) => match fetch(live, FIRST, tuf::ROOT_BYTES).await? {
+async fn pin(live: &Live) -> Result<Trusted, Refusal> {
+    let bytes = match live.releases_root() {
+        Some(text) => text.into_bytes(),
+        None => match fetch(live, FIRST, tuf::ROOT_BYTES).await? {
             Some(bytes) => bytes,
-            None => {
-                return Err(refuse(&TufError::Missing { name: FIRST.to_owned() }));
-            }
+            None => return Err(refuse(&TufError::Missing { name: FIRST.to_owned() })),
         },
     };
     Trusted::pin(&bytes).map_err(|error| refuse(&error))

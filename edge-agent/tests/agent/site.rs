@@ -229,6 +229,8 @@ pub(crate) struct Book {
     pub(crate) asked: Vec<Asked>,
     /// What is served beside, to nodes that show a certificate.
     pub(crate) releases: Option<Releases>,
+    /// The first root of releases, as nodes hear it.
+    pub(crate) releases_root: Option<String>,
     server: Arc<ServerConfig>,
 }
 
@@ -283,6 +285,7 @@ impl Site {
             spoils: false,
             asked: Vec::new(),
             releases: None,
+            releases_root: None,
             server,
         };
         let book = Arc::new(Mutex::new(book));
@@ -352,7 +355,7 @@ impl Book {
         Trust {
             ca: self.cas.iter().map(|ca| ca.pem.clone()).collect(),
             hub_ms: now_ms(),
-            releases_root: None,
+            releases_root: self.releases_root.clone(),
         }
     }
 

@@ -418,3 +418,26 @@ async fn without_the_hub_it_is_not_confirmed_unless_the_order_says_so() {
     assert!(agent.status().await.unwrap().updates.unwrap().quarantined.is_empty());
     agent.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_root_that_was_pinned_with_the_identity_counts_and_no_other() {
+    let field = Field::new("flow-12").await;
+    let mut config = field.config.clone();
+    config.hub.trust = Duration::from_secs(1);
+    let other = repo::Repo::new();
+    let root = String::from_utf8(other.served_file("1.root.json").to_vec()).unwrap();
+    field.site.book().releases_root = Some(root);
+    let agent = run::start(config.clone()).await.unwrap();
+    let stored = async || Folder::new(&config.data).load().unwrap().unwrap().releases_root;
+    until("it is pinned", stored, Option::is_some).await;
+    field.repo.skill("1.0.0", "", &[]);
+    let (report, result) = field.end(field.order(1, "1.0.0", |_| ())).await;
+    assert_eq!((report.state, result.state), (command::State::Rejected, State::Rejected));
+    assert_eq!(result.reason.unwrap().code, "bad_signature");
+    // What was heard first stays, whatever the hub says later.
+    let own = String::from_utf8(field.repo.served_file("1.root.json").to_vec()).unwrap();
+    field.site.book().releases_root = Some(own);
+    let (_, result) = field.end(field.order(2, "1.0.0", |_| ())).await;
+    assert_eq!((result.state, field.runs()), (State::Rejected, None));
+    agent.stop().await;
+}
