@@ -235,6 +235,25 @@ mod tests {
     }
 
     #[test]
+    fn updates_are_read_where_they_are_taken() {
+        let digest = "ab".repeat(32);
+        let order = json!({"target": "skill/greeter/1.2.0/any", "digest": digest});
+        let Ok(Work::Update(read_order)) = read("update", &order) else { panic!() };
+        assert_eq!(read_order.digest.to_string(), digest);
+        assert_eq!(read("update", &json!({"target": "greeter"})).unwrap_err().code, "bad_params");
+        for (updates, code) in [
+            (Updates::Off, "updates_off"),
+            (Updates::NotJoined, "not_joined"),
+            (Updates::Broken, "updates_broken"),
+        ] {
+            let allow = Source { file: "/nonexistent/commands.toml".into(), otherwise: None };
+            let kinds = Kinds { allow, restarts: true, devices: true, updates };
+            let params = Value::serialized(&order).unwrap();
+            assert_eq!(kinds.judge(&MetricName::parse("update").unwrap(), &params).unwrap_err().code, code);
+        }
+    }
+
+    #[test]
     fn kinds_read_their_parameters() {
         assert_eq!(read("ping", &Json::Null), Ok(Work::Ping));
         assert_eq!(read("local", &json!({"kind": "blink"})), Ok(Work::Local));

@@ -14,6 +14,7 @@ mod verify;
 pub mod view;
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
@@ -135,9 +136,9 @@ fn try_open(config: &Config, data: &Path, now_ms: i64) -> Result<Opened, crate::
     if let Some(aside) = set_aside {
         warn!(file = %aside.display(), "the account of updates was corrupt; it is set aside and a new one begins");
     }
-    let missing = missing(&folder, &ledger);
-    if !missing.is_empty() {
-        ledger.apply(&missing)?;
+    let differing = differing(&folder, &ledger);
+    if !differing.is_empty() {
+        ledger.apply(&differing)?;
     }
     let known = ledger.account().own.clone();
     let own = if config.own_executable { tell::own(known.as_ref()) } else { None };
@@ -147,24 +148,35 @@ fn try_open(config: &Config, data: &Path, now_ms: i64) -> Result<Opened, crate::
     Ok(Opened { folder, ledger, own: own.map(|(running, _)| running) })
 }
 
-/// What runs by the folders and is not in the account, because that was lost.
-fn missing(folder: &Path, ledger: &Ledger) -> Vec<Write> {
+/// Where the folders say something else than the account: somebody changed the link by hand, or the account was lost.
+fn differing(folder: &Path, ledger: &Ledger) -> Vec<Write> {
     let account = ledger.account();
-    let found = skill::found(folder).into_iter().map(|(name, release)| {
-        let running = Running {
-            kind: Kind::Skill,
-            name: name.clone(),
-            version: release.version.clone(),
-            digest: release.digest,
-            device: None,
-        };
-        (Key { kind: Kind::Skill, name, device: None }, running, release)
-    });
     let under_way = |key: &Key| account.updates.values().any(|update| Key::of(&update.order) == *key);
-    let lost = found.filter(|(key, ..)| account.runs_of(key).is_none() && !under_way(key));
-    let rows = lost.flat_map(|(key, running, release)| {
-        let history = account.history_of(&key).with(release);
-        [Write::Runs(key.clone(), Some(running)), Write::History(key, history)]
+    let key = |name| Key { kind: Kind::Skill, name, device: None };
+    let found: BTreeMap<_, _> = skill::found(folder).into_iter().collect();
+    let of_account = account.runs.values().filter(|running| running.kind == Kind::Skill);
+    let gone = of_account.filter(|running| !found.contains_key(&running.name));
+    let mut rows: Vec<_> = gone.map(|running| Write::Runs(key(running.name.clone()), None)).collect();
+    for (name, release) in found {
+        let key = key(name.clone());
+        if account.runs_of(&key).is_some_and(|running| running.digest == release.digest) {
+            continue;
+        }
+        let (version, digest) = (release.version.clone(), release.digest);
+        rows.push(Write::Runs(
+            key.clone(),
+            Some(Running { kind: Kind::Skill, name, version, digest, device: None }),
+        ));
+        let history = account.history_of(&key);
+        // All that is known of it: with the account, how high its epoch was is lost as well.
+        if history.confirmed.is_empty() {
+            rows.push(Write::History(key, history.with(release)));
+        }
+    }
+    // What is under way is put right by its next step.
+    rows.retain(|row| match row {
+        Write::Runs(key, _) | Write::History(key, _) => !under_way(key),
+        _ => true,
     });
-    rows.collect()
+    rows
 }

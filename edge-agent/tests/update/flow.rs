@@ -98,6 +98,18 @@ async fn skills_come_stay_and_go_back() {
     assert_eq!(versions.skills["greeter"], "1.0.0");
     assert_eq!((versions.running.len(), versions.running[0].kind), (1, Kind::Skill));
     agent.stop().await;
+
+    // Somebody moves the link by hand: the hub is told what is so.
+    let other =
+        fs::read_dir(field.skill()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let other = other.filter(|name| name.starts_with("1.2.0-") && !name.ends_with(".json")).next().unwrap();
+    fs::remove_file(field.skill().join("current")).unwrap();
+    std::os::unix::fs::symlink(other, field.skill().join("current")).unwrap();
+    let births = field.site.hub.births().len();
+    let agent = run::start(field.config.clone()).await.unwrap();
+    let all = until("a birth", async || field.site.hub.births(), |all| all.len() > births).await;
+    assert_eq!(all.last().unwrap().versions.skills["greeter"], "1.2.0");
+    agent.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

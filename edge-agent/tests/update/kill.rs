@@ -70,11 +70,11 @@ async fn a_kill_at_any_step_leaves_one_verified_release() {
     open("switch");
     kill_at(&field, "probation", &[new]).await;
     assert_eq!(field.runs().as_deref(), new);
-    // It is well, and the trial has another 10 minutes: the order is done once it is told to hurry, by a new one.
+    // It gets well, and each step was told once.
     let agent = Process::run(&field.config.data);
     open("well");
     until("on trial", async || agent.status().await, |status| is_at(status, "probation")).await;
-    let told = field.told(id);
+    let told = until("told", async || field.told(id), |told| told.len() >= 6).await;
     let way = [
         State::Accepted,
         State::Downloading,
@@ -83,7 +83,7 @@ async fn a_kill_at_any_step_leaves_one_verified_release() {
         State::Switching,
         State::Probation,
     ];
-    assert_eq!(told, way, "each step is told once, whatever was killed");
+    assert_eq!(told, way, "whatever was killed");
     agent.kill();
 }
 

@@ -576,3 +576,72 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn an_update_goes_on_after_every_start_gives_way_and_is_seen_to_its_end() {
+    use fleet_schemas::update::{self, State as Update};
+    let key = Some(name("update/skill/greeter"));
+    let update = |number| Offer {
+        kind: name(UPDATE),
+        queue: name("update"),
+        idempotent: true,
+        supersedes: key.clone(),
+        timeout_ms: 3_600_000,
+        left_ms: 3_600_000,
+        ..offer(number)
+    };
+    let report = |number: u64, state| {
+        let reason = reason("why", "because", false);
+        Box::new(update::Report {
+            command: id(number),
+            target: "skill/greeter/1.2.0/any".parse().unwrap(),
+            digest: update::Digest([1; 32]),
+            rollout: None,
+            device: None,
+            state,
+            reason: (state != Update::Confirmed).then_some(reason),
+            bytes: None,
+            total: None,
+            from: None,
+        })
+    };
+    let mut node = Node::default();
+    node.order(vec![update(1)], vec![], at(0));
+    // As often as it takes, and also when it may not begin any more.
+    for start in 1..=20 {
+        node.restart();
+        node.advance(at(start * 60));
+    }
+    assert_eq!(node.started, vec![1; 21]);
+    assert_eq!(node.states().last(), Some(&(1, State::Running)));
+    // A newer one waits, and the older is told; again after a start.
+    node.order(vec![update(2)], vec![], at(1_300));
+    node.restart();
+    node.advance(at(1_301));
+    assert_eq!(node.stopped, [(1, Ending::Superseded), (1, Ending::Superseded)]);
+    // It had switched already: its end is waited for, and counts as it is.
+    node.advance(at(1_301 + 2 * STOP_PATIENCE.as_secs()));
+    node.states();
+    assert!(node.finish(1, End::Updated(report(1, Update::Confirmed)), at(1_400)));
+    assert_eq!(node.states(), [(1, State::Succeeded), (2, State::Running)]);
+    let result = node.over[&id(1)].result.as_ref().unwrap();
+    assert_eq!(update::Report::read(result), Some(*report(1, Update::Confirmed)));
+    // A cancel that came too late says so.
+    node.order(vec![], vec![id(2)], at(1_401));
+    assert!(node.finish(2, End::Updated(report(2, Update::RolledBack)), at(1_402)));
+    let over = &node.over[&id(2)];
+    assert_eq!(
+        (over.state, over.too_late, over.reason.as_ref().unwrap().code.as_str()),
+        (State::Failed, true, "why")
+    );
+    for (number, (ends, state)) in (3..).zip([
+        (Update::Canceled, State::Canceled),
+        (Update::Superseded, State::Superseded),
+        (Update::Rejected, State::Rejected),
+        (Update::TimedOut, State::Failed),
+    ]) {
+        node.order(vec![update(number)], vec![], at(1_500));
+        assert!(node.finish(number, End::Updated(report(number, ends)), at(1_500)));
+        assert_eq!(node.over[&id(number)].state, state);
+    }
+}
