@@ -100,9 +100,9 @@ async fn skills_come_stay_and_go_back() {
     agent.stop().await;
 
     // Somebody moves the link by hand: the hub is told what is so.
-    let other =
+    let mut names =
         fs::read_dir(field.skill()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    let other = other.filter(|name| name.starts_with("1.2.0-") && !name.ends_with(".json")).next().unwrap();
+    let other = names.find(|name| name.starts_with("1.2.0-") && !name.ends_with(".json")).unwrap();
     fs::remove_file(field.skill().join("current")).unwrap();
     std::os::unix::fs::symlink(other, field.skill().join("current")).unwrap();
     let births = field.site.hub.births().len();
