@@ -16,8 +16,11 @@ fn waiting(gate: &Path) -> Vec<u8> {
     format!("#!/bin/sh\nwhile [ ! -e {} ]; do sleep 0.02; done\n", gate.display()).into_bytes()
 }
 
+/// At a state, or past it when it went by between two looks.
 fn is_at(status: &Value, state: &str) -> bool {
-    status["updates"]["updates"][0]["state"] == state
+    let place = |word: &str| State::ALL.iter().position(|state| state.as_str() == word);
+    let found = status["updates"]["updates"][0]["state"].as_str().and_then(place);
+    found >= place(state)
 }
 
 /// Starts it until it is at a state, and kills it there. What runs is looked at each time.
