@@ -1,5 +1,4 @@
 //! What `asyncapi.yaml` says of the devices' topics is what the front reads, and the other way round.
-#![expect(clippy::unwrap_used, reason = "functions of a test may fail it")]
 
 use std::collections::{BTreeMap, BTreeSet};
 

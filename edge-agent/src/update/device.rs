@@ -243,7 +243,7 @@ impl Slot for Device {
         }
         // A device tells no digest: its word for the version is all there is.
         let Order { target, digest, .. } = &plan.order;
-        (firmware == target.version).then(|| Release { version: firmware, digest: *digest, epoch: 0 })
+        (firmware == target.version).then_some(Release { version: firmware, digest: *digest, epoch: 0 })
     }
 
     async fn install(&self, plan: &Plan) -> Result<(), Trouble> {

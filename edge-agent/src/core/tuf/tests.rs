@@ -315,7 +315,7 @@ fn whatever_is_out_of_date_is_refused() {
     let forge = Forge::new();
     let late = 1_900_000_000_000;
     let trusted = good(forge.pin(), &forge.files);
-    for trusted in [forge.pin(), trusted.clone()] {
+    for trusted in [forge.pin(), trusted] {
         assert_eq!(run(trusted, &forge.files, late).1.unwrap_err().code(), "expired");
     }
     for (stale, at) in [("timestamp", 0), ("1.snapshot", 1), ("1.targets", 2)] {
@@ -360,7 +360,7 @@ fn a_root_follows_the_root_before() {
     // Signed by the old keys, and not by its own.
     let signers: Vec<&Signer> = forge.root.iter().collect();
     forge.files.insert("2.root.json".to_owned(), signed(&second, &signers));
-    assert_eq!(bad(pinned.clone(), &forge.files), "bad_signature");
+    assert_eq!(bad(pinned, &forge.files), "bad_signature");
     // Signed by both: all keys change hands, and versions may begin anew.
     let all: Vec<&Signer> = forge.root.iter().chain(&stranger.root).collect();
     let mut files = stranger.files.clone();
@@ -403,7 +403,7 @@ fn thresholds_count_keys_and_not_signatures() {
     let mut public = forge.root[0].public.clone();
     public["note"] = json!("another");
     let mut twin = Signer { id: id(&public), public, ..Signer::ed25519() };
-    let mut root = root.clone();
+    let mut root = root;
     root["keys"][&twin.id] = twin.public.clone();
     root["roles"]["root"] = role(&[&forge.root[0], &twin, &forge.root[1]], 2);
     let mut file: Value = serde_json::from_slice(&signed(&root, &[&forge.root[0]])).unwrap();

@@ -34,7 +34,7 @@ impl Update {
             (Input::Arrived(arrival), Stage::Downloading) => self.arrived(arrival, view, time),
             (Input::Installed(done), Stage::Installing) => match done {
                 Ok(()) => self.enter(Stage::Switching),
-                Err(trouble) => self.retry(COMMITS, &trouble, |verdict| Stage::Discarding(verdict)),
+                Err(trouble) => self.retry(COMMITS, &trouble, Stage::Discarding),
             },
             (Input::Switched(done), Stage::Switching) => self.switched(done, view, time),
             (Input::Probed(health), Stage::Probation(trial)) => {

@@ -46,8 +46,9 @@ impl History {
     #[must_use]
     pub fn with(&self, release: Release) -> Self {
         let epoch = self.epoch.max(release.epoch);
-        let others = self.confirmed.iter().filter(|other| other.digest != release.digest).cloned();
-        let confirmed = [release.clone()].into_iter().chain(others).take(CONFIRMED).collect();
+        let digest = release.digest;
+        let others = self.confirmed.iter().filter(|other| other.digest != digest).cloned();
+        let confirmed = [release].into_iter().chain(others).take(CONFIRMED).collect();
         Self { epoch, confirmed }
     }
 }

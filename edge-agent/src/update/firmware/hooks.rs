@@ -156,8 +156,8 @@ impl Hooks {
         let status = loop {
             select! {
                 biased;
-                line = lines.next(), if talks => talks = keep(name, line, &mut word),
-                line = errors.next(), if complains => complains = keep(name, line, &mut word),
+                line = lines.next(), if talks => talks = keep(name, &line, &mut word),
+                line = errors.next(), if complains => complains = keep(name, &line, &mut word),
                 () = &mut limit => {
                     let _ = running.stop(GRACE).await;
                     return bad("hook_timeout", format!("took longer than {} s", self.limit.as_secs()));
@@ -167,8 +167,8 @@ impl Hooks {
             }
         };
         let rest = async {
-            while keep(name, lines.next().await, &mut word) {}
-            while keep(name, errors.next().await, &mut word) {}
+            while keep(name, &lines.next().await, &mut word) {}
+            while keep(name, &errors.next().await, &mut word) {}
         };
         // One that cannot be ended may hold them on.
         let _ = time::timeout(GRACE, rest).await;
@@ -183,7 +183,7 @@ impl Hooks {
 }
 
 /// Logs a line and keeps it as the last word. Whether there may be more.
-fn keep(name: &str, line: std::io::Result<Option<Line<'_>>>, word: &mut String) -> bool {
+fn keep(name: &str, line: &std::io::Result<Option<Line<'_>>>, word: &mut String) -> bool {
     let Ok(Some(line)) = line else { return false };
     if let Line::Whole(line) = line {
         let text = String::from_utf8_lossy(line);
