@@ -8,8 +8,8 @@ import tempfile
 
 from demo import Demo, Failure
 
-# Answers without end, a body of protobuf, and what makes keys.
-EXCLUDED = ["/api/v1/stream", "/api/v1/feed", "/api/v1/prom/read", "/api/v1/pki/rotate"]
+# Answers without end, bodies of protobuf and of bytes that it cannot make, and what makes keys.
+EXCLUDED = ["/api/v1/stream", "/api/v1/feed", "/api/v1/prom/read", "/api/v1/artifacts/{digest}/upload", "/api/v1/pki/rotate"]
 
 
 def schemathesis(url, token, folder):

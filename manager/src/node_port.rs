@@ -259,7 +259,9 @@ impl Port {
 
     /// What nodes are to trust: the CAs, and the first root of the releases.
     fn trust(&self) -> Trust {
-        let releases_root = self.hub.releases().and_then(|releases| releases.first_root());
+        let root = self.hub.releases().and_then(|releases| releases.first_root());
+        // A larger one would not fit beside the rest: a node asks for it when it is told to update.
+        let releases_root = root.filter(|root| root.len() <= BODY_BYTES / 2);
         Trust { releases_root, ..self.pki.trust() }
     }
 

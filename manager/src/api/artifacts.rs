@@ -160,7 +160,8 @@ pub(super) async fn append(
         Refusal::BadRequest("Upload-Offset has to tell where these bytes belong, such as 0".to_owned())
     })?;
     let digest = digest(&text)?;
-    let upload = releases(&api)?.artifacts().upload(&digest)?;
+    let store = releases(&api)?.artifacts().clone();
+    let upload = store.upload(&digest)?;
     let mut stands = upload.at();
     if stands.offset != offset {
         return Err(artifact::Error::Offset { has: stands.offset, asked: offset }.into());
@@ -175,7 +176,8 @@ pub(super) async fn append(
         }
         if (ended && !piece.is_empty()) || piece.len() >= PIECE {
             let (bytes, upload): (Bytes, _) = (piece.split().freeze(), upload.clone());
-            stands = tokio::task::spawn_blocking(move || upload.append(offset, &bytes)).await??;
+            let store = store.clone();
+            stands = tokio::task::spawn_blocking(move || store.append(&upload, offset, &bytes)).await??;
             offset = stands.offset;
         }
         match frame {

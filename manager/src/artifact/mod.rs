@@ -247,12 +247,21 @@ impl Store {
         Ok(Offset { offset: length, length, complete: true })
     }
 
-    /// The upload to write to; the last write ends it with [`Store::complete`].
+    /// The upload to write to with [`Store::append`]; the last write ends it with [`Store::complete`].
     ///
     /// # Errors
     /// [`Error::NoUpload`].
     pub fn upload(&self, digest: &Digest) -> Result<Arc<Upload>, Error> {
         self.uploads().get(digest).cloned().ok_or(Error::NoUpload(*digest))
+    }
+
+    /// Appends bytes to an upload, where they belong and while the disk has room for more than them.
+    ///
+    /// # Errors
+    /// [`Error`]; what was written before stays.
+    pub fn append(&self, upload: &Upload, offset: u64, bytes: &[u8]) -> Result<Offset, Error> {
+        self.has_room(bytes.len() as u64)?;
+        upload.append(offset, bytes)
     }
 
     /// Ends an upload of which all bytes are there: reads them all, and gives them their name.

@@ -2,6 +2,8 @@
 //!
 //! Asks what any operator may ask. Judging is pure; what may not be looked at is told as such and judged by nobody.
 
+mod releases;
+
 use std::collections::BTreeMap;
 
 use clap::Args;
@@ -111,7 +113,10 @@ fn judge(found: &Found, base: &str) -> Vec<Check> {
         Err(failure) => checks.push(Check::unknown("nodes", failure)),
     }
     match &found.metrics {
-        Ok(text) => checks.extend([broker(text), store(text)]),
+        Ok(text) => {
+            checks.extend([broker(text), store(text)]);
+            checks.extend(releases::releases(text, now_ms));
+        }
         Err(failure) => checks.push(Check::unknown("broker", failure)),
     }
     checks

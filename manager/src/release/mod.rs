@@ -307,7 +307,7 @@ impl Releases {
             return Err(Error::Refused { file: "root.json", why: why.to_owned() });
         }
         self.make_online(&before, &mut next, true, now_ms)?;
-        self.apply(&before, next, now_ms)
+        self.apply(&before, &next, now_ms)
     }
 
     /// Makes a new snapshot and timestamp when half of their life is over. Says whether it did.
@@ -508,13 +508,13 @@ impl Releases {
     }
 
     /// Has the agent's verifier read the repository as it will be, then makes it so.
-    fn apply(&self, before: &State, next: Next, now_ms: i64) -> Result<(), Error> {
-        let files = overlaid(&before.files, &next);
+    fn apply(&self, before: &State, next: &Next, now_ms: i64) -> Result<(), Error> {
+        let files = overlaid(&before.files, next);
         let state = State::read(files)?;
         if state.targets.is_some() {
             verify(&state.files, now_ms)?;
         }
-        self.folder.change(&next)?;
+        self.folder.change(next)?;
         self.set(state);
         Ok(())
     }

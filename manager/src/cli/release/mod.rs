@@ -107,7 +107,7 @@ pub(super) async fn run(
 ) -> Result<(), Failure> {
     let keys = |args| Keys::new(args, common.data());
     match verb {
-        ReleaseVerb::Verify(args) => verify::run(args, super::Out::new(common.output)),
+        ReleaseVerb::Verify(args) => verify::run(&args, super::Out::new(common.output)),
         ReleaseVerb::Init(args) => sign::init(keys(args), &context()?).await,
         ReleaseVerb::Sign(args) => sign::sign(args, common, &context()?).await,
         ReleaseVerb::Rm { release, keys: args } => sign::remove(&release, keys(args), &context()?).await,

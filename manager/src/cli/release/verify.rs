@@ -32,7 +32,7 @@ pub(in crate::cli) struct VerifyArgs {
 ///
 /// # Errors
 /// [`Failure::Failed`] when a node would refuse it.
-pub(super) fn run(args: VerifyArgs, out: Out) -> Result<(), Failure> {
+pub(super) fn run(args: &VerifyArgs, out: Out) -> Result<(), Failure> {
     let now_ms = args.at.unwrap_or_else(|| HubClock::default().now().wall_ms);
     let kept = args.trusted.as_ref().and_then(|path| fs::read(path).ok());
     let mut trusted = match kept {
@@ -48,7 +48,7 @@ pub(super) fn run(args: VerifyArgs, out: Out) -> Result<(), Failure> {
     };
     let mut ended = trusted.as_ref().map(|_| ()).map_err(Clone::clone);
     if let Ok(known) = trusted.clone() {
-        let (seen, end) = walk(known, &args, now_ms);
+        let (seen, end) = walk(known, args, now_ms);
         trusted = Ok(seen);
         ended = end;
     }
