@@ -196,9 +196,9 @@ impl Releases {
             .map_err(|error| Error::Damaged { path: data.join(FOLDER), why: error.to_string() })?;
         let state = RwLock::new(Arc::new(state));
         let releases = Self { folder, online, artifacts, clock, state, changes: Mutex::default() };
-        match releases.renew() {
-            Ok(_) | Err(Error::ClockInDoubt) => {}
-            Err(error) => return Err(error),
+        // A hub without sound releases is a hub all the same; what goes on trying says so again.
+        if let Err(error) = releases.renew() {
+            tracing::error!(%error, "releases cannot be renewed, and nodes take no updates until they are");
         }
         Ok(releases)
     }
@@ -334,6 +334,7 @@ impl Releases {
         let mut next = Next::default();
         self.make_online(&before, &mut next, snapshot, now_ms)?;
         let state = State::read(overlaid(&before.files, &next))?;
+        state.is_signed_by_its_root()?;
         self.folder.change(&next)?;
         self.set(state);
         Ok(true)
@@ -540,6 +541,19 @@ impl Releases {
 }
 
 impl State {
+    /// Whether the hub's keys are those that the root names: a folder that was restored in part has others.
+    fn is_signed_by_its_root(&self) -> Result<(), Error> {
+        let (Some(root), Some(snapshot), Some(timestamp)) = (&self.root, &self.snapshot, &self.timestamp)
+        else {
+            return Ok(());
+        };
+        let signed = root.signed.verify_role(snapshot).and(root.signed.verify_role(timestamp));
+        signed.map_err(|error| {
+            let why = format!("this hub's keys are not those of the root ({error}); `fleet release rotate --renew` names them in a new one");
+            Error::Refused { file: "timestamp.json", why }
+        })
+    }
+
     fn read(files: Files) -> Result<Self, MakeError> {
         let newest = |role: &str| {
             let of = files.iter().filter_map(|(name, bytes)| Some((versioned(name)?, bytes)));

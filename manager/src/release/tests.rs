@@ -205,6 +205,22 @@ fn the_hub_renews_what_is_its_own_and_removes_what_is_old() {
 }
 
 #[test]
+fn a_hub_that_lost_its_keys_signs_nothing_with_others_until_a_root_names_them() {
+    let site = Site::started();
+    let served = site.releases.file("timestamp.json");
+    std::fs::remove_file(site.folder.path().join(FOLDER).join("online.json")).unwrap();
+    *site.now_ms.lock().unwrap() += DAY / 2 + 60_000;
+    let again = open(site.folder.path(), &site.artifacts, &site.now_ms);
+    assert_eq!(again.file("timestamp.json"), served, "what is there is good for a while yet");
+    assert!(refused(again.renew().map(drop)).contains("rotate --renew"));
+    let (snapshot, timestamp) = again.online_keys();
+    let signers = Signers { snapshot, timestamp, ..site.signers() };
+    let root = make::sign(make::root(2, &signers, site.now()).unwrap(), &[&site.root[0]]).unwrap();
+    again.publish(Some(&root), None).unwrap();
+    verify(&again.state().files, site.now()).unwrap();
+}
+
+#[test]
 fn a_change_that_a_crash_cuts_short_is_made_or_not_begun() {
     let site = Site::started();
     let (target, entry) = site.entry(b"bytes", "skill/a/1.0.0/any");
