@@ -11,6 +11,7 @@ import datetime
 import hashlib
 import json
 import os
+import socket
 import statistics
 import subprocess
 import sys
@@ -177,9 +178,12 @@ def main():
             site = Site(str(Path(options.fleet).resolve()), folder, options.nodes)
             processes.append(site.process)
             server_certificate(folder)
-            port = int(site.https.rsplit(":", 1)[1]) % 20_000 + 40_000
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                port = free.getsockname()[1]
             (folder / "nginx.conf").write_text(NGINX.format(folder=folder, port=port))
-            nginx = subprocess.Popen(["nginx", "-c", str(folder / "nginx.conf")], stderr=subprocess.DEVNULL)
+            said = open(options.out / "downloads-nginx.log", "wb")
+            nginx = subprocess.Popen(["nginx", "-c", str(folder / "nginx.conf")], stderr=said)
             processes.append(nginx)
             until("nginx listens", 20, (folder / "nginx.pid").exists)
             hub_url, nginx_url = f"https://{site.https}/v1/artifacts/{site.digest}", f"https://127.0.0.1:{port}/{site.digest}"
