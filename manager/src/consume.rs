@@ -26,6 +26,7 @@ use crate::{
         ledger::Counters,
         mark::{self, Mark},
         registry::{self, Intent, Order, RegistryError},
+        rollout::{self, Rollouts},
         time::millis,
     },
     store::{
@@ -178,6 +179,7 @@ impl Consumer {
         config::load(&mut fleet, settings);
         let (last, open) = self.shared.state().open_commands()?;
         fleet.commands = Dispatch::new(last, open);
+        fleet.rollouts = Rollouts::new(self.shared.state().rollouts()?, now.wall_ms);
         *self.shared.fleet_mut() = fleet;
         let identities = self.shared.state().identities()?;
         *self.shared.identities.write().unwrap_or_else(PoisonError::into_inner) = identities;
@@ -329,7 +331,9 @@ impl Consumer {
                         | Intent::Command(_)
                         | Intent::CancelCommand { .. }
                         | Intent::EditConfig { .. }
-                        | Intent::RetryConfig(_) => None,
+                        | Intent::RetryConfig(_)
+                        | Intent::Rollout(_)
+                        | Intent::ActOnRollout { .. } => None,
                     };
                     let entry = Entry::new(&intent, &by, now.wall_ms);
                     let highest = self.highest_node;
@@ -348,12 +352,14 @@ impl Consumer {
             }
             command::advance(&mut fleet, &mut effects.commands, now);
             config::advance(&mut fleet, &mut effects, now);
+            rollout::advance(&mut fleet, &mut effects, now);
         }
         self.ask_store(&mut effects)?;
         let mut commit = self.state_commit(&effects, groups);
         let told = effects.commands.take_told();
         commit.commands = std::mem::replace(&mut effects.commands, told);
         commit.config = std::mem::take(&mut effects.config.rows);
+        commit.rollouts = self.shared.fleet().rollouts.rows(&effects.rollouts);
         commit.identities = changes(&self.shared.identities(), &effects.identities);
         commit.identities.audit = audit;
         let first_event = if commit.is_empty() { 0 } else { self.shared.state().apply(&commit)? };

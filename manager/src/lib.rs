@@ -24,6 +24,7 @@ pub mod node_port;
 pub mod notify;
 pub mod pki;
 pub mod release;
+pub mod rollouts;
 pub mod run;
 pub mod simulate;
 pub mod store;

@@ -26,7 +26,7 @@ use fleet_broker::Publisher;
 use fleet_schemas::{NodeId, Topic, topic::Hub as Told};
 use tokio::sync::{mpsc, watch};
 
-use crate::{admit, alerts, consume::Shared, core::fleet::Node, hub::Hub};
+use crate::{admit, alerts, consume::Shared, core::fleet::Node, hub::Hub, rollouts};
 use filter::Reach;
 use latest::Table;
 
@@ -75,9 +75,10 @@ impl Mirror {
         Self { shared, config, asks, asked: Mutex::new(Some(asked)) }
     }
 
-    /// Shows the current `hub/node/…` and `hub/latest/…` of every node that a filter may match, as topic and payload,
+    /// Shows the current `hub/node/…`, `hub/latest/…` and `hub/rollout/…` that a filter may match, as topic and payload,
     /// until `visit` breaks. Reads the stores; waits for `visit`.
     pub fn retained(&self, filter: &str, visit: &mut dyn FnMut(&str, &[u8]) -> ControlFlow<()>) {
+        rollouts::retained(&self.shared, filter, visit);
         let Some(reach) = Reach::of(filter) else { return };
         self.attend();
         if reach.alert

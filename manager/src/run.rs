@@ -36,6 +36,7 @@ use crate::{
     node_port, notify,
     pki::{self, Pki},
     release::{self, Releases},
+    rollouts,
     store::disk::Folder,
 };
 
@@ -180,6 +181,7 @@ pub struct RunningHub {
     admission: Arc<Admission>,
     threads: Running,
     mirror: mirror::Running,
+    rollouts: rollouts::Running,
     alerts: alerts::Running,
     upkeep: Vec<JoinHandle<()>>,
     stop_http: watch::Sender<bool>,
@@ -232,6 +234,7 @@ pub async fn start(config: &Config) -> Result<RunningHub, StartError> {
         }
     };
     let mirror = mirror.start(hub.clone(), publisher.clone()).map_err(StartError::Thread)?;
+    let rollouts = rollouts::start(hub.clone(), publisher.clone()).map_err(StartError::Thread)?;
     let stop_http = watch::Sender::new(false);
     let board = notify::Board::new(config.alerts.receivers.clone());
     let (handle, asked) = Alerts::new(board.clone());
@@ -302,6 +305,7 @@ pub async fn start(config: &Config) -> Result<RunningHub, StartError> {
         admission,
         threads,
         mirror,
+        rollouts,
         alerts,
         upkeep,
         stop_http,
@@ -351,6 +355,7 @@ impl RunningHub {
             admission,
             threads,
             mirror,
+            rollouts,
             alerts,
             upkeep,
             stop_http,
@@ -371,6 +376,9 @@ impl RunningHub {
         }
         if tokio::task::spawn_blocking(|| mirror.stop()).await.is_err() {
             tracing::error!("stopping the mirror panicked");
+        }
+        if tokio::task::spawn_blocking(|| rollouts.stop()).await.is_err() {
+            tracing::error!("stopping the thread of rollouts panicked");
         }
         stop_threads(broker, &admission, threads).await;
         if let Err(error) = node_https.await {

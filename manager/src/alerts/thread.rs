@@ -326,7 +326,11 @@ fn changed(judge: &mut Judge, item: &FeedItem, now: Now) {
                 judge.device(&event.node, &report, now);
             }
         }
-        FeedItem::Samples { .. } | FeedItem::Execution(_) | FeedItem::Config(_) | FeedItem::Alert(_) => {}
+        FeedItem::Samples { .. }
+        | FeedItem::Execution(_)
+        | FeedItem::Config(_)
+        | FeedItem::Alert(_)
+        | FeedItem::Rollout(_) => {}
     }
 }
 

@@ -110,7 +110,7 @@ pub(crate) async fn make(
     };
     let ask: Ask = serde_json::from_slice(&body)
         .map_err(|error| Refusal::BadRequest(format!("the body is not a command: {error}")))?;
-    let nodes = chosen(api, &ask)?;
+    let nodes = chosen(api, ask.nodes.as_deref(), ask.selector.as_deref(), ask.all)?;
     let wanted = wanted(ask, nodes, caller, api.hub.clock().now().wall_ms)?;
     let id = wanted.id;
     api.hub.intend(&caller.by(), Intent::Command(Box::new(wanted))).await?;
@@ -123,16 +123,21 @@ fn accepted(answer: Bytes) -> Response {
     (StatusCode::ACCEPTED, [(header::CONTENT_TYPE, "application/json")], answer).into_response()
 }
 
-/// The nodes that a command is for, each once.
-fn chosen(api: &Api, ask: &Ask) -> Result<Vec<NodeId>, Refusal> {
-    let ways = usize::from(ask.nodes.is_some()) + usize::from(ask.selector.is_some()) + usize::from(ask.all);
+/// The nodes that something is for, each once: by name, by selector, or all.
+pub(super) fn chosen(
+    api: &Api,
+    nodes: Option<&[String]>,
+    selector: Option<&str>,
+    all: bool,
+) -> Result<Vec<NodeId>, Refusal> {
+    let ways = usize::from(nodes.is_some()) + usize::from(selector.is_some()) + usize::from(all);
     if ways != 1 {
         return Err(Refusal::at("/nodes", "give exactly one of nodes, selector and all"));
     }
-    if let Some(nodes) = &ask.nodes {
+    if let Some(nodes) = nodes {
         return named(api, nodes);
     }
-    let selector = match &ask.selector {
+    let selector = match selector {
         // Selecting everything takes a word of its own: an empty variable in a script must not.
         Some(text) if text.trim().is_empty() => {
             return Err(Refusal::at("/selector", "is empty; `\"all\": true` selects every node"));

@@ -31,6 +31,7 @@ mod prom;
 pub(crate) mod query;
 pub(crate) mod releases;
 pub mod rights;
+pub(crate) mod rollouts;
 mod rules;
 pub mod shapes;
 mod status;
@@ -242,6 +243,7 @@ fn routes() -> Routes {
     let [viewer, operator, admin] = [Role::Viewer, Role::Operator, Role::Admin].map(Needs::Role);
     let import = nodes::import.layer(DefaultBodyLimit::max(IMPORT_BYTES));
     let metadata = releases::put.layer(DefaultBodyLimit::max(releases::BODY_BYTES));
+    let rollout = rollouts::create.layer(DefaultBodyLimit::max(rollouts::BODY_BYTES));
     let command = commands::create.layer(DefaultBodyLimit::max(commands::BODY_BYTES));
     console::routes(Routes::new())
         .on(Needs::Nothing, Method::GET, "/livez", status::livez)
@@ -336,6 +338,15 @@ fn routes() -> Routes {
         .on(viewer, Method::GET, "/api/v1/releases/metadata", releases::metadata)
         .on(operator, Method::PUT, "/api/v1/releases/metadata", metadata)
         .on(viewer, Method::GET, "/api/v1/releases/metadata/{file}", releases::file)
+        .on(viewer, Method::GET, "/api/v1/rollouts", rollouts::list)
+        .on(operator, Method::POST, "/api/v1/rollouts", rollout)
+        .on(viewer, Method::GET, "/api/v1/rollouts/{id}", rollouts::get)
+        .on(viewer, Method::GET, "/api/v1/rollouts/{id}/why", why::of_rollout)
+        .on(operator, Method::POST, "/api/v1/rollouts/{id}/pause", rollouts::pause)
+        .on(operator, Method::POST, "/api/v1/rollouts/{id}/resume", rollouts::resume)
+        .on(operator, Method::POST, "/api/v1/rollouts/{id}/abort", rollouts::abort)
+        .on(operator, Method::POST, "/api/v1/rollouts/{id}/rollback", rollouts::rollback)
+        .on(operator, Method::POST, "/api/v1/rollouts/{id}/approve", rollouts::approve)
         .on(viewer, Method::GET, "/api/v1/feed", feed::get)
         .on(viewer, Method::POST, "/api/v1/prom/read", prom::read)
 }

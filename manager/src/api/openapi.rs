@@ -233,6 +233,15 @@ mod tests {
             ("GET", "/api/v1/rules", does("The rules, and what was refused.", s.of::<shapes::Rules>()).or("application/yaml", text()).query(PAGE)),
             ("PUT", "/api/v1/rules", does("Sets the rules: the text of rules.yaml.", s.of::<shapes::Rules>()).takes_as("application/yaml", text())),
             ("PUT", "/api/v1/rules/kits/{name}", does("Takes a kit's alerts.yaml as it is.", s.of::<shapes::Rules>()).takes_as("application/yaml", text())),
+            ("GET", "/api/v1/rollouts", does("Rollouts, newest first.", s.page::<shapes::Rollout>()).query(&["state", "limit", "cursor"])),
+            ("POST", "/api/v1/rollouts", does("Rolls a signed release out in waves; with `dry_run` it answers 200 with a `RolloutDraft` and makes nothing.", s.of::<shapes::Rollout>()).status(201).query(&["dry_run"]).takes(s.of::<shapes::RolloutAsk>())),
+            ("GET", "/api/v1/rollouts/{id}", does("One rollout, with a page of its nodes and where each stands.", s.of::<shapes::Rollout>()).query(&["state", "limit", "cursor"])),
+            ("GET", "/api/v1/rollouts/{id}/why", does("Why a rollout is where it is.", s.of::<shapes::RolloutWhy>())),
+            ("POST", "/api/v1/rollouts/{id}/pause", does("Tells no further node.", s.of::<shapes::Rollout>()).takes(s.of::<shapes::RolloutReason>())),
+            ("POST", "/api/v1/rollouts/{id}/resume", does("Goes on; what failed until now does not count again.", s.of::<shapes::Rollout>()).takes(s.of::<shapes::RolloutReason>())),
+            ("POST", "/api/v1/rollouts/{id}/abort", does("Calls it off; nodes that have the release keep it.", s.of::<shapes::Rollout>()).takes(s.of::<shapes::RolloutReason>())),
+            ("POST", "/api/v1/rollouts/{id}/rollback", does("Calls it off, and takes every node that has the release back.", s.of::<shapes::Rollout>()).takes(s.of::<shapes::RolloutReason>())),
+            ("POST", "/api/v1/rollouts/{id}/approve", does("Lets it begin.", s.of::<shapes::Rollout>()).takes(s.of::<shapes::RolloutReason>())),
             ("DELETE", "/api/v1/rules/kits/{name}", gone("Takes a kit's rules away; its alerts are over.")),
             ("GET", "/api/v1/artifacts", does("Artifacts, by digest.", s.page::<shapes::Artifact>()).query(PAGE)),
             ("POST", "/api/v1/artifacts", does("Begins an upload, or tells where it stands; complete at once when the bytes are here.", s.of::<shapes::Upload>()).status(201).takes(s.of::<artifacts::Wanted>())),
@@ -349,6 +358,7 @@ mod tests {
     fn document() -> String {
         let mut shapes = Shapes::default();
         let problem = shapes.of::<shapes::Problem>();
+        shapes.of::<shapes::RolloutDraft>();
         let described = described(&mut shapes);
         let table = table();
         let key = |right: &Right| (right.method.to_string(), right.path);

@@ -15,6 +15,7 @@ use crate::{
         config::{ConfigError, Unfit},
         identity::Role,
         registry::RegistryError,
+        rollout::RolloutError,
     },
     hub::IntentError,
     pki, release,
@@ -244,6 +245,7 @@ impl From<RegistryError> for Refusal {
             }
             RegistryError::Field { pointer, why } => Self::at(pointer, why),
             RegistryError::Config(error) => error.into(),
+            RegistryError::Rollout(error) => error.into(),
         }
     }
 }
@@ -263,6 +265,18 @@ impl From<ConfigError> for Refusal {
                 let faults = faults.into_iter().map(|fault| (fault.pointer, fault.why)).collect();
                 Self::Invalid { detail, faults }
             }
+        }
+    }
+}
+
+impl From<RolloutError> for Refusal {
+    fn from(error: RolloutError) -> Self {
+        match error {
+            RolloutError::Unknown(_) => Self::NotFound(error.to_string()),
+            RolloutError::Exists(_) | RolloutError::State { .. } | RolloutError::Own(_) => {
+                Self::Conflict(error.to_string())
+            }
+            RolloutError::Field { pointer, why } => Self::at(pointer, why),
         }
     }
 }

@@ -10,6 +10,7 @@ pub mod config;
 mod nodes;
 mod records;
 mod releases;
+mod rollouts;
 
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +21,7 @@ pub use commands::*;
 pub use nodes::*;
 pub use records::*;
 pub use releases::*;
+pub use rollouts::*;
 
 /// One page of a list; `next` is the cursor of the following page, absent on the last.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

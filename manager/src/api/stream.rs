@@ -1,8 +1,8 @@
 //! `stream`: what was committed, as server-sent events.
 //!
 //! `node` (presence, summary or figures changed), `event`, `samples` (every sample), `latest` (newest values, at most
-//! once a second and node), `execution` (a command was made, or its state, output or cancel at a node changed) and
-//! `alert` (one changed; `dropped` is one that was pending and is over). A
+//! once a second and node), `execution` (a command was made, or its state, output or cancel at a node changed),
+//! `alert` (one changed; `dropped` is one that was pending and is over) and `rollout` (progress of one). A
 //! reader who falls behind the feed is told by a last message `cut` and reads again; one who does not read at all loses
 //! the stream. So does one whose token is taken away.
 
@@ -31,7 +31,7 @@ use super::{
     problem::Refusal,
     query::{Params, node_id},
     rights::Caller,
-    view,
+    rollouts, view,
 };
 use crate::{alerts, consume::FeedItem, core::config};
 
@@ -46,7 +46,7 @@ const ALIVE: Duration = Duration::from_secs(15);
 const STALLED: Duration = Duration::from_secs(10);
 /// How often newest values are told.
 const LATEST: Duration = Duration::from_secs(1);
-const KINDS: [&str; 7] = ["node", "event", "samples", "latest", "execution", "config", "alert"];
+const KINDS: [&str; 8] = ["node", "event", "samples", "latest", "execution", "config", "alert", "rollout"];
 
 /// Newest values of one node.
 #[derive(Debug, Default, Serialize)]
@@ -64,7 +64,7 @@ struct Filter {
     kinds: BTreeSet<String>,
 }
 
-/// `GET stream?node=&kind=&command=`: `kind` is a list of `node,event,samples,latest,execution,config,alert`; without it
+/// `GET stream?node=&kind=&command=`: `kind` is a list of `node,event,samples,latest,execution,config,alert,rollout`; without it
 /// `node,event,latest`. `command` leaves the executions of one command.
 pub(super) async fn get(
     State(api): State<Arc<Api>>,
@@ -225,6 +225,13 @@ async fn told(
                 None => json!({ "id": change.number.to_string(), "state": "dropped" }),
             };
             Ok(kind("alert").then(|| message("alert", &shown)))
+        }
+        FeedItem::Rollout(id) => {
+            let asked = filter.node.is_none() && filter.command.is_none() && kind("rollout");
+            // One that was forgotten meanwhile has nothing to tell.
+            let shown =
+                || api.hub.with_fleet(|fleet| Some(json!(rollouts::brief(fleet.rollouts.get(id.as_str())?))));
+            Ok(asked.then(shown).flatten().map(|shown| message("rollout", &shown)))
         }
         FeedItem::Node(_) | FeedItem::Event(_) | FeedItem::Samples { .. } => Ok(None),
     }

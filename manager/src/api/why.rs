@@ -13,7 +13,7 @@ use super::{
     Api, commands, nodes,
     problem::Refusal,
     query::{Params, no_node, node_id},
-    shapes,
+    rollouts, shapes,
 };
 use crate::{
     core::{
@@ -49,11 +49,27 @@ pub(crate) async fn read(api: &Arc<Api>, id: NodeId) -> Result<shapes::NodeWhy, 
         let events: Vec<Told> = api.hub.events(filter)?.into_iter().map(told).collect();
         let mut facts = Facts::of(api, &id).ok_or_else(|| no_node(id.as_str()))?;
         facts.config_why = api.hub.with_fleet(|fleet| config::why(fleet, &facts.node));
-        let causes = why::node(&facts.view(&accounts, &events));
+        let mut causes = why::node(&facts.view(&accounts, &events));
+        causes.extend(api.hub.with_fleet(|fleet| why::updates(fleet, number)));
         let state = facts.node.record.presence.state.as_str().to_owned();
         Ok(shapes::NodeWhy { node: id.to_string(), state, causes: shown(causes) })
     })
     .await
+}
+
+/// `GET rollouts/{id}/why`.
+pub(super) async fn of_rollout(
+    State(api): State<Arc<Api>>,
+    Path(id): Path<String>,
+    params: Params,
+) -> Result<Response, Refusal> {
+    params.only(&[])?;
+    let found = api.hub.with_fleet(|fleet| {
+        let live = fleet.rollouts.get(&id)?;
+        let state = live.head.state.as_str().to_owned();
+        Some(shapes::RolloutWhy { id: id.clone(), state, causes: shown(vec![why::rollout(fleet, live)]) })
+    });
+    Ok(Json(found.ok_or_else(|| rollouts::no_rollout(&id))?).into_response())
 }
 
 /// `GET commands/{id}/why?node=&state=&limit=&cursor=`: by node.

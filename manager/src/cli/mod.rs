@@ -29,6 +29,7 @@ mod period;
 mod pki;
 mod place;
 mod release;
+mod rollout;
 mod rule;
 mod selector;
 mod serve;
@@ -126,6 +127,9 @@ enum Verb {
     /// Tell nodes what to do, watch them, and take it back
     #[command(subcommand)]
     Command(command::CommandVerb),
+    /// Roll signed releases out in waves: make, watch, pause, take back
+    #[command(subcommand)]
+    Rollout(rollout::RolloutVerb),
     /// What fires, who takes care of it, who is told
     #[command(subcommand)]
     Alert(alert::AlertVerb),
@@ -166,7 +170,7 @@ enum Verb {
     Audit(audit::AuditArgs),
     /// Keep a hub's address, token and CA for the other verbs
     Login(login::LoginArgs),
-    /// Why a node, or a command, is in the state it is in
+    /// Why a node, a rollout or a command is in the state it is in
     Why(why::WhyArgs),
     /// What a node measured
     Telemetry(telemetry::TelemetryArgs),
@@ -225,6 +229,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Demo(args) => serve::demo(*args, &common).await,
         Verb::Node(verb) => node::run(verb, &context()?).await,
         Verb::Command(verb) => command::run(verb, &context()?).await,
+        Verb::Rollout(verb) => rollout::run(verb, &context()?).await,
         Verb::Alert(verb) => alert::run(verb, &context()?).await,
         Verb::Rule(verb) => match rule::run_here(verb, out)? {
             Some(verb) => rule::run(verb, &context()?).await,

@@ -1,4 +1,4 @@
-//! `fleet why`: the chain of causes for the present state of a node or of a command.
+//! `fleet why`: the chain of causes for the present state of a node, a rollout or a command.
 
 use clap::Args;
 use fleet_schemas::{CommandId, NodeId};
@@ -8,19 +8,20 @@ use super::{
     Context, Failure, node,
     output::{Format, Tone, clean, paint, read, time},
 };
-use crate::api::shapes::{Cause, CommandWhy, ExecutionWhy, NodeWhy};
+use crate::api::shapes::{Cause, CommandWhy, ExecutionWhy, NodeWhy, RolloutWhy};
 
 /// What to explain.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  fleet why edge-1                      why a node is offline, and what else is the matter\n  \
     fleet why 0199…                       why a command is where it is, at every node where it did not succeed\n  \
-    fleet why 0199… --node edge-1 -o json\n\n\
+    fleet why 0199… --node edge-1 -o json\n  \
+    fleet why greeter-1.2.0-1             why a rollout is where it is, and which nodes failed with what reason\n\n\
     The present state comes first, what led to it is indented below it, newest first."
 )]
 pub(super) struct WhyArgs {
-    /// A node, or a command's id
-    #[arg(value_name = "NODE|COMMAND-ID")]
+    /// A node, a rollout, or a command's id
+    #[arg(value_name = "NODE|ROLLOUT|COMMAND-ID")]
     what: String,
     /// Of a command: only at this node
     #[arg(long)]
@@ -47,7 +48,13 @@ pub(super) async fn run(args: WhyArgs, context: &Context) -> Result<(), Failure>
         Err(_) if args.node.is_some() => {
             Err(Failure::Usage(format!("{} is no command's id; leave --node away", args.what)))
         }
-        Err(_) => of_node(&args.what, context).await,
+        // A rollout's name may be a node's too; then the node is meant.
+        Err(_) => match of_node(&args.what, context).await {
+            Err(missing @ (Failure::NotFound(_) | Failure::Usage(_))) => {
+                of_rollout(&args.what, context, missing).await
+            }
+            done => done,
+        },
     }
 }
 
@@ -55,11 +62,24 @@ async fn of_node(what: &str, context: &Context) -> Result<(), Failure> {
     let Context { client, out } = context;
     let id = NodeId::parse(what).map_err(|_| {
         Failure::Usage(format!(
-            "{what:?} is neither a node nor a command; `fleet node ls` and `fleet command ls` list them"
+            "{what:?} is neither a node nor a rollout nor a command; `fleet node ls`, `fleet rollout ls` and `fleet \
+             command ls` list them"
         ))
     })?;
     let value: Value = client.get(&["api", "v1", "nodes", id.as_str(), "why"], &[]).await?;
     let why: NodeWhy = read(std::slice::from_ref(&value))?.remove(0);
+    let now_ms = node::now(context).await?;
+    out.show(&value, || text(&why.causes, now_ms, out.color))
+}
+
+/// Of a rollout, if there is one; else what was missing before stays.
+async fn of_rollout(what: &str, context: &Context, missing: Failure) -> Result<(), Failure> {
+    let Context { client, out } = context;
+    let value: Value = match client.get(&["api", "v1", "rollouts", what, "why"], &[]).await {
+        Err(Failure::NotFound(_)) => return Err(missing),
+        answer => answer?,
+    };
+    let why: RolloutWhy = read(std::slice::from_ref(&value))?.remove(0);
     let now_ms = node::now(context).await?;
     out.show(&value, || text(&why.causes, now_ms, out.color))
 }

@@ -148,6 +148,7 @@ impl Tick {
             FeedItem::Execution(change) => drop(self.commands.insert(change.command)),
             FeedItem::Config(_) => self.config = true,
             FeedItem::Alert(_) => self.alerts = true,
+            FeedItem::Rollout(_) => {}
         }
     }
 }

@@ -22,6 +22,7 @@ use crate::{
         identity::Cut,
         intake::{Effects, Reply},
         registry::RegistryError,
+        rollout,
     },
     store::state::EventRow,
 };
@@ -50,6 +51,8 @@ pub enum FeedItem {
     Config(Box<config::Change>),
     /// An alert changed.
     Alert(Box<AlertChange>),
+    /// A rollout, a wave or a seat of it changed.
+    Rollout(rollout::Id),
 }
 
 /// An event with its number and its node.
@@ -132,6 +135,8 @@ pub(super) fn speak(
     spoken.items.extend(changes.map(|change| Arc::new(FeedItem::Execution(Box::new(change)))));
     let changes = effects.config.changes.into_iter();
     spoken.items.extend(changes.map(|change| Arc::new(FeedItem::Config(Box::new(change)))));
+    let changes = effects.rollouts.changed.into_iter();
+    spoken.items.extend(changes.map(|id| Arc::new(FeedItem::Rollout(id))));
     spoken.items.extend(effects.changed.into_iter().map(|id| Arc::new(FeedItem::Node(id))));
     spoken
 }

@@ -10,6 +10,7 @@ use super::{
     config::Edit,
     identity::{Change, Token},
     registry::{Intent, NodePatch},
+    rollout::{Act, Wanted},
 };
 
 /// One change that was made.
@@ -62,8 +63,33 @@ fn said(intent: &Intent) -> (&'static str, String, Value) {
         }
         Intent::EditConfig { edit, .. } => edited(edit),
         Intent::RetryConfig(node) => ("config.retry", node.to_string(), Value::Null),
+        Intent::Rollout(wanted) => ("rollout.create", wanted.id.to_string(), made(wanted)),
+        Intent::ActOnRollout { id, act, .. } => {
+            let (action, detail) = acted(act);
+            (action, id.to_string(), detail)
+        }
         Intent::Rotated(what) => ("pki.rotate", what.clone(), Value::Null),
         Intent::Noted(noted) => (noted.action, noted.target.clone(), noted.detail.clone()),
+    }
+}
+
+fn made(wanted: &Wanted) -> Value {
+    let Wanted { release, seats, selector, terms, .. } = wanted;
+    json!({
+        "release": format!("{}@{}", release.name, release.version), "nodes_count": seats.len(),
+        "selector": selector, "waves": terms.waves.iter().map(|size| size.name()).collect::<Vec<_>>(),
+    })
+}
+
+fn acted(act: &Act) -> (&'static str, Value) {
+    let why = |reason: &Option<String>| json!({ "reason": reason });
+    match act {
+        Act::Pause { reason } => ("rollout.pause", why(reason)),
+        Act::Resume => ("rollout.resume", Value::Null),
+        Act::Abort { reason } => ("rollout.abort", why(reason)),
+        Act::Rollback { reason } => ("rollout.rollback", why(reason)),
+        Act::Approve => ("rollout.approve", Value::Null),
+        Act::Gate { wave, why, .. } => ("rollout.gate", json!({ "wave": wave + 1, "verdict": why })),
     }
 }
 

@@ -11,6 +11,7 @@ use super::{
     fleet::{Fleet, Location, Node, NodeNo, Record},
     identity::{self, Change, Identities, NotServed, Refused},
     intake::Effects,
+    rollout::{self, RolloutError},
 };
 
 /// Longest name and site, in bytes.
@@ -94,6 +95,17 @@ pub enum Intent {
     },
     /// Have a node try again the configuration that it failed to apply.
     RetryConfig(NodeId),
+    /// Make a rollout.
+    Rollout(Box<rollout::Wanted>),
+    /// Do something with a rollout.
+    ActOnRollout {
+        /// Which.
+        id: rollout::Id,
+        /// What.
+        act: rollout::Act,
+        /// Who wants it, such as `operator NAME`.
+        by: String,
+    },
     /// Keys of the hub were changed: `server`, `ca` or `ca.finish`. They lie elsewhere; only the trail has it here.
     Rotated(String),
     /// Something was done to what lies elsewhere, such as artifacts; only the trail has it here.
@@ -136,6 +148,9 @@ pub enum RegistryError {
     /// Configuration stays as it is.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// A rollout is not made, or stays as it is.
+    #[error(transparent)]
+    Rollout(#[from] RolloutError),
     /// A field agent is not served.
     #[error(transparent)]
     NotServed(#[from] NotServed),
@@ -196,6 +211,8 @@ pub fn take(
         Intent::Rotated(_) | Intent::Noted(_) => Ok(()),
         Intent::EditConfig { edit, by } => Ok(config::take(fleet, &mut effects.config, &edit, &by, now)?),
         Intent::RetryConfig(node) => Ok(config::retry(fleet, &mut effects.config, &node)?),
+        Intent::Rollout(wanted) => Ok(rollout::create(fleet, effects, &wanted, now)?),
+        Intent::ActOnRollout { id, act, by } => Ok(rollout::act(fleet, effects, &id, act, &by, now)?),
         Intent::Identity(change) => identity::take(identities, fleet, effects, change, highest, now),
         Intent::Command(wanted) => command::make(fleet, &mut effects.commands, *wanted, now),
         Intent::CancelCommand { id, nodes } => {

@@ -5,6 +5,7 @@
 
 mod execution;
 mod node;
+mod rollout;
 
 #[cfg(test)]
 mod tests;
@@ -21,6 +22,7 @@ use super::{
 
 pub use execution::execution;
 pub use node::node;
+pub use rollout::{of_node as updates, rollout};
 
 /// Causes of one kind that are told of a node, at most.
 const LISTED: usize = 5;

@@ -122,7 +122,10 @@ impl Rounds {
                         FeedItem::Samples { samples, .. } => round.samples += samples.count(),
                         FeedItem::Event(_) => round.events += 1,
                         FeedItem::Execution(change) => count_ended(&mut round.ended, change),
-                        FeedItem::Node(_) | FeedItem::Config(_) | FeedItem::Alert(_) => {}
+                        FeedItem::Node(_)
+                        | FeedItem::Config(_)
+                        | FeedItem::Alert(_)
+                        | FeedItem::Rollout(_) => {}
                     }
                 }
                 if round.samples + round.events > 0 {

@@ -130,6 +130,10 @@ catalogue! {
     ARTIFACTS = gauge("fleet_artifacts", &[], "Artifacts that are stored.");
     ARTIFACT_BYTES = gauge("fleet_artifact_bytes", &[], "Their bytes.");
     ARTIFACT_SENT = counter("fleet_artifact_sent_bytes_total", &[], "Bytes of artifacts sent to nodes.");
+    ROLLOUTS = gauge("fleet_rollouts", &["state"], "Rollouts by state; those that are over while they are kept.");
+    ROLLOUT_NODES = gauge("fleet_rollout_nodes", &["rollout", "state"], "Nodes of rollouts that are not over, by where they stand.");
+    ROLLOUT_WAVES = gauge("fleet_rollout_waves", &["rollout", "state"], "Waves of rollouts that are not over, by where they stand.");
+    ROLLOUT_DOWN = gauge("fleet_rollout_down_nodes", &["rollout"], "Nodes that are down through a rollout that is not over.");
     PROCESS_RSS = gauge("fleet_process_resident_memory_bytes", &[], "Resident memory of the hub.");
     PROCESS_CPU = counter("fleet_process_cpu_seconds_total", &[], "Processor time of the hub, user and system.");
     PROCESS_FILES = gauge("fleet_process_open_files", &[], "Files and sockets that the hub has open.");

@@ -18,6 +18,7 @@ use crate::{
         fleet::Node,
         ledger::{Account, Standing},
         presence::State,
+        rollout,
     },
     hub::{Hub, Observer, Round},
 };
@@ -75,6 +76,7 @@ pub fn scrape(hub: &Hub, streams: usize) -> Result<Scrape, crate::consume::Error
     broker(&stats.broker, &mut scrape);
     alerts(hub, &mut scrape);
     releases(hub, &mut scrape);
+    rollouts(hub, &mut scrape);
     if let Some(process) = process::read() {
         scrape.set(&c::PROCESS_RSS, &[], process.rss_bytes as f64);
         scrape.amount(&c::PROCESS_CPU, &[], process.cpu_ms as f64 / 1_000.0);
@@ -140,6 +142,28 @@ fn releases(hub: &Hub, scrape: &mut Scrape) {
     scrape.set(&c::ARTIFACTS, &[], releases.artifacts().all().len() as f64);
     scrape.set(&c::ARTIFACT_BYTES, &[], releases.artifacts().bytes() as f64);
     scrape.count(&c::ARTIFACT_SENT, &[], releases.artifacts().sent());
+}
+
+/// At most a hundred are not over: names as labels stay few.
+fn rollouts(hub: &Hub, scrape: &mut Scrape) {
+    hub.with_fleet(|fleet| {
+        let all = fleet.rollouts.all();
+        for state in rollout::State::ALL {
+            let count = all.iter().filter(|live| live.head.state == state).count();
+            scrape.set(&c::ROLLOUTS, &[state.as_str()], count as f64);
+        }
+        for live in all.iter().filter(|live| !live.head.state.is_final()) {
+            let id = live.head.spec.id.as_str();
+            for (stand, count) in live.head.tally() {
+                scrape.set(&c::ROLLOUT_NODES, &[id, stand.as_str()], f64::from(count));
+            }
+            for stage in rollout::Stage::ALL {
+                let count = live.head.waves.iter().filter(|wave| wave.stage == stage).count();
+                scrape.set(&c::ROLLOUT_WAVES, &[id, stage.as_str()], count as f64);
+            }
+            scrape.set(&c::ROLLOUT_DOWN, &[id], f64::from(live.down()));
+        }
+    });
 }
 
 /// What is told of one node: copied, so that the registry is free while labels are made.

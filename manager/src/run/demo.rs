@@ -362,7 +362,7 @@ async fn narrate(running: &RunningHub, mut feed: broadcast::Receiver<Arc<FeedIte
                         println!("{}  {node}: alert {rule} ({severity}) is {}: {message}", stamp(), stage.as_str());
                     }
                 }
-                Ok(FeedItem::Execution(_) | FeedItem::Config(_)) | Err(RecvError::Lagged(_)) => {}
+                Ok(FeedItem::Execution(_) | FeedItem::Config(_) | FeedItem::Rollout(_)) | Err(RecvError::Lagged(_)) => {}
                 Err(RecvError::Closed) => return,
             }
         }

@@ -9,6 +9,7 @@ mod devices;
 mod feed;
 mod genes;
 mod identities;
+mod rollouts;
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -30,6 +31,7 @@ use crate::core::{
     fleet::{NodeNo, Record},
     ledger::Counters,
     mark::Mark,
+    rollout,
 };
 
 const FILE: &str = "state.redb";
@@ -134,6 +136,8 @@ pub struct Commit {
     pub config: Rows,
     /// Devices behind nodes, in order.
     pub devices: DeviceChanges,
+    /// Rollouts, and who takes part in them.
+    pub rollouts: rollout::Rows,
 }
 
 impl Commit {
@@ -152,6 +156,7 @@ impl Commit {
             && self.commands.nothing_to_write()
             && self.config.is_empty()
             && self.devices.is_empty()
+            && self.rollouts.is_empty()
     }
 }
 
@@ -227,6 +232,7 @@ impl StateStore {
         config::open(&write)?;
         genes::open(&write)?;
         devices::open(&write)?;
+        rollouts::open(&write)?;
         alerts::open(&write)?;
         write.commit().map_err(store)?;
         Ok(Self { db: Arc::new(db), store_id })
@@ -307,6 +313,7 @@ impl StateStore {
         commands::apply(&write, &commit.commands)?;
         config::apply(&write, &commit.config, &commit.removed)?;
         devices::apply(&write, &commit.devices, &commit.removed)?;
+        rollouts::apply(&write, &commit.rollouts)?;
         let mut groups = write.open_table(GROUPS).map_err(store)?;
         for (name, selector) in &commit.groups {
             match selector {

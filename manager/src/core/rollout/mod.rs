@@ -16,6 +16,8 @@ mod step;
 mod wave;
 
 #[cfg(test)]
+mod invariants;
+#[cfg(test)]
 mod play;
 #[cfg(test)]
 mod tests;

@@ -234,6 +234,10 @@ pub enum Stage {
 }
 
 impl Stage {
+    /// All of them.
+    pub const ALL: [Self; 6] =
+        [Self::Waiting, Self::Running, Self::Soaking, Self::Gating, Self::Passed, Self::Halted];
+
     /// The word in REST and CLI.
     #[must_use]
     pub fn as_str(self) -> &'static str {
