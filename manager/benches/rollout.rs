@@ -107,7 +107,7 @@ fn run(what: &str, max_unavailable: Option<MaxUnavailable>) {
         rollout::advance(&mut fleet, &mut effects, now(ms));
         let took = clock::mono() - began;
         (longest, sum, steps) = (longest.max(took), sum + took, steps + 1);
-        for ((command, node), _) in &effects.commands.rows {
+        for (command, node) in effects.commands.rows.keys() {
             let report = Report {
                 command: *command,
                 target: "skill/greeter/1.1.0/any".parse().unwrap(),

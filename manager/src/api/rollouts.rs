@@ -251,9 +251,11 @@ pub(super) async fn pause(
     Shared(api): Shared<Arc<Api>>,
     caller: Caller,
     Path(id): Path<String>,
+    params: Params,
     headers: HeaderMap,
     Body(body): Body,
 ) -> Result<Response, Refusal> {
+    params.only(&[])?;
     let shapes::RolloutReason { reason } = json(&headers, &body)?;
     act(&api, &caller, &id, Act::Pause { reason }).await
 }
@@ -263,9 +265,11 @@ pub(super) async fn resume(
     Shared(api): Shared<Arc<Api>>,
     caller: Caller,
     Path(id): Path<String>,
+    params: Params,
     headers: HeaderMap,
     Body(body): Body,
 ) -> Result<Response, Refusal> {
+    params.only(&[])?;
     let shapes::RolloutReason { .. } = json(&headers, &body)?;
     act(&api, &caller, &id, Act::Resume).await
 }
@@ -275,9 +279,11 @@ pub(super) async fn abort(
     Shared(api): Shared<Arc<Api>>,
     caller: Caller,
     Path(id): Path<String>,
+    params: Params,
     headers: HeaderMap,
     Body(body): Body,
 ) -> Result<Response, Refusal> {
+    params.only(&[])?;
     let shapes::RolloutReason { reason } = json(&headers, &body)?;
     act(&api, &caller, &id, Act::Abort { reason }).await
 }
@@ -287,9 +293,11 @@ pub(super) async fn rollback(
     Shared(api): Shared<Arc<Api>>,
     caller: Caller,
     Path(id): Path<String>,
+    params: Params,
     headers: HeaderMap,
     Body(body): Body,
 ) -> Result<Response, Refusal> {
+    params.only(&[])?;
     let shapes::RolloutReason { reason } = json(&headers, &body)?;
     act(&api, &caller, &id, Act::Rollback { reason }).await
 }
@@ -299,9 +307,11 @@ pub(super) async fn approve(
     Shared(api): Shared<Arc<Api>>,
     caller: Caller,
     Path(id): Path<String>,
+    params: Params,
     headers: HeaderMap,
     Body(body): Body,
 ) -> Result<Response, Refusal> {
+    params.only(&[])?;
     let shapes::RolloutReason { .. } = json(&headers, &body)?;
     act(&api, &caller, &id, Act::Approve).await
 }

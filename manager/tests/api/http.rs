@@ -276,8 +276,10 @@ async fn everything_scraped_is_in_the_catalogue_and_the_other_way_round() {
     let told: BTreeSet<_> = (text.lines().filter_map(|line| line.strip_prefix("# TYPE ")))
         .map(|line| line.split(' ').next().unwrap())
         .collect();
+    // Nothing is rolled out here: how its nodes stand is told of rollouts that are open.
+    let of_rollout = |name: &&str| name.starts_with("fleet_rollout_");
     let listed: BTreeSet<_> = catalogue::ALL.iter().map(|metric| metric.name).collect();
-    assert_eq!(told, listed);
+    assert_eq!(told, listed.into_iter().filter(|name| !of_rollout(name)).collect());
     assert!(text.contains("fleet_node_up{node=\"edge-1\"} 1"), "{text}");
     assert!(text.contains("fleet_ingest_samples_total 1"), "{text}");
     site.stop().await;

@@ -15,7 +15,7 @@ const ALLOWANCE: f64 = 0.1;
 const MIN_EXECUTED: u32 = 5;
 
 fn at(field: &str, why: impl Into<String>) -> Refusal {
-    Refusal::at(&format!("/terms/{field}"), why)
+    Refusal::at(format!("/terms/{field}"), why)
 }
 
 /// Reads what is written.
