@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use fleet_schemas::{NodeId, session::Versions};
+use fleet_schemas::{NodeId, session::Versions, update::CAPABILITY};
 use tokio::{
     select,
     sync::{mpsc, oneshot, watch},
@@ -237,6 +237,10 @@ pub async fn start(mut config: Config) -> Result<Handle, StartError> {
     let (updates, opened) = updates(&config, way.as_ref().map(|(_, proof)| proof), now.wall_ms).await;
     if let Some(opened) = &opened {
         profile.versions = opened.versions();
+        // A node on which nothing runs yet that could be updated takes updates all the same.
+        if !profile.capabilities.iter().any(|known| known == CAPABILITY) {
+            profile.capabilities.push(CAPABILITY.to_owned());
+        }
     }
     let (view, viewed) = watch::channel(Arc::new(UpdatesView {
         running: profile.versions.running.clone(),

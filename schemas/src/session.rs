@@ -78,7 +78,8 @@ pub struct Versions {
     /// Skills by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub skills: BTreeMap<String, String>,
-    /// All of it by digest, the agent included; at most 320. Empty: the agent takes no updates.
+    /// All of it by digest, the agent included; at most 320. Agents that take updates have the
+    /// capability [`CAPABILITY`](crate::update::CAPABILITY), also while nothing is listed here.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub running: Vec<Running>,
 }

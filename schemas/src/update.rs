@@ -25,6 +25,8 @@ pub const QUEUE: &str = "update";
 pub const EVENT: &str = "update";
 /// The kind of events that tell what runs when that changed in the middle of a session; the data is [`Versions`].
 pub const RUNNING: &str = "running";
+/// The capability of a node that takes updates, in its births.
+pub const CAPABILITY: &str = "update";
 /// The name under which the agent itself is released.
 pub const AGENT: &str = "fleet-agent";
 /// Where signed metadata is on the port for nodes: `{TUF_PATH}/timestamp.json`, `{n}.root.json`, `{n}.snapshot.json`,

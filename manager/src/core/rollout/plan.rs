@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use fleet_schemas::{
     DeviceId, MetricName, NodeId,
-    update::{ANY_ARCH, Digest, Kind, Target},
+    update::{ANY_ARCH, CAPABILITY, Digest, Kind, Target},
 };
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -196,7 +196,8 @@ impl Candidate {
             arch: record.machine.get("arch").cloned().unwrap_or_default(),
             kind: record.kind.clone(),
             reach: reach(record.presence.state),
-            takes: !record.versions.running.is_empty(),
+            takes: !record.versions.running.is_empty()
+                || record.capabilities.iter().any(|known| known == CAPABILITY),
             runs: runs(node, release.kind, &release.name, device),
             strikes,
         }
