@@ -147,14 +147,17 @@ pub(super) async fn run(
     };
     while let Ok(true) = time::timeout(LAST_WORDS, listen(&mut pipe, &mut said)).await {}
     let words = String::from_utf8_lossy(&said);
-    let words = words.trim();
+    let words = match words.trim() {
+        "" => "it said nothing".to_owned(),
+        words => format!("it said: {words}"),
+    };
     match ended {
         Ok(Ok(status)) if status.success() => Ok(()),
-        Ok(Ok(status)) => Err(format!("{status}; it said: {words}")),
+        Ok(Ok(status)) => Err(format!("{status}; {words}")),
         Ok(Err(error)) => Err(error.to_string()),
         Err(_) => {
             let _ = running.stop(exec::GRACE).await;
-            Err(format!("it did not end within {} s; it said: {words}", limit.as_secs_f64()))
+            Err(format!("it did not end within {} s; {words}", limit.as_secs_f64()))
         }
     }
 }
