@@ -44,8 +44,7 @@ def main():
         if path.name == "telemetry.bin":  # a zstd frame, read above
             continue
         payload = cbor2.loads(path.read_bytes())
-        # A device's report is the data of an event and travels in its batch: it has no version of its own.
-        # What is inside of an event or a command has no version of its own.
+        # What travels inside of an event or a command has no version of its own.
         key = {"device.bin": "device", "update.bin": "target", "update-order.bin": "target"}.get(path.name)
         known = bool(payload.get(key)) if key else payload.get("v") == 1
         if not known:
