@@ -189,8 +189,17 @@ pub(super) async fn list(Shared(api): Shared<Arc<Api>>, params: Params) -> Resul
     let states = states(&params)?;
     let before: Option<u64> = params.read("cursor")?;
     let limit = params.limit()?;
-    let page = api.hub.with_fleet(|fleet| page(&fleet.rollouts, &states, before, limit));
-    Ok(Json(page).into_response())
+    Ok(Json(listed(&api, &states, before, limit)).into_response())
+}
+
+/// A page of the rollouts in these states, or in any, newest first.
+pub(crate) fn listed(
+    api: &Api,
+    states: &[rollout::State],
+    before: Option<u64>,
+    limit: usize,
+) -> shapes::Page<shapes::Rollout> {
+    api.hub.with_fleet(|fleet| page(&fleet.rollouts, states, before, limit))
 }
 
 fn states(params: &Params) -> Result<Vec<rollout::State>, Refusal> {
@@ -231,19 +240,30 @@ pub(super) async fn get(
     let after = params.text("cursor").unwrap_or_default().to_owned();
     let wanted: Vec<String> =
         params.text("state").map(|text| text.split(',').map(str::to_owned).collect()).unwrap_or_default();
+    Ok(Json(whole(&api, &id, &wanted, &after, limit).await?).into_response())
+}
+
+/// A rollout with a page of its nodes: those in these states, or in any, after the one of that name.
+pub(crate) async fn whole(
+    api: &Arc<Api>,
+    id: &str,
+    wanted: &[String],
+    after: &str,
+    limit: usize,
+) -> Result<shapes::Rollout, Refusal> {
     let plan = {
-        let id = id.clone();
+        let id = id.to_owned();
         api.query(move |api| Ok(api.hub.state().rollout_plan(&id)?)).await?
     };
     let shown = api.hub.with_fleet(|fleet| {
-        let live = fleet.rollouts.get(&id)?;
+        let live = fleet.rollouts.get(id)?;
         let mut shown = brief(live);
         shown.terms = Some(terms::shown(&live.head.spec.terms));
         shown.plan = plan.map(|plan| plan.text).unwrap_or_default();
-        (shown.nodes, shown.next) = show::nodes(fleet, live, &wanted, &after, limit);
+        (shown.nodes, shown.next) = show::nodes(fleet, live, wanted, after, limit);
         Some(shown)
     });
-    Ok(Json(shown.ok_or_else(|| no_rollout(&id))?).into_response())
+    shown.ok_or_else(|| no_rollout(id))
 }
 
 /// `POST rollouts/{id}/pause`.
@@ -317,9 +337,19 @@ pub(super) async fn approve(
 }
 
 async fn act(api: &Arc<Api>, caller: &Caller, id: &str, act: Act) -> Result<Response, Refusal> {
+    Ok(Json(carry_out(api, caller, id, act).await?).into_response())
+}
+
+/// Does something with a rollout; how it is afterwards.
+pub(crate) async fn carry_out(
+    api: &Arc<Api>,
+    caller: &Caller,
+    id: &str,
+    act: Act,
+) -> Result<shapes::Rollout, Refusal> {
     let by = caller.by();
     let id = rollout_id(id)?;
     api.hub.intend(&by, Intent::ActOnRollout { id: id.clone(), act, by: by.clone() }).await?;
     let shown = api.hub.with_fleet(|fleet| Some(brief(fleet.rollouts.get(id.as_str())?)));
-    Ok(Json(shown.ok_or_else(|| no_rollout(id.as_str()))?).into_response())
+    shown.ok_or_else(|| no_rollout(id.as_str()))
 }

@@ -71,6 +71,8 @@ pub(super) struct Tick {
     pub(super) commands: BTreeSet<CommandId>,
     /// An alert changed.
     pub(super) alerts: bool,
+    /// A rollout changed.
+    pub(super) rollouts: bool,
     /// A layer of the configuration changed.
     pub(super) config: bool,
     /// Lines of lists of nodes; drawn by the first page that shows them.
@@ -134,6 +136,7 @@ impl Tick {
         !self.all
             && !self.config
             && !self.alerts
+            && !self.rollouts
             && self.nodes.is_empty()
             && self.sampled.is_empty()
             && self.told.is_empty()
@@ -148,7 +151,7 @@ impl Tick {
             FeedItem::Execution(change) => drop(self.commands.insert(change.command)),
             FeedItem::Config(_) => self.config = true,
             FeedItem::Alert(_) => self.alerts = true,
-            FeedItem::Rollout(_) => {}
+            FeedItem::Rollout(_) => self.rollouts = true,
         }
     }
 }

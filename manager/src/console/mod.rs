@@ -15,6 +15,7 @@ mod login;
 mod node;
 mod overview;
 mod page;
+mod rollouts;
 pub(crate) mod session;
 mod view;
 mod words;
@@ -55,6 +56,11 @@ pub(crate) fn routes(routes: Routes) -> Routes {
         .on(viewer, Method::GET, "/commands/{id}", commands::one)
         .on(operator, Method::POST, "/commands/{id}/cancel", commands::cancel)
         .on(viewer, Method::GET, "/live/commands", commands::live)
+        .on(viewer, Method::GET, "/rollouts", rollouts::page)
+        .on(viewer, Method::GET, "/rollouts/{id}", rollouts::one)
+        .on(operator, Method::POST, "/rollouts/{id}/{act}", rollouts::act)
+        .on(viewer, Method::GET, "/live/rollouts", rollouts::live)
+        .on(viewer, Method::GET, "/live/rollouts/{id}", rollouts::live_one)
         .on(viewer, Method::GET, "/alerts", alerts::page)
         .on(viewer, Method::GET, "/live/alerts", alerts::live)
         .on(operator, Method::POST, "/alerts/{id}/acknowledge", alerts::acknowledge)

@@ -7,7 +7,7 @@ use fleet_schemas::NodeId;
 use super::{
     alerts, commands, fleet,
     live::{Part, Tick},
-    node,
+    node, rollouts,
 };
 use crate::api::{Api, problem::Refusal};
 
@@ -20,6 +20,8 @@ pub(super) enum View {
     Alerts(Box<alerts::Asked>),
     /// Commands, or one of them.
     Commands(commands::Asked),
+    /// Rollouts, or one of them.
+    Rollouts(Box<rollouts::Asked>),
     /// A node.
     Node(Box<node::Open>),
 }
@@ -31,6 +33,7 @@ impl View {
             Self::Fleet(_) => tick.all || !tick.nodes.is_empty() || !tick.told.is_empty(),
             Self::Alerts(asked) => asked.touched(tick),
             Self::Commands(asked) => asked.touched(tick),
+            Self::Rollouts(asked) => asked.touched(tick),
             Self::Node(open) => open.touched(tick),
         }
     }
@@ -41,6 +44,7 @@ impl View {
             Self::Fleet(rows) => fleet::parts(api, rows, tick).await,
             Self::Alerts(asked) => alerts::parts(api, asked).await,
             Self::Commands(asked) => commands::parts(api, asked).await,
+            Self::Rollouts(asked) => rollouts::parts(api, asked).await,
             Self::Node(open) => open.parts(api, tick).await,
         }
     }

@@ -8,7 +8,7 @@ use reqwest::{
     redirect::Policy,
 };
 
-use crate::given::{Node, PATIENCE, Site, operator};
+use crate::given::{Node, PATIENCE, Site, operator, sign_greeter};
 use fleet_manager::core::identity::Role;
 
 /// A browser: keeps cookies, follows nothing by itself.
@@ -464,5 +464,36 @@ async fn an_alert_is_taken_care_of_and_kept_quiet_from_its_page() {
     assert_eq!(audit["items"].as_array().unwrap().len(), 3, "{audit}");
     let viewer = operator(&site.hub, "eve", Role::Viewer, None).await;
     assert!(!Browser::of(&site, &viewer).await.page("/alerts").await.contains("Acknowledge"));
+    site.stop().await;
+}
+
+#[tokio::test]
+async fn a_rollout_is_watched_and_steered_by_whoever_may() {
+    let site = Site::start().await;
+    sign_greeter(&site.hub);
+    let _node = Node::born(&site, "edge-1").await;
+    let token = operator(&site.hub, "ada", Role::Operator, None).await;
+    let mut browser = Browser::of(&site, &token).await;
+    assert!(browser.page("/rollouts").await.contains("fleet rollout create"));
+    assert_eq!(browser.get("/rollouts/nothing").await.status(), StatusCode::NOT_FOUND);
+    let made = r#"{"release": "greeter@1.0.0", "all": true, "terms": {"approve": "any"}}"#;
+    let shows = browser.until("/live/rollouts", |id, html| id == "list" && html.contains("waiting approval"));
+    let asked = site.ask(reqwest::Method::POST, "/api/v1/rollouts", Some(made));
+    let ((), (status, answer)) = tokio::join!(shows, asked);
+    assert_eq!(status, StatusCode::CREATED, "{answer}");
+    let path = "/rollouts/greeter-1.0.0-1";
+    let page = browser.page(path).await;
+    assert!(page.contains("greeter@1.0.0") && page.contains("edge-1") && page.contains("The plan"), "{page}");
+    let secret = csrf(&page);
+    let approve = format!("{path}/approve");
+    assert_eq!(browser.post(&approve, &[]).await.status(), StatusCode::FORBIDDEN);
+    assert_eq!(browser.post(&approve, &[("csrf", &secret)]).await.status(), StatusCode::SEE_OTHER);
+    let page = browser.page(path).await;
+    assert!(page.contains("approved by") || page.contains("Approved by"), "{page}");
+    assert!(page.contains("Pause") && !page.contains(">Approve<"), "{page}");
+    let wrong = browser.post(&format!("{path}/explode"), &[("csrf", &secret)]).await;
+    assert_eq!(wrong.status(), StatusCode::BAD_REQUEST);
+    let viewer = operator(&site.hub, "eve", Role::Viewer, None).await;
+    assert!(!Browser::of(&site, &viewer).await.page(path).await.contains("<button>Pause"));
     site.stop().await;
 }

@@ -17,7 +17,7 @@ use fleet_manager::{
     mirror::{self, Mirror},
     notify,
     pki::Pki,
-    release::{Key, Releases, Signers, make},
+    release::{Entry, Key, Releases, Signers, make},
     store::{
         disk::{Disk, Folder},
         telemetry::InboxBatch,
@@ -32,6 +32,7 @@ use fleet_schemas::{
     session::{Birth, Death, Heartbeat, OutboxUse, Pending, Versions},
     telemetry::{Builder, Sample},
     topic::Up,
+    update::{CAPABILITY, Custom, Digest, Target},
 };
 use reqwest::{
     Method, StatusCode,
@@ -39,6 +40,7 @@ use reqwest::{
 };
 use rumqttc::{AsyncClient, MqttOptions, QoS};
 use serde_json::Value;
+use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 use tokio::{
     net::TcpListener,
@@ -244,16 +246,37 @@ fn client(token: Option<&str>) -> reqwest::Client {
     reqwest::Client::builder().default_headers(headers).build().unwrap()
 }
 
-/// Makes keys of releases, and signs that there are none yet.
-pub(crate) fn sign_nothing(hub: &Hub) {
+/// Makes keys of releases, and signs version 1.0.0 of the skill `greeter`.
+pub(crate) fn sign_greeter(hub: &Hub) {
+    let bytes = b"hello";
+    let digest = Digest(Sha256::digest(bytes).into());
+    let target: Target = "skill/greeter/1.0.0/any".parse().unwrap();
+    let pushed = artifact::Pushed {
+        target: target.clone(),
+        at_ms: clock::wall_ms(),
+        by: "hub".to_owned(),
+        min_from: None,
+        device_kind: None,
+    };
+    let releases = hub.releases().unwrap();
+    let store = releases.artifacts();
+    store.begin(digest, bytes.len() as u64, pushed).unwrap();
+    let upload = store.upload(&digest).unwrap();
+    store.append(&upload, 0, bytes).unwrap();
+    store.complete(&upload).unwrap();
+    let entry = Entry { length: bytes.len() as u64, digest, custom: Custom::default() };
+    sign(hub, &BTreeMap::from([(target, entry)]));
+}
+
+fn sign(hub: &Hub, entries: &BTreeMap<Target, Entry>) {
     let (root, targets) = (Key::generate().unwrap(), Key::generate().unwrap());
     let releases = hub.releases().unwrap();
     let (snapshot, timestamp) = releases.online_keys();
     let signers = Signers { root: vec![root.public()], targets: vec![targets.public()], snapshot, timestamp };
     let now_ms = clock::wall_ms();
     let root = make::sign(make::root(1, &signers, now_ms).unwrap(), &[&root]).unwrap();
-    let none = make::targets(1, &BTreeMap::new(), now_ms).unwrap();
-    releases.publish(Some(&root), Some(&make::sign(none, &[&targets]).unwrap())).unwrap();
+    let listed = make::targets(1, entries, now_ms).unwrap();
+    releases.publish(Some(&root), Some(&make::sign(listed, &[&targets]).unwrap())).unwrap();
 }
 
 /// Lets an operator in; gives the token.
@@ -328,7 +351,7 @@ impl Node {
             interval_ms: 60_000,
             kind: "picclaw".to_owned(),
             name: Some(format!("{id} by its own word")),
-            capabilities: vec!["sensor".to_owned()],
+            capabilities: vec!["sensor".to_owned(), CAPABILITY.to_owned()],
             versions: Versions { agent: "0.1.0".to_owned(), ..Versions::default() },
             machine: Default::default(),
             lanes: Default::default(),
