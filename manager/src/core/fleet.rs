@@ -163,6 +163,8 @@ pub struct Node {
     pub(super) told: Option<config::Told>,
     /// Who speaks under this id.
     pub(super) twins: Twins,
+    /// By stream of the event lane: the first batch that was not sealed yet at the birth of this session.
+    pub(super) unborn: BTreeMap<StreamId, u64>,
 }
 
 impl Node {
@@ -170,7 +172,7 @@ impl Node {
     #[must_use]
     pub fn new(number: NodeNo, record: Record) -> Self {
         let (marks, twins) = (BTreeMap::new(), Twins::default());
-        Self { number, record, vital: None, marks, wanted: None, told: None, twins }
+        Self { number, record, vital: None, marks, wanted: None, told: None, twins, unborn: BTreeMap::new() }
     }
 
     /// Records announced and not yet here, and not yet sealed, over all lanes.

@@ -321,6 +321,8 @@ fn take_birth(fleet: &mut Fleet, effects: &mut Effects, id: &NodeId, birth: &Bir
     };
     command::born(&mut fleet.commands, &mut effects.commands, number, &born);
     config::hear(&mut fleet.config, effects, node, birth.config.as_ref(), now);
+    let events = birth.lanes.get(&Lane::Event).map(Vec::as_slice).unwrap_or_default();
+    node.unborn = events.iter().map(|state| (state.stream, state.next_seq)).collect();
     let running = birth.versions.running.clone();
     effects.heard.push(Heard { node: number, word: Word::Runs { running, born: true } });
     let streams = birth.lanes.iter().flat_map(|(lane, states)| states.iter().map(|s| (*lane, s.stream)));
@@ -463,7 +465,7 @@ fn take_batch(
             node.marks.entry(key).or_default().take(batch, digest, now.wall_ms);
             effects.marks.insert((node.record.id.clone(), lane, batch.stream));
             if let Body::Events(events) = &body {
-                hear(node, effects, events);
+                hear(node, effects, batch, events);
             }
             return store(node, effects, lane, batch, body, now);
         }
@@ -471,12 +473,13 @@ fn take_batch(
     Vec::new()
 }
 
-/// What events say of updates.
-fn hear(node: &mut Node, effects: &mut Effects, events: &[Event]) {
+/// What events say of updates. What ran when they were sealed is old news if a birth has come since: it told later.
+fn hear(node: &mut Node, effects: &mut Effects, batch: &Batch, events: &[Event]) {
+    let is_old = node.unborn.get(&batch.stream).is_some_and(|unborn| batch.seq < *unborn);
     for event in events {
         if let Some(report) = update::Report::of(event) {
             effects.heard.push(Heard { node: node.number, word: Word::Step(Box::new(report)) });
-        } else if let Some(versions) = update::running(event) {
+        } else if let Some(versions) = update::running(event).filter(|_| !is_old) {
             let running = versions.running.clone();
             node.record.versions = versions;
             effects.nodes.insert(node.record.id.clone());
@@ -540,3 +543,6 @@ pub fn handle_timeouts(fleet: &mut Fleet, effects: &mut Effects, now: Now) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
