@@ -5,14 +5,18 @@
 
 mod edge;
 mod faults;
+mod large;
 mod net;
+mod rollouts;
 mod settings;
 mod site;
+mod update;
 mod verify;
 mod work;
 mod world;
 
 pub use faults::Faults;
+pub use large::{Large, large};
 
 use world::World;
 
@@ -34,6 +38,8 @@ pub struct Args {
     pub faults: Faults,
     /// Whether the operator changes configuration.
     pub config: bool,
+    /// How many rollouts the operator makes.
+    pub rollouts: usize,
     /// Print every step to the standard error.
     pub trace: bool,
 }
@@ -47,6 +53,8 @@ pub struct Report {
     pub began: u64,
     /// Documents of the hub that machines began to try.
     pub tried: u64,
+    /// Times that a node came to run a release that was rolled out.
+    pub switched: u64,
     /// Simulated milliseconds until the fleet had settled.
     pub settled_ms: u64,
     /// Digest of everything that happened.
@@ -80,8 +88,10 @@ fn once(args: Args) -> Report {
             let waiting = world.commands_waiting();
             let minutes = CALM_STEPS / 300;
             let open = settings::open(&world);
+            let rollouts = rollouts::open(&world);
             wrong.push(format!(
-                "not settled after {minutes} minutes of calm; commands wait: {waiting:?}; configuration: {open:?}"
+                "not settled after {minutes} minutes of calm; commands wait: {waiting:?}; configuration: {open:?}; \
+                 rollouts: {rollouts:?}"
             ));
             break;
         }
@@ -93,10 +103,14 @@ fn once(args: Args) -> Report {
     }
     wrong.extend(verify::check(&world));
     wrong.extend(settings::check(&world, args.faults == Faults::None));
+    wrong.extend(rollouts::check(&world, args.faults == Faults::None));
     let accepted = world.truth.values().map(|truth| truth.accepted.len() as u64).sum();
     let began = world.book.starts.values().map(|starts| starts.len() as u64).sum();
     let tried = world.edges.iter().map(|edge| edge.machine.tries).sum();
-    Report { accepted, began, tried, settled_ms, log: world.log_digest(), wrong }
+    let switched = world.edges.iter().filter_map(|edge| edge.updates.as_ref());
+    let switched =
+        switched.flat_map(|updates| updates.switches.values()).map(|count| u64::from(*count)).sum();
+    Report { accepted, began, tried, switched, settled_ms, log: world.log_digest(), wrong }
 }
 
 #[cfg(test)]
@@ -104,7 +118,7 @@ mod tests {
     use super::*;
 
     fn seed(seed: u64, faults: Faults, config: bool) -> Report {
-        let report = run(Args { nodes: 4, seed, faults, config, trace: false });
+        let report = run(Args { nodes: 4, seed, faults, config, rollouts: 0, trace: false });
         assert!(report.accepted > 1_000, "seed {seed}: only {} records", report.accepted);
         assert!(report.began > 5, "seed {seed}: only {} commands began", report.began);
         assert_eq!(report.wrong, Vec::<String>::new(), "seed {seed} with {faults:?} faults");
@@ -120,6 +134,26 @@ mod tests {
     /// Seeds per level of faults; `.ci/run --full` asks for more.
     fn count() -> u64 {
         std::env::var("FLEET_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(6)
+    }
+
+    fn rolled_out(seed: u64, faults: Faults) -> u64 {
+        let report = run(Args { nodes: 4, seed, faults, config: true, rollouts: 2, trace: false });
+        assert_eq!(report.wrong, Vec::<String>::new(), "seed {seed} with {faults:?} faults");
+        report.switched
+    }
+
+    #[test]
+    fn rollouts_of_good_and_bad_releases_end_as_they_must() {
+        let quiet: u64 = (0..2).map(|seed| rolled_out(seed, Faults::None)).sum();
+        let heavy: u64 = (0..count().min(100) / 2).map(|seed| rolled_out(seed, Faults::Heavy)).sum();
+        assert!(quiet > 2 && heavy > 2, "releases came to run {quiet} and {heavy} times");
+    }
+
+    #[test]
+    fn a_large_fleet_is_rolled_out_to_in_waves() {
+        let large = large(1_000, 1, 2);
+        assert_eq!(large.wrong, Vec::<String>::new());
+        assert!(large.confirmed > 900 && large.failed > 0, "{large:?}");
     }
 
     #[test]

@@ -1,13 +1,10 @@
 //! A simulated node: the real uplink on a simulated card, with a clock that may be wrong and a card that may be set
 //! back or copied.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
+use std::{collections::BTreeSet, time::Duration};
 
 use fleet_edge_agent::{
-    core::{Now as EdgeNow, config::Running},
+    core::{Now as EdgeNow, config::Running, queue::Act},
     store::sim_disk::SimFile,
     uplink::{Config, Outgoing, Profile, Submission, Uplink},
 };
@@ -17,7 +14,11 @@ use fleet_schemas::{
 };
 use rand::{RngExt as _, rngs::StdRng};
 
-use super::{net, settings, work};
+use super::{
+    net, settings,
+    update::{self, Fate, Images, Sight},
+    work,
+};
 
 /// What an agent accepted, by the number each record carries.
 #[derive(Debug, Default, Clone)]
@@ -50,6 +51,10 @@ pub(super) struct Edge {
     pub machine: settings::Machine,
     /// Image of the card and the numbers accepted by then.
     pub image: Option<SimFile>,
+    /// What is updated on it, where that is simulated, and the image of that.
+    pub updates: Option<update::Machine>,
+    pub updates_image: Option<update::Machine>,
+    orders: Vec<Act>,
     is_twin: bool,
     booted_at: u64,
     boot: [u8; 8],
@@ -69,6 +74,9 @@ impl Edge {
             card_full_until: 0,
             hub: 0,
             image: None,
+            updates: None,
+            updates_image: None,
+            orders: Vec::new(),
             work: work::Work::default(),
             machine: settings::Machine::default(),
             is_twin: false,
@@ -80,12 +88,13 @@ impl Edge {
     }
 
     /// A second machine with a copy of the card.
-    pub(super) fn clone_of(&self, rng: &mut StdRng, now: u64) -> Self {
+    pub(super) fn clone_of(&mut self, rng: &mut StdRng, now: u64) -> Self {
         let mut twin = Self::new(self.node.clone(), rng, self.quota_bytes);
         twin.card = self.card.image();
         twin.is_twin = true;
         twin.booted_at = now;
         twin.hub = self.hub;
+        twin.updates = self.updates.as_mut().map(update::Machine::copy);
         twin
     }
 
@@ -108,11 +117,7 @@ impl Edge {
 
     /// The power goes and comes back after `down` milliseconds.
     pub(super) fn reboot(&mut self, rng: &mut StdRng, now: u64, down: u64) {
-        self.uplink = None;
-        self.work.die();
-        self.machine.die();
-        self.connection = None;
-        self.card.crash();
+        self.end(true, now);
         self.wait_until = now + down;
         self.boot = net::bytes(rng);
         self.booted_at = now;
@@ -120,15 +125,38 @@ impl Edge {
 
     /// Only the agent's process dies: same boot.
     pub(super) fn kill(&mut self, now: u64, down: u64) {
-        self.uplink = None;
-        self.work.die();
-        self.machine.die();
-        self.connection = None;
-        self.card.crash();
+        self.end(false, now);
         self.wait_until = now + down;
     }
 
-    pub(super) fn start(&mut self, rng: &mut StdRng, now: u64, start_ms: i64) {
+    fn end(&mut self, by_power: bool, now: u64) {
+        self.uplink = None;
+        self.work.die();
+        self.machine.die();
+        self.orders.clear();
+        if let Some(updates) = &mut self.updates {
+            updates.die(by_power, now);
+        }
+        self.connection = None;
+        self.card.crash();
+    }
+
+    /// Whether there is a process that does nothing.
+    pub(super) fn hangs(&self) -> bool {
+        self.updates.as_ref().is_some_and(|updates| updates.hangs)
+    }
+
+    pub(super) fn start(&mut self, rng: &mut StdRng, images: &Images, now: u64, start_ms: i64) {
+        if let Some(updates) = &mut self.updates {
+            if let Err(pause) = updates.start(images, now) {
+                self.wait_until = now + pause;
+                return;
+            }
+            if updates.hangs {
+                return;
+            }
+        }
+        let versions = self.updates.as_ref().map(update::Machine::versions);
         let stream = StreamId(net::bytes(rng));
         let profile = Profile {
             node: self.node.clone(),
@@ -137,8 +165,8 @@ impl Edge {
             kind: "picclaw".to_owned(),
             name: None,
             capabilities: Vec::new(),
-            versions: Versions { agent: "0".to_owned(), ..Versions::default() },
-            machine: BTreeMap::new(),
+            versions: versions.unwrap_or(Versions { agent: "0".to_owned(), ..Versions::default() }),
+            machine: self.updates.iter().map(|_| ("arch".to_owned(), "sim".to_owned())).collect(),
             heartbeat: Duration::from_secs(10),
         };
         let config = Config {
@@ -228,13 +256,87 @@ impl Edge {
     pub(super) fn run(&mut self, book: &mut work::Book, now: u64, start_ms: i64) {
         let edge_now = self.now(now, start_ms);
         let Some(uplink) = &mut self.uplink else { return };
-        let ends = self.work.take(book, &self.node, uplink.acts(), now);
+        let mut acts = Vec::new();
+        for act in uplink.acts() {
+            let is_order = match &act {
+                Act::Start(command) => command.kind.as_str() == fleet_schemas::update::COMMAND,
+                Act::Stop(id, _) => {
+                    let is_it = |order: &Act| matches!(order, Act::Start(command) if command.id == *id);
+                    self.updates.as_ref().is_some_and(|updates| updates.knows(*id))
+                        || self.orders.iter().any(is_it)
+                }
+            };
+            if is_order { self.orders.push(act) } else { acts.push(act) }
+        }
+        let ends = self.work.take(book, &self.node, acts, now);
         for (id, end) in ends {
             uplink.output(id, b"done\n", edge_now);
             if uplink.finished(id, end, edge_now).is_err() {
                 return self.kill(now, 500);
             }
         }
+    }
+
+    /// Goes on with updates. What becomes of the process.
+    pub(super) fn update(
+        &mut self,
+        images: &Images,
+        (truth, next): (&mut Truth, &mut u64),
+        chaos: bool,
+        now: u64,
+        start_ms: i64,
+    ) -> Fate {
+        let at = self.now(now, start_ms);
+        let Some(updates) = &mut self.updates else { return Fate::Lives };
+        let status = self.uplink.as_ref().map(Uplink::status);
+        let heard = status.and_then(|status| Some((status.hub_ms?, status.last_ack?)));
+        let connected = self.connection.is_some() && !self.machine.cuts();
+        let sight = Sight { images, connected, heard, now, at, boot: self.boot, chaos };
+        let mut said = update::Said::default();
+        for act in std::mem::take(&mut self.orders) {
+            match act {
+                Act::Start(command) => {
+                    updates.order(command.id, &command.params, command.timeout_ms, &sight, &mut said);
+                }
+                Act::Stop(id, why) => updates.stop(id, why),
+            }
+        }
+        let fate = updates.step(&sight, &mut said);
+        let Some(uplink) = &mut self.uplink else { return fate };
+        for (kind, data) in said.events {
+            let number = *next;
+            *next += 1;
+            let event = Event {
+                time_ms: at.wall_ms,
+                kind: MetricName::parse(kind).expect("a kind"),
+                severity: Severity::Info,
+                // As with all others, its number is what the account is made by.
+                message: number.to_string(),
+                data: Some(data),
+                device: None,
+                id: None,
+            };
+            match uplink.submit(vec![Submission::Events(vec![event])], at) {
+                Ok(results) => {
+                    let taken = results.iter().any(Result::is_ok);
+                    truth.accepted.extend(taken.then_some(number));
+                    truth.since.extend((taken && !self.is_twin).then_some(number));
+                }
+                Err(_) => {
+                    truth.maybe.insert(number);
+                    return Fate::Ends(500);
+                }
+            }
+        }
+        if let Some(versions) = said.versions {
+            uplink.set_versions(versions);
+        }
+        for (id, end) in said.ends {
+            if uplink.finished(id, end, at).is_err() {
+                return Fate::Ends(500);
+            }
+        }
+        fate
     }
 
     /// Applies documents of the hub; an error is the end of the process.

@@ -84,7 +84,7 @@ pub(super) struct Knows;
 impl Judge for Knows {
     fn judge(&self, kind: &MetricName, _: &Value) -> Result<(), Reason> {
         match kind.as_str() {
-            "ping" | "exec" => Ok(()),
+            "ping" | "exec" | "update" => Ok(()),
             _ => Err(Reason {
                 code: "unknown_kind".to_owned(),
                 message: "this machine knows ping and exec".to_owned(),
@@ -309,6 +309,10 @@ fn ends(
                 wrong.push(format!("{node}: {id} is still {}: {execution:?}", is.as_str()));
             }
             let may = last.reason.as_ref().is_some_and(|why| why.may_have_executed);
+            if command.kind.as_str() == fleet_schemas::update::COMMAND {
+                // What became of it, the account of rollouts tells.
+                continue;
+            }
             let ran = book.starts.contains_key(&(node.clone(), id));
             let quiet = [State::Expired, State::Canceled, State::Superseded, State::Rejected].contains(&is);
             if quiet && ran && !may && !restored {

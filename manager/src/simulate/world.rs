@@ -12,10 +12,14 @@ use super::{
     edge::{Edge, Truth},
     faults::{self, Fault, Faults},
     net::{self, Net, Way, Weather},
+    rollouts::{BY, Rollouts, Wish},
     settings,
     site::Site,
+    update::{self, Fate},
     work::Book,
 };
+
+use crate::core::registry::{Intent, Order};
 
 /// Milliseconds per step.
 const STEP_MS: u64 = 200;
@@ -45,11 +49,14 @@ pub(super) struct World {
     busy: bool,
     /// Draws what the operator sets; absent: nothing. Its own, so that without it everything else is as it was.
     sets: Option<StdRng>,
+    /// What is rolled out, if anything is.
+    pub rollouts: Rollouts,
+    chaos: bool,
 }
 
 impl World {
     pub(super) fn new(args: Args) -> Self {
-        let Args { nodes, seed, faults: _, config, trace } = args;
+        let Args { nodes, seed, faults, config, rollouts, trace } = args;
         let mut rng = StdRng::seed_from_u64(seed);
         let mut edges = Vec::new();
         let mut truth = BTreeMap::new();
@@ -60,6 +67,7 @@ impl World {
             let quota = if rng.random_bool(0.3) { 6_000 } else { 200_000 };
             edges.push(Edge::new(node, &mut rng, quota));
         }
+        let rollouts = Rollouts::new(rollouts, seed, &mut edges);
         Self {
             edges,
             sites: vec![Site::new(), Site::new()],
@@ -78,6 +86,8 @@ impl World {
             moved: BTreeSet::new(),
             busy: false,
             sets: config.then(|| StdRng::seed_from_u64(!seed)),
+            rollouts,
+            chaos: faults != Faults::None,
         }
     }
 
@@ -109,6 +119,7 @@ impl World {
             self.step_edge(edge, busy);
         }
         self.deliver();
+        self.watch_rollouts();
         for line in std::mem::take(&mut self.book.lines) {
             self.log(format_args!("{line}"));
         }
@@ -162,6 +173,20 @@ impl World {
             let nodes: Vec<_> = self.truth.keys().cloned().collect();
             orders.extend(settings::ask(rng, &nodes));
         }
+        if index == 0
+            && let Some(consumer) = &site.consumer
+        {
+            let at = self.now;
+            let wishes = self.rollouts.ask(&consumer.shared().fleet(), at);
+            orders.extend(wishes.into_iter().map(|wish| {
+                let by = BY.to_owned();
+                let intent = match wish {
+                    Wish::Make(wanted) => Intent::Rollout(wanted),
+                    Wish::Act(id, act) => Intent::ActOnRollout { id, act, by: by.clone() },
+                };
+                Order { by, intent }
+            }));
+        }
         let spoken = site.round(&mut self.rng, self.now, START_MS, orders);
         match spoken {
             Some(spoken) => {
@@ -208,9 +233,14 @@ impl World {
             edge.card_full_until = 0;
             edge.card.set_capacity(None);
         }
+        if edge.hangs() {
+            self.drop_connection(index, true);
+            self.update(index);
+            return;
+        }
         if edge.uplink.is_none() {
             if edge.wait_until <= now {
-                edge.start(&mut self.rng, now, START_MS);
+                edge.start(&mut self.rng, &self.rollouts.images, now, START_MS);
                 let node = edge.node.clone();
                 self.log(format_args!("agent {index} of {node} starts"));
             } else {
@@ -239,6 +269,10 @@ impl World {
         let edge = &mut self.edges[index];
         edge.run(&mut self.book, now, START_MS);
         edge.configure(now, START_MS);
+        if self.update(index) {
+            return;
+        }
+        let edge = &mut self.edges[index];
         let outgoing = edge.poll(now, START_MS);
         let Some((connection, _)) = edge.connection else { return };
         if edge.uplink.is_none() {
@@ -251,6 +285,45 @@ impl World {
             let (weather, at) = (self.weather, (now, 0));
             let payload = Bytes::from(message.payload);
             self.nets[hub].send(&mut self.rng, weather, at, Way::Up(connection), (&message.topic, &payload));
+        }
+    }
+
+    /// Goes on with the updates of a node. Whether its process ended for that.
+    fn update(&mut self, index: usize) -> bool {
+        let edge = &mut self.edges[index];
+        let truth = self.truth.get_mut(&edge.node).expect("every node has its truth");
+        let chaos = self.chaos && self.busy;
+        let fate =
+            edge.update(&self.rollouts.images, (truth, &mut self.next_record), chaos, self.now, START_MS);
+        let lines =
+            edge.updates.as_mut().map(|updates| std::mem::take(&mut updates.lines)).unwrap_or_default();
+        for line in lines {
+            self.log(format_args!("agent {index} update {line}"));
+        }
+        if fate == Fate::Lives {
+            return false;
+        }
+        self.drop_connection(index, true);
+        let now = self.now;
+        match fate {
+            Fate::Lives => {}
+            Fate::Ends(down) => self.edges[index].kill(now, down),
+            Fate::PowerGoes(down) => {
+                self.log(format_args!("agent {index} vanishes"));
+                self.edges[index].reboot(&mut self.rng, now, down);
+            }
+        }
+        true
+    }
+
+    /// Looks at the rollouts after every step.
+    fn watch_rollouts(&mut self) {
+        let Some(consumer) = &self.sites[0].consumer else { return };
+        let fleet = consumer.shared().fleet();
+        let lines = self.rollouts.watch(&fleet, &self.edges, self.hub_restored);
+        drop(fleet);
+        for line in lines {
+            self.log(format_args!("{line}"));
         }
     }
 
@@ -406,13 +479,21 @@ impl World {
             world.edges[edge].machine.forget();
         };
         match fault {
-            Fault::TakeImage { .. } => self.edges[edge].image = Some(self.edges[edge].card.image()),
+            Fault::TakeImage { .. } => {
+                let edge = &mut self.edges[edge];
+                edge.image = Some(edge.card.image());
+                edge.updates_image = edge.updates.as_mut().map(update::Machine::copy);
+            }
             Fault::RestoreImage { .. } => {
                 if let Some(image) = self.edges[edge].image.take() {
                     tamper(self);
                     self.drop_connection(edge, true);
                     self.edges[edge].reboot(&mut self.rng, now, 2_000);
-                    self.edges[edge].card = image;
+                    let edge = &mut self.edges[edge];
+                    edge.card = image;
+                    if let (Some(updates), Some(image)) = (&mut edge.updates, edge.updates_image.take()) {
+                        updates.restore(&image);
+                    }
                 }
             }
             Fault::WipeCard { .. } => {
@@ -420,6 +501,7 @@ impl World {
                 self.drop_connection(edge, true);
                 self.edges[edge].reboot(&mut self.rng, now, 2_000);
                 self.edges[edge].card = fleet_edge_agent::store::sim_disk::SimFile::new();
+                self.edges[edge].updates.as_mut().map(update::Machine::wipe);
             }
             Fault::CloneCard { .. } if self.twins < TWINS => {
                 self.twins += 1;
@@ -469,6 +551,7 @@ impl World {
     pub(super) fn is_settled(&self) -> bool {
         self.commands_are_over()
             && settings::open(self).is_empty()
+            && super::rollouts::open(self).is_empty()
             && self.nets.iter().all(Net::is_quiet)
             && self.edges.iter().all(|edge| {
                 let status = edge.uplink.as_ref().map(fleet_edge_agent::uplink::Uplink::status);
