@@ -4,6 +4,7 @@ next version stops itself at the first one and is taken back. Then what the hub 
 
 import argparse
 import json
+import os
 import pathlib
 import re
 import subprocess
@@ -31,12 +32,14 @@ def main():
     parser.add_argument("--fleet", type=pathlib.Path, required=True)
     parser.add_argument("--out", type=pathlib.Path, required=True)
     given = parser.parse_args()
-    fleet = given.fleet.resolve()
+    fleet, out = given.fleet.resolve(), given.out.resolve()
     good, bad = blocks()
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        data = folder / "fleet-data"
-        demo = Demo(fleet, data, given.out / "rollouts-demo.log", NODES)
+        # As a newcomer has it: in the folder where they are.
+        os.chdir(folder)
+        data = pathlib.Path("fleet-data")
+        demo = Demo(fleet, data, out / "rollouts-demo.log", NODES)
         try:
             look = lambda *words: json.loads(
                 subprocess.run([fleet, *words, "-o", "json", "--data", data], capture_output=True, timeout=60, check=True).stdout

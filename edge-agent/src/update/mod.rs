@@ -129,7 +129,8 @@ pub(crate) fn open(config: &Config, data: &Path, now_ms: i64) -> Option<Opened> 
 }
 
 fn try_open(config: &Config, data: &Path, now_ms: i64) -> Result<Opened, crate::store::update::Error> {
-    let folder = data.join(FOLDER);
+    // Whole: what is started from it runs in folders of its own.
+    let folder = std::path::absolute(data).unwrap_or_else(|_| data.to_owned()).join(FOLDER);
     let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder);
     made.map_err(|source: io::Error| crate::store::update::Error::File { path: folder.clone(), source })?;
     let crate::store::update::Opened { mut ledger, set_aside } = Ledger::open(&folder, now_ms)?;
