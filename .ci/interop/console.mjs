@@ -6,7 +6,7 @@
 // and return without a reload and takes care of its alert, runs a command and reads its output, gives things names that are meant to do harm, walks
 // by keyboard, switches the theme. No page may write an error to the browser's console, load anything from another host,
 // be wider than a phone, or have a serious fault for axe. Screenshots go to FOLDER/console/. Bounded in time, loopback.
-import { spawn } from "node:child_process";
+import { execFileSync, spawn } from "node:child_process";
 import fs from "node:fs";
 import { createRequire } from "node:module";
 import os from "node:os";
@@ -240,8 +240,38 @@ async function looks(browser, hub, cookies) {
   console.log("ok    every page in the dark and on a phone");
 }
 
+// A skill goes to every node in waves on an open page, and its broken next version stops at the first.
+async function rollout(page, hub) {
+  const cli = (...words) => execFileSync(options.fleet, [...words, "--data", hub.data], { stdio: ["ignore", "pipe", "inherit"], timeout: 60_000 });
+  const folder = path.join(hub.data, "greeter");
+  fs.mkdirSync(folder);
+  fs.writeFileSync(path.join(folder, "skill.toml"), "[health]\ncommand = [\"./greet\"]\n");
+  const release = (version, script) => {
+    fs.writeFileSync(path.join(folder, "greet"), `#!/bin/sh\n${script}\n`, { mode: 0o755 });
+    const archive = path.join(hub.data, `greeter-${version}.tar`);
+    execFileSync("tar", ["-C", folder, "-cf", archive, "."]);
+    cli("artifact", "push", archive, "--name", "greeter", "--version", version, "--kind", "skill");
+    cli("release", "sign", `greeter@${version}`);
+    cli("rollout", "create", `greeter@${version}`, "--all", "--waves", "1,100%", "--soak", "2s", "--probation", "3s", "--max-failures", "0%", "--on-failure", "rollback");
+  };
+  await page.goto("/rollouts");
+  await page.evaluate(() => { window.same = true; });
+  release("1.0.0", "echo hello");
+  await page.locator("#list tr", { hasText: "greeter@1.0.0" }).locator(".state", { hasText: /^done$/ }).waitFor({ timeout: PATIENCE });
+  if (!await page.evaluate(() => window.same)) fault("the page was loaded again meanwhile");
+  release("1.1.0", "echo no sensor; exit 1");
+  await page.goto("/rollouts/greeter-1.1.0-1");
+  await page.locator("#head .state", { hasText: /^rolled back$/ }).first().waitFor({ timeout: PATIENCE });
+  await page.locator("#list tr", { hasText: "no sensor" }).locator(".state", { hasText: "rolled back" }).waitFor();
+  await judge(page, "rollout-rolled-back");
+  await page.goto("/rollouts/greeter-1.0.0-1");
+  await judge(page, "rollout");
+  console.log("ok    a rollout was followed to its end, and one that stopped itself");
+}
+
 const PAGES = {
-  fleet: "/", node: "/nodes/demo-1?range=15m", alerts: "/alerts?state=resolved", commands: "/commands",
+  fleet: "/", node: "/nodes/demo-1?range=15m", alerts: "/alerts?state=resolved", commands: "/commands", rollouts: "/rollouts",
+  rollout: "/rollouts/greeter-1.1.0-1",
   "command-new": "/commands/new?all=1", access: "/access", audit: "/audit",
 };
 
@@ -260,6 +290,7 @@ try {
   await comesAndGoes(context, page, hub);
   await command(page);
   await node(page, hub);
+  await rollout(page, hub);
   await page.goto("/");
   await judge(page, "fleet");
   await hostile(page, hub);
