@@ -1,7 +1,7 @@
 //! `fleet simulate`: the real cores and stores of hub and agents over one seeded queue, with faults; then calm, in
 //! which everything must come right within a bounded time.
 //!
-//! Each seed runs twice and must do exactly the same. Only the sockets, the disks and the clocks are simulated.
+//! Each seed runs twice and must do exactly the same, unless somebody is content with once. Only the sockets, the disks and the clocks are simulated.
 
 mod edge;
 mod faults;
@@ -74,7 +74,9 @@ pub fn run(args: Args) -> Report {
     first
 }
 
-fn once(args: Args) -> Report {
+/// Runs one seed.
+#[must_use]
+pub fn once(args: Args) -> Report {
     let mut world = World::new(args);
     for _ in 0..BUSY_STEPS {
         world.step(args.faults, true);

@@ -14,7 +14,7 @@ use crate::simulate::{self, Faults};
 #[command(
     after_help = "Examples:\n  fleet simulate\n  fleet simulate --nodes 8 --seed 42 --faults heavy\n  \
     fleet simulate --seed 1 --seeds 1000 --faults heavy\n  fleet simulate --seed 42 --faults heavy --trace 2>log\n\n\
-    A seed always does the same; each runs twice to prove it."
+    A seed always does the same; each runs twice to prove it, unless --once is given."
 )]
 pub(super) struct SimulateArgs {
     /// How many nodes; above 200, only rollouts are simulated, without disks, a network and faults
@@ -32,6 +32,9 @@ pub(super) struct SimulateArgs {
     /// How many rollouts the operator makes: of releases that work, crash, hang or fail later
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=8))]
     rollouts: u16,
+    /// Run each seed once, in half the time, and do not prove that it always does the same
+    #[arg(long)]
+    once: bool,
     /// Print every step to the standard error
     #[arg(long)]
     trace: bool,
@@ -72,7 +75,7 @@ fn large(nodes: u16, seed: u64, rollouts: u16, out: Out) -> Result<(), Failure> 
 }
 
 pub(super) fn run(args: &SimulateArgs, out: Out) -> Result<(), Failure> {
-    let SimulateArgs { nodes, seed, seeds, faults, rollouts, trace } = *args;
+    let SimulateArgs { nodes, seed, seeds, faults, rollouts, once, trace } = *args;
     if nodes > FULL {
         return large(nodes, seed, rollouts, out);
     }
@@ -81,14 +84,9 @@ pub(super) fn run(args: &SimulateArgs, out: Out) -> Result<(), Failure> {
     bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
     let (mut accepted, mut wrong, mut longest) = (0, Vec::new(), 0);
     for seed in seed..seed.saturating_add(seeds) {
-        let report = simulate::run(simulate::Args {
-            nodes: nodes.into(),
-            seed,
-            faults,
-            config: true,
-            rollouts: rollouts.into(),
-            trace,
-        });
+        let (nodes, rollouts) = (nodes.into(), rollouts.into());
+        let args = simulate::Args { nodes, seed, faults, config: true, rollouts, trace };
+        let report = if once { simulate::once(args) } else { simulate::run(args) };
         accepted += report.accepted;
         longest = longest.max(report.settled_ms);
         wrong.extend(report.wrong.into_iter().map(|rule| format!("seed {seed}: {rule}")));
