@@ -25,6 +25,7 @@ pub mod rules;
 pub mod run;
 mod stop;
 pub mod store;
+mod supervised;
 pub mod update;
 pub mod uplink;
 pub mod upload;

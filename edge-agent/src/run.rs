@@ -33,12 +33,14 @@ use crate::{
     desired,
     devices::{self, Line},
     identity::{live, upkeep},
+    launch,
     metrics::Metrics,
     mqtt::{self, HubUrl, Proof},
     outbox::{self, OpenError, Silent, SubmitError},
     role::{Role, role},
     rules,
     stop::{self, Stop, Stopper},
+    supervised,
     update::{self, slot, updater, view::UpdatesView},
     uplink::{Profile, Submission},
 };
@@ -201,16 +203,23 @@ impl Handle {
     }
 }
 
-/// Runs an agent until `shutdown` completes, or until a command asks to start it again; then stops it cleanly.
+/// Runs an agent until `shutdown` completes, or until a command asks to start it again; then stops it cleanly. For a
+/// program that is an agent and nothing else: it speaks to the service manager.
 ///
 /// # Errors
 /// [`StartError`]: nothing is left running.
 pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<Ended, StartError> {
     let handle = start(config).await?;
+    supervised::ready();
     let ended = select! {
         () = shutdown => Ended::Stopped,
         () = handle.restart() => Ended::Restart,
+        never = supervised::watch(&handle) => match never {},
     };
+    // Told to end by its launcher, an agent may be started again: the launcher knows.
+    if ended == Ended::Stopped && !launch::is_launched() {
+        supervised::stopping();
+    }
     handle.stop().await;
     Ok(ended)
 }

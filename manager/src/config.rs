@@ -1,5 +1,5 @@
-//! The hub's configuration: defaults, `fleet.toml` in the data folder, `FLEET_*` variables, flags, in that order of
-//! growing strength. Nothing binds or opens while it is read.
+//! The hub's configuration: defaults, `fleet.toml` in the data folder (or another file), `FLEET_*` variables, flags, in
+//! that order of growing strength. Nothing binds or opens while it is read.
 
 use std::{
     io,
@@ -18,6 +18,8 @@ use crate::{alerts, hub, mirror, notify, store::telemetry};
 pub const FILE: &str = "fleet.toml";
 /// The data folder unless another is named.
 pub const DATA: &str = "./fleet-data";
+/// The data folder of a hub that came as a package.
+pub const PACKAGED: &str = "/var/lib/clawland-fleet";
 /// Longest prefix of discovery: a topic below it has two names of 120 bytes at most.
 const PREFIX_BYTES: usize = 64;
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -197,6 +199,8 @@ impl Default for Keep {
 /// What flags and variables say; absent leaves the weaker sources alone.
 #[derive(Debug, Clone, Default)]
 pub struct Overrides {
+    /// `--config`: another file than `fleet.toml` in the data folder, which must be there.
+    pub file: Option<PathBuf>,
     /// `--http`.
     pub http: Option<SocketAddr>,
     /// `--http-tls`.
@@ -219,7 +223,7 @@ pub struct Overrides {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("{path} cannot be read: {source}")]
+    #[error("{path} cannot be read: {source}; create it, or leave --config away")]
     Read {
         /// The file.
         path: PathBuf,
@@ -245,18 +249,18 @@ pub enum ConfigError {
 }
 
 impl Config {
-    /// Reads the file of a data folder, if there is one, and applies what is stronger.
+    /// Reads the file that was named, or the one of the data folder if there is one, and applies what is stronger.
     ///
     /// # Errors
     /// [`ConfigError`].
     pub fn load(data: &Path, overrides: &Overrides) -> Result<Self, ConfigError> {
-        let path = data.join(FILE);
+        let path = overrides.file.clone().unwrap_or_else(|| data.join(FILE));
         let mut config = match std::fs::read_to_string(&path) {
             Ok(text) => toml::from_str(&text).map_err(|error| ConfigError::Syntax {
                 path,
                 message: error.to_string().trim().to_owned(),
             })?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Self::default(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && overrides.file.is_none() => Self::default(),
             Err(source) => return Err(ConfigError::Read { path, source }),
         };
         config.data = data.to_owned();

@@ -421,6 +421,13 @@ impl Hub {
         self.0.health.readiness(clock::mono(), self.telemetry().poisoned(), jumped)
     }
 
+    /// Rounds that the consumer has finished since the start: it stands still when its disk hangs. At least one every
+    /// few seconds while it does not.
+    #[must_use]
+    pub fn rounds(&self) -> u64 {
+        self.0.health.rounds()
+    }
+
     /// Figures.
     #[must_use]
     pub fn stats(&self) -> Stats {

@@ -2,6 +2,7 @@
 
 mod admin;
 pub mod demo;
+mod supervised;
 mod upkeep;
 
 use std::{
@@ -412,7 +413,9 @@ fn write_addresses(data: &Path, addresses: &Addresses) -> io::Result<()> {
 /// # Errors
 /// [`StartError`].
 pub async fn hub(config: &Config, shutdown: impl Future<Output = ()>) -> Result<(), StartError> {
-    let running = start(config).await?;
+    supervised::opening();
+    let mut running = start(config).await?;
+    running.upkeep.extend(supervised::watch(running.hub.clone()));
     let addresses = &running.addresses;
     let Addresses { mqtt, mqtts, node_https, .. } = addresses;
     println!("hub     {}", addresses.http_url());
@@ -430,7 +433,9 @@ pub async fn hub(config: &Config, shutdown: impl Future<Output = ()>) -> Result<
         println!("        (shown once; kept for this machine's command line in {})", crate::cli::ADMIN);
     }
     println!("data    {}", config.data.display());
+    supervised::ready(&running.hub);
     shutdown.await;
+    supervised::stopping();
     println!("stopping");
     running.stop().await;
     Ok(())

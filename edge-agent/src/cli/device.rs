@@ -15,7 +15,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{Failure, Format, Place, ask, print, status};
+use super::{Failure, Format, Place, ask, packaged, print, status};
 
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
@@ -115,6 +115,7 @@ struct List {
 impl Device {
     pub(super) fn main(self) -> Result<(), Failure> {
         let config = self.place.load()?;
+        packaged::become_owner(&config.data, None)?;
         match self.verb {
             Verb::Add(verb) => verb.main(&config),
             Verb::Ls(verb) => verb.main(&config),

@@ -24,7 +24,7 @@ use fleet_schemas::{
 };
 use serde::Serialize;
 
-use super::{Failure, Format, load, print, runtime, status::json};
+use super::{Failure, Format, load, packaged, print, runtime, status::json};
 
 /// Largest text that is read for a token, in bytes: one has about 110.
 const TOKEN_BYTES: u64 = 4_096;
@@ -89,6 +89,7 @@ impl Join {
         let config = load(Flags { data, node, ..Flags::default() })?;
         let node = config.node_id()?;
         let data = config.data;
+        packaged::become_owner(&data, Some(token.to_string()))?;
         let name = name.or(config.node.name);
         let wish = Wish { hub, token, node, name, data, force };
         let joined = runtime()?.block_on(join(&wish, tell));

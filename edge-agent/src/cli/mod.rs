@@ -5,7 +5,10 @@ mod device;
 mod join;
 mod launch;
 mod outbox;
+mod packaged;
 mod run;
+#[cfg(test)]
+mod shipped;
 mod status;
 
 use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
@@ -94,6 +97,7 @@ impl Place {
 }
 
 fn load(flags: Flags) -> Result<Config, ConfigError> {
+    let flags = packaged::places(flags);
     let variables: Vec<_> = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .filter(|(name, _)| name.starts_with("FLEET_"))

@@ -11,7 +11,7 @@ use fleet_edge_agent::{
 };
 use fleet_schemas::Lane;
 
-use super::{Failure, Format, Place, ask, print, status::json};
+use super::{Failure, Format, Place, ask, packaged, print, status::json};
 
 #[derive(Debug, Args)]
 pub(super) struct Outbox {
@@ -25,6 +25,7 @@ pub(super) struct Outbox {
 impl Outbox {
     pub(super) fn main(self) -> Result<(), Failure> {
         let config = self.place.load()?;
+        packaged::become_owner(&config.data, None)?;
         let view = match ask::get(&config, "/api/v1/outbox") {
             Ok(view) => view,
             Err(Failure::Unreachable(unreachable)) => match inspect(&config) {

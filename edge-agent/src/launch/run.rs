@@ -20,6 +20,7 @@ use super::{
 use crate::{
     clock::{self, Clock},
     core::launch::{End, Exit, Next, Pick, Record, after, failed},
+    supervised,
 };
 
 /// How the launcher works.
@@ -63,6 +64,8 @@ pub async fn run(config: Config) -> Result<u8, LaunchError> {
     let clock = Clock::new(clock::Config::default());
     let mut failures = 0;
     loop {
+        // Each agent has the watchdog's whole time to begin with its own pings.
+        supervised::waiting();
         let pick = pick(&folder);
         let child = start(&config, &folder, &pick)?;
         let begun = clock.now().up;
@@ -75,6 +78,7 @@ pub async fn run(config: Config) -> Result<u8, LaunchError> {
             Next::Quit(code) => return Ok(code),
             Next::Start(pause) => {
                 failures = if failed(&end) && !last { failures + 1 } else { 0 };
+                supervised::waiting();
                 if let Some(code) = ears.pause(pause).await {
                     return Ok(code);
                 }
@@ -198,10 +202,12 @@ impl Ears {
                 }
                 _ = self.terminate.recv() => {
                     told = true;
+                    supervised::stopping();
                     tell(child, Signal::TERM);
                 }
                 _ = self.interrupt.recv() => {
                     told = true;
+                    supervised::stopping();
                     tell(child, Signal::INT);
                 }
                 () = &mut due, if timed => {

@@ -174,6 +174,7 @@ enum Request {
     Disconnected,
     Receive { down: Down, payload: Bytes },
     Status { reply: oneshot::Sender<Status> },
+    Alive { reply: oneshot::Sender<()> },
     Goodbye { reply: oneshot::Sender<Option<Outgoing>> },
     Commands(commands::Word),
     Config(config::Word),
@@ -253,6 +254,14 @@ impl Handle {
     /// [`Silent`].
     pub async fn status(&self) -> Result<Status, Silent> {
         self.ask(|reply| Request::Status { reply }).await
+    }
+
+    /// Returns once the thread has taken this word, also while its disk is out of order.
+    ///
+    /// # Errors
+    /// [`Silent`] when the thread is gone.
+    pub(crate) async fn alive(&self) -> Result<(), Silent> {
+        self.ask(|reply| Request::Alive { reply }).await
     }
 
     /// The will of a session: topic and payload.

@@ -207,6 +207,9 @@ impl Keeper {
                 self.with(|uplink| uplink.receive(down, &payload, now));
             }
             Request::Status { reply } => round.questions.push(reply),
+            Request::Alive { reply } => {
+                let _ = reply.send(());
+            }
             Request::Goodbye { reply } => {
                 let goodbye = self.with(Uplink::goodbye).flatten();
                 self.link = None;

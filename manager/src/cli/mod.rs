@@ -33,6 +33,7 @@ mod rollout;
 mod rule;
 mod selector;
 mod serve;
+mod shell;
 mod simulate;
 mod spark;
 mod sse;
@@ -50,7 +51,7 @@ use std::{
     process::ExitCode,
 };
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use client::Client;
 pub use exit::Failure;
@@ -189,6 +190,10 @@ enum Verb {
     Bench(Box<bench::BenchVerb>),
     /// Show payloads of topics as JSON
     Decode(decode::DecodeArgs),
+    /// Print what a shell needs to complete verbs and flags
+    Completion(shell::CompletionArgs),
+    /// Print the manual page of a verb, or write those of all
+    Man(shell::ManArgs),
 }
 
 /// What an operator verb works with.
@@ -259,13 +264,13 @@ async fn run(cli: Cli) -> Result<(), Failure> {
             Format::Yaml => out.print(&yaml::text(value)),
             Format::Table | Format::Json | Format::Csv => out.print(&output::json(value)),
         }),
+        Verb::Completion(args) => shell::complete(&args, Cli::command()),
+        Verb::Man(args) => shell::man(&args, Cli::command()),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]

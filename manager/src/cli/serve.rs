@@ -56,6 +56,9 @@ pub struct HubArgs {
     /// Where to listen
     #[command(flatten)]
     pub listen: ListenArgs,
+    /// Another file than fleet.toml in the data folder
+    #[arg(long, env = "FLEET_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
     /// Announce nodes and devices to Home Assistant over MQTT
     #[arg(long, env = "FLEET_HOME_ASSISTANT")]
     pub home_assistant: bool,
@@ -85,7 +88,7 @@ pub struct DemoArgs {
 }
 
 pub(super) async fn hub(args: HubArgs, common: &Common) -> Result<(), Failure> {
-    let mut config = load(&args.listen, common)?;
+    let mut config = load(&args.listen, args.config, common)?;
     config.home_assistant.enabled |= args.home_assistant;
     if args.print_config {
         print!("{}", config.print());
@@ -96,7 +99,7 @@ pub(super) async fn hub(args: HubArgs, common: &Common) -> Result<(), Failure> {
 }
 
 pub(super) async fn demo(args: DemoArgs, common: &Common) -> Result<(), Failure> {
-    let config = load(&args.listen, common)?;
+    let config = load(&args.listen, None, common)?;
     log();
     let ListenArgs { http, mqtt, mqtts, node_https, .. } = &args.listen;
     let named = demo::Named {
@@ -108,8 +111,9 @@ pub(super) async fn demo(args: DemoArgs, common: &Common) -> Result<(), Failure>
     demo::demo(&config, named, args.nodes, args.story, shutdown()).await.map_err(|error| failed(&error))
 }
 
-fn load(listen: &ListenArgs, common: &Common) -> Result<Config, Failure> {
+fn load(listen: &ListenArgs, file: Option<PathBuf>, common: &Common) -> Result<Config, Failure> {
     let overrides = Overrides {
+        file,
         http: listen.http,
         http_tls: listen.http_tls,
         mqtt: listen.mqtt,

@@ -1,5 +1,5 @@
 //! Which hub a verb is meant for, and with which token: flags and variables before `--data DIR` or a hub that runs on
-//! `./fleet-data`, before the current context of `fleet login`.
+//! `./fleet-data`, before the current context of `fleet login`, before the hub of this machine's package.
 
 use std::{
     fs,
@@ -71,7 +71,8 @@ fn find_among(common: &Common, path: Option<&Path>) -> Result<Target, Failure> {
         (None, None) => match (local(Path::new(config::DATA)), contexts()?.current()) {
             (Ok(local), Some(_)) if runs(&local) => local,
             (_, Some((_, context))) => of_context(context)?,
-            (local, None) => local?,
+            (Ok(local), None) => local,
+            (Err(none), None) => packaged(Path::new(config::PACKAGED)).unwrap_or(Err(none))?,
         },
     };
     target.token = common.token.clone().or(target.token);
@@ -149,6 +150,20 @@ pub(super) fn local(data: &Path) -> Result<Target, Failure> {
     Ok(Target { base, token, trust })
 }
 
+/// Finds the hub that came as a package; none when there is none, or when it is stopped.
+fn packaged(data: &Path) -> Option<Result<Target, Failure>> {
+    match fs::metadata(data.join(run::ADDRESSES)) {
+        Ok(_) => Some(local(data)),
+        // Its folder is closed to others, and the token with it.
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => Some(Err(Failure::Denied(format!(
+            "the hub of this machine keeps its token in {}, which you may not read: use sudo, or log in with a token \
+             of your own (`fleet login`)",
+            data.display()
+        )))),
+        Err(_) => None,
+    }
+}
+
 /// Whether somebody listens there: a hub that was killed leaves its addresses behind.
 fn runs(local: &Target) -> bool {
     let address = local.base.socket_addrs(|| None).ok().and_then(|found| found.first().copied());
@@ -166,6 +181,14 @@ mod tests {
         for wrong in ["", "ftp://x", "http://", "http://u:p@h"] {
             assert_eq!(base(wrong).unwrap_err().code(), 2, "{wrong}");
         }
+    }
+
+    #[test]
+    fn the_hub_of_the_package_is_found_where_it_runs() {
+        let data = tempfile::tempdir().unwrap();
+        assert!(packaged(data.path()).is_none());
+        fs::write(data.path().join(run::ADDRESSES), r#"{"http": "127.0.0.1:1"}"#).unwrap();
+        assert_eq!(packaged(data.path()).unwrap().unwrap().base.as_str(), "http://127.0.0.1:1/");
     }
 
     #[test]

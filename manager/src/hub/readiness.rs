@@ -1,7 +1,10 @@
 //! What keeps the hub from its work, in sentences for `/readyz`.
 
 use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -20,7 +23,11 @@ pub struct Readiness {
 
 /// What the threads report.
 #[derive(Debug, Default)]
-pub(super) struct Health(Mutex<Store>);
+pub(super) struct Health {
+    store: Mutex<Store>,
+    /// Rounds that the consumer has finished, those in which nothing could be stored too.
+    rounds: AtomicU64,
+}
 
 #[derive(Debug, Default)]
 struct Store {
@@ -31,7 +38,17 @@ struct Store {
 
 impl Health {
     fn lock(&self) -> MutexGuard<'_, Store> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The consumer finished a round.
+    pub(super) fn finished_round(&self) {
+        self.rounds.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many it has finished.
+    pub(super) fn rounds(&self) -> u64 {
+        self.rounds.load(Ordering::Relaxed)
     }
 
     /// The store failed: nothing is taken until it was opened again.

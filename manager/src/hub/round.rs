@@ -91,6 +91,7 @@ impl Rounds {
                 snapshot_due = clock::mono() + SNAPSHOT;
                 self.snapshot();
             }
+            self.health.finished_round();
             if !open || (messages.is_empty() && self.stop.load(Ordering::Acquire)) {
                 break;
             }
