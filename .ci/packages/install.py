@@ -226,31 +226,27 @@ def join(machine):
 
 def sandbox(machine):
     """Commands run as the agent's user, see the machine, write where they may, and nowhere else."""
-    machine.path("/etc/clawland-fleet-agent/commands.toml").write_text("""
-[command.whoami]
-program = "whoami"
-[command.ps]
-program = "cat"
-args = ["/proc/1/comm", "/proc/loadavg"]
-[command.inside]
-program = "touch"
-args = ["/var/lib/clawland-fleet-agent/inside", "/tmp/inside"]
-[command.outside]
-program = "touch"
-args = ["/var/lib/outside"]
-[command.perl]
-program = "perl"
-args = ["-e", "fork or exit 0; wait; print $?"]
-""")
-    run = lambda name: machine.ask("fleet", "command", "run", "edge-1", "--", name)
-    code, said = run("whoami")
-    check(code == 0 and "_clawland-fleet-agent" in said, f"whoami: {code} {said}")
-    for name in ["ps", "inside", "perl"]:
+    data = DATA[1]
+    commands = {
+        "who": ["whoami"],
+        # ProtectProc and ProcSubset would hide both.
+        "look": ["cat", "/proc/1/comm", "/proc/loadavg"],
+        "inside": ["touch", f"{data}/inside", "/tmp/inside"],
+        "outside": ["touch", "/var/lib/outside"],
+        "fork": ["perl", "-e", "fork or exit 0; wait; exit $?"],
+    }
+    entry = lambda name, argv: f"[command.{name}]\nprogram = \"{argv[0]}\"\nargs = {json.dumps(argv[1:])}\n"
+    listed = "\n".join(entry(name, argv) for name, argv in commands.items())
+    machine.path(ETC[2]).write_text(listed)
+    run = lambda name: machine.ask("fleet", "command", "run", "edge-1", "--", *commands[name])
+    code, said = run("who")
+    check(code == 0 and USERS[1] in said, f"whoami: {code} {said}")
+    for name in ["look", "inside", "fork"]:
         code, said = run(name)
         check(code == 0, f"{name}: {code} {said}")
+    check(not machine.path("/tmp/inside").exists(), "its /tmp is everybody's")
     code, said = run("outside")
     check(code != 0 and "Read-only file system" in said, f"outside: {code} {said}")
-    check(not machine.path("/tmp/inside").exists(), "its /tmp is everybody's")
 
 
 def watchdog(machine):
@@ -268,10 +264,10 @@ def watchdog(machine):
         pid, restarts = machine.shows(unit, "MainPID", "NRestarts")
         check((pid, restarts) == (pids[unit], "0"), f"{unit} was killed although it works")
     hub = pids["fleet-hub"]
-    # The release that the launcher runs: the launcher itself hangs with it when it is stopped.
-    agent = machine.do("pgrep", "--parent", pids["fleet-agent"]).split()[0] if machine.path("/usr/bin/pgrep").exists() \
-        else machine.do("cat", f"/proc/{pids['fleet-agent']}/task/{pids['fleet-agent']}/children").split()[0]
-    machine.do("kill", "-STOP", hub, agent)
+    # The agent that the launcher runs, not the launcher.
+    launcher = pids["fleet-agent"]
+    agent = machine.do("cat", f"/proc/{launcher}/task/{launcher}/children").split()[0]
+    machine.do("bash", "-c", f"kill -STOP {hub} {agent}")
     for unit in UNITS:
         until(f"{unit} is started again", lambda: int(machine.shows(unit, "NRestarts")[0]) >= 1, 30)
         log = machine.do("journalctl", "--no-pager", f"--unit={unit}")

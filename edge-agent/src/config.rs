@@ -271,8 +271,8 @@ impl Config {
         if self.outbox.batch_samples == 0 || self.outbox.batch_samples > limits::BATCH_RECORDS {
             return out("outbox.batch_samples", &self.outbox.batch_samples, "it may be 1 to 10000");
         }
-        if self.outbox.quota_bytes < 1024 * 1024 {
-            return out("outbox.quota_bytes", &self.outbox.quota_bytes, "it may be 1048576 (1 MiB) or more");
+        if let Some(bytes) = self.outbox.quota_bytes.filter(|bytes| *bytes < outbox::QUOTA_LEAST) {
+            return out("outbox.quota_bytes", &bytes, "it may be 1048576 (1 MiB) or more");
         }
         if self.outbox.upload < Duration::from_millis(100) {
             return out("outbox.upload_s", &self.outbox.upload, "it may be 0.1 seconds or more");
@@ -561,6 +561,26 @@ mod tests {
         let mut read: Config = toml::from_str(&printed).unwrap();
         read.hub.secret = config.hub.secret.clone();
         assert_eq!(read, config);
+    }
+
+    #[test]
+    fn the_files_of_the_package_show_what_is_used_anyway() {
+        let text = include_str!("../../debian/etc/agent.toml");
+        let expected = |mut config: Config| {
+            config.commands.file = None;
+            assert_eq!(config, Config::default());
+        };
+        expected(toml::from_str(text).unwrap());
+        // A line that begins with # and a word is a setting; prose has a space between.
+        let setting = |line: &str| match line.strip_prefix('#') {
+            Some(rest) => (!rest.starts_with(' ') && !rest.is_empty()).then(|| rest.to_owned()),
+            None => Some(line.to_owned()),
+        };
+        let shown: Vec<_> = text.lines().filter_map(setting).collect();
+        assert!(shown.len() > 10, "{shown:?}");
+        expected(toml::from_str(&shown.join("\n")).unwrap());
+        let table: Table = include_str!("../../debian/etc/commands.toml").parse().unwrap();
+        assert!(table.is_empty(), "nothing is allowed unless somebody says so");
     }
 
     #[test]

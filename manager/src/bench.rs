@@ -11,6 +11,7 @@ pub mod console;
 mod data;
 pub mod event;
 pub mod fan_in;
+pub mod flash;
 pub mod ingest;
 mod node;
 mod proc;

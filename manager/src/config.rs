@@ -260,7 +260,9 @@ impl Config {
                 path,
                 message: error.to_string().trim().to_owned(),
             })?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound && overrides.file.is_none() => Self::default(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && overrides.file.is_none() => {
+                Self::default()
+            }
             Err(source) => return Err(ConfigError::Read { path, source }),
         };
         config.data = data.to_owned();
@@ -384,6 +386,29 @@ mod tests {
         let config = Config::load(&data, &Overrides::default()).unwrap();
         std::fs::write(data.join(FILE), config.print()).unwrap();
         assert_eq!(Config::load(&data, &Overrides::default()).unwrap(), config);
+        std::fs::remove_dir_all(data).unwrap();
+    }
+
+    #[test]
+    fn the_file_of_the_package_shows_what_is_used_anyway() {
+        let text = include_str!("../../debian/etc/fleet.toml");
+        assert_eq!(toml::from_str::<Config>(text).unwrap(), Config::default());
+        // A line that begins with # and a word is a setting; prose has a space between.
+        let setting =
+            |line: &str| line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')).map(str::to_owned);
+        let shown: Vec<_> = text.lines().filter_map(setting).collect();
+        assert!(shown.len() > 10, "{shown:?}");
+        assert_eq!(toml::from_str::<Config>(&shown.join("\n")).unwrap(), Config::default());
+    }
+
+    #[test]
+    fn a_file_that_is_named_must_be_there() {
+        let data = folder("named");
+        let overrides = |file: &str| Overrides { file: Some(data.join(file)), ..Overrides::default() };
+        std::fs::write(data.join("other.toml"), "[keep]\ndays = 7\n").unwrap();
+        assert_eq!(Config::load(&data, &overrides("other.toml")).unwrap().keep.days, 7);
+        let error = Config::load(&data, &overrides("missing.toml")).unwrap_err().to_string();
+        assert!(error.contains("missing.toml") && error.contains("--config"), "{error}");
         std::fs::remove_dir_all(data).unwrap();
     }
 

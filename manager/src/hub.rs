@@ -3,6 +3,7 @@
 //! Moves bytes and time in and out of [`Consumer`]; decides nothing. Nothing is published, acked or answered before the
 //! commit that justifies it.
 
+mod disk;
 mod readiness;
 mod round;
 mod tidy;
@@ -23,6 +24,7 @@ use fleet_broker::{Link, Stats as BrokerStats};
 use fleet_schemas::{DeviceId, Lane, NodeId};
 use tokio::sync::{broadcast, oneshot, watch};
 
+pub use disk::DiskView;
 pub use readiness::Readiness;
 pub use round::Round;
 
@@ -91,12 +93,16 @@ pub type Door = Arc<dyn Fn(&Cut) + Send + Sync>;
 /// the hub itself speaks for. Must be quick.
 pub type Ear = Arc<dyn Fn(&NodeId, &[u8]) -> bool + Send + Sync>;
 
+/// Where artifacts and releases are, once that is said.
+type Artifacts = Arc<OnceLock<Arc<Releases>>>;
+
 struct Inner {
     shared: Shared,
     door: Arc<OnceLock<Door>>,
     ear: Arc<OnceLock<Ear>>,
     alerts: OnceLock<Alerts>,
-    releases: OnceLock<Arc<Releases>>,
+    releases: Artifacts,
+    disk: disk::Seen,
     clock: Arc<HubClock>,
     intents: mpsc::SyncSender<Pending>,
     feed: broadcast::Sender<Arc<FeedItem>>,
@@ -155,12 +161,14 @@ pub fn start(
     let refusals = Arc::new(Mutex::new(consume::Refusals::default()));
     let shared = consumer.shared().clone();
     let (door, ear) = (Arc::default(), Arc::default());
+    let (releases, seen) = (Artifacts::default(), disk::Seen::default());
     let inner = Inner {
         shared: shared.clone(),
         door: Arc::clone(&door),
         ear: Arc::clone(&ear),
         alerts: OnceLock::new(),
-        releases: OnceLock::new(),
+        releases: releases.clone(),
+        disk: seen.clone(),
         clock: clock.clone(),
         intents,
         feed: feed.clone(),
@@ -197,7 +205,9 @@ pub fn start(
         clock,
         stop: stop.clone(),
         retain_events: config.retain_events,
+        disk: disk::Watch::new(config.telemetry.retain, releases, seen),
     };
+    let mut tidier = tidier;
     let tidier = thread::Builder::new()
         .name("tidier".to_owned())
         .spawn(move || outlive(&health, "tidier", || tidier.run()))?;
@@ -275,7 +285,7 @@ impl Hub {
         let rows = self.0.shared.state().events(filter)?;
         let fleet = self.0.shared.fleet();
         let named = rows.into_iter().filter_map(|(number, row)| {
-            let node = fleet.ids.get(&row.node)?.clone();
+            let node = fleet.subject(row.node)?;
             let (time_ms, recv_ms, by_hub, event) = (row.time_ms, row.recv_ms, row.by_hub, row.event);
             Some(StoredEvent { number, node, time_ms, recv_ms, by_hub, event })
         });
@@ -362,6 +372,12 @@ impl Hub {
     /// Says where artifacts and releases are; once.
     pub fn set_releases(&self, releases: Arc<Releases>) {
         let _ = self.0.releases.set(releases);
+    }
+
+    /// The disk as it was a minute ago at most; none while nobody looked, or where the system does not tell.
+    #[must_use]
+    pub fn disk(&self) -> Option<DiskView> {
+        *self.0.disk.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Artifacts and releases, where there are any.

@@ -72,6 +72,12 @@ impl NodeId {
         Ok(Self(text.into()))
     }
 
+    /// The hub itself, where an event says whom it is about. Never a node's: [`NodeId::parse`] refuses it.
+    #[must_use]
+    pub fn hub() -> Self {
+        Self("hub".into())
+    }
+
     /// The id as text.
     #[must_use]
     pub fn as_str(&self) -> &str {

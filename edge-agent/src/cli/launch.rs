@@ -38,11 +38,13 @@ from when it ends 5 times before it is confirmed, when its time is over, and whe
 installed; the one before runs again, and reports why. What ends this ends the agent too.
 DATA/releases/agent/launch.json says what runs. Remove it to go back to the agent that is installed.
 
-A unit for systemd (/etc/systemd/system/fleet-agent.service):
+A unit for systemd (/etc/systemd/system/fleet-agent.service; the Debian package brings a confined one):
   [Service]
+  Type=notify
+  NotifyAccess=all
   ExecStart=/usr/local/bin/fleet-agent launch --data /var/lib/fleet-agent
   Restart=always
-  NotifyAccess=all
+  WatchdogSec=180
 
 Exit codes: as fleet-agent run; 0 when it was told to end.";
 

@@ -60,7 +60,7 @@ enum Verb {
 /// Where the agent lives and where it is asked: the same for every verb.
 #[derive(Debug, Clone, Args)]
 struct Place {
-    /// The data folder: outbox, identity, agent.toml [env: FLEET_DATA] [default: ./fleet-agent-data]
+    /// The data folder: outbox, identity, agent.toml [env: FLEET_DATA] [default: ./fleet-agent-data, else the package's]
     #[arg(long, value_name = "DIR", global = true)]
     data: Option<PathBuf>,
     /// Address of the edge API; port 0 picks one [env: FLEET_API] [default: 127.0.0.1:9099]

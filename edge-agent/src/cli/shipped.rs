@@ -31,12 +31,17 @@ fn what_the_package_brings_is_of_this_command_line() {
     let kept: BTreeMap<String, String> = fs::read_dir(FOLDER)
         .unwrap()
         .map(|file| file.unwrap().path())
-        .map(|path| (path.file_name().unwrap().to_string_lossy().into_owned(), fs::read_to_string(path).unwrap()))
+        .map(|path| {
+            (path.file_name().unwrap().to_string_lossy().into_owned(), fs::read_to_string(path).unwrap())
+        })
         .collect();
     let names = |files: &BTreeMap<String, String>| files.keys().cloned().collect::<Vec<_>>();
     assert_eq!(names(&kept), names(&made), "INSTA_UPDATE=always writes them; remove what is too much");
     for (name, text) in &made {
-        assert!(kept[name] == *text, "{name} is not of this command line: INSTA_UPDATE=always writes it anew");
+        assert!(
+            kept[name] == *text,
+            "{name} is not of this command line: INSTA_UPDATE=always writes it anew"
+        );
     }
 }
 

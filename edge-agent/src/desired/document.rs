@@ -27,7 +27,7 @@ const SETTINGS: [(&str, &str, Set); 15] = [
     ("outbox", "keep_s", |config, value| seconds::deserialize(value).map(|s| config.outbox.keep = s)),
     ("outbox", "prompt_s", |config, value| seconds::deserialize(value).map(|s| config.outbox.prompt = s)),
     ("outbox", "quota_bytes", |config, value| {
-        u64::deserialize(value).map(|bytes| config.outbox.quota_bytes = bytes)
+        u64::deserialize(value).map(|bytes| config.outbox.quota_bytes = Some(bytes))
     }),
     ("outbox", "upload_s", |config, value| seconds::deserialize(value).map(|s| config.outbox.upload = s)),
     ("system", "interval_s", |config, value| seconds::deserialize(value).map(|s| config.system.interval = s)),
@@ -191,7 +191,7 @@ mod tests {
         let config = config.unwrap();
         assert_eq!(config.node.heartbeat, Duration::from_secs(5));
         assert_eq!(config.outbox.upload, Duration::from_millis(1_500));
-        assert_eq!((config.outbox.quota_bytes, config.outbox.batch_samples), (2_000_000, 7));
+        assert_eq!((config.outbox.quota_bytes, config.outbox.batch_samples), (Some(2_000_000), 7));
         assert_eq!((config.system.interval, config.log.level.as_str()), (Duration::ZERO, "debug"));
         let names: Vec<_> = config.driver.iter().map(|driver| driver.name.as_str()).collect();
         assert_eq!(names, ["slow", "gps", "new"]);

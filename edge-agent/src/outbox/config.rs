@@ -47,7 +47,7 @@ impl Keeper {
             }
             Word::Set { config, heartbeat } => {
                 if let Some(uplink) = &mut self.uplink {
-                    uplink.set_config(config.uplink(), heartbeat, now);
+                    uplink.set_config(config.uplink(&self.folder), heartbeat, now);
                     uplink.set_upload(config.policy.clone(), now);
                 }
                 self.config = *config;

@@ -72,7 +72,8 @@ fn attach(
     path: &Path,
     now: Now,
 ) -> Result<Uplink, OpenError> {
-    Uplink::open(backend, profile.clone(), config.uplink(), StreamId(random()), now).map_err(|source| {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    Uplink::open(backend, profile.clone(), config.uplink(folder), StreamId(random()), now).map_err(|source| {
         match source {
             uplink::Error::Store(error) if matches!(*error, redb::Error::DatabaseAlreadyOpen) => {
                 OpenError::InUse { path: path.to_owned() }

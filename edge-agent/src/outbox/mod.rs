@@ -10,7 +10,13 @@ mod file;
 mod tap;
 mod thread;
 
-use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use fleet_schemas::{SessionId, Topic, session::Versions, telemetry::Sample, topic::Down};
@@ -32,12 +38,16 @@ use crate::{
 /// Requests that may wait for the thread: a commit takes milliseconds, and callers wait at the channel.
 const REQUESTS: usize = 64;
 
+/// Least bytes that an outbox may hold: some hours of a small node.
+pub const QUOTA_LEAST: u64 = 1024 * 1024;
+
 /// How the outbox behaves.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Bytes it may hold.
-    pub quota_bytes: u64,
+    /// Bytes it may hold; absent: 256 MiB, or a tenth of its filesystem where that is less.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quota_bytes: Option<u64>,
     /// How often the agent's own samples are sealed and sent, in seconds.
     #[serde(rename = "upload_s", with = "seconds")]
     pub upload: Duration,
@@ -76,10 +86,10 @@ pub enum Storage {
 
 impl Default for Config {
     fn default() -> Self {
-        let uplink::Config { quota_bytes, upload, prompt, batch_samples, keep, devices } =
+        let uplink::Config { quota_bytes: _, upload, prompt, batch_samples, keep, devices } =
             uplink::Config::default();
         Self {
-            quota_bytes,
+            quota_bytes: None,
             upload,
             prompt,
             batch_samples,
@@ -92,10 +102,30 @@ impl Default for Config {
 }
 
 impl Config {
-    pub(crate) fn uplink(&self) -> uplink::Config {
-        let Self { quota_bytes, upload, prompt, batch_samples, keep, storage: _, devices, policy: _ } = *self;
-        uplink::Config { quota_bytes, upload, prompt, batch_samples, keep, devices }
+    pub(crate) fn uplink(&self, folder: &Path) -> uplink::Config {
+        let Self { quota_bytes: _, upload, prompt, batch_samples, keep, storage: _, devices, policy: _ } =
+            *self;
+        uplink::Config { quota_bytes: self.quota(folder), upload, prompt, batch_samples, keep, devices }
     }
+
+    /// Bytes that an outbox in this folder may hold: as configured, else 256 MiB, or a tenth of the filesystem where that
+    /// is less, and never less than [`QUOTA_LEAST`].
+    #[must_use]
+    pub fn quota(&self, folder: &Path) -> u64 {
+        let most = uplink::Config::default().quota_bytes;
+        let tenth = || match self.storage {
+            // One that does not tell its size is taken to be large.
+            Storage::File => rustix::fs::statvfs(folder).ok().map(|found| tenth_of(&found)),
+            Storage::Memory => None,
+        };
+        self.quota_bytes.unwrap_or_else(|| tenth().map_or(most, |tenth| tenth.clamp(QUOTA_LEAST, most)))
+    }
+}
+
+/// A tenth of a filesystem as df(1) reckons it: without what is kept for root.
+fn tenth_of(found: &rustix::fs::StatVfs) -> u64 {
+    let blocks = found.f_blocks.saturating_sub(found.f_bfree).saturating_add(found.f_bavail);
+    blocks.saturating_mul(found.f_frsize) / 10
 }
 
 /// The outbox cannot be used at all. The text fits after "failed to start: ".
@@ -304,5 +334,25 @@ impl Handle {
         let (reply, answer) = oneshot::channel();
         self.requests.send(request(reply)).await.map_err(|_| Silent)?;
         answer.await.map_err(|_| Silent)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_outbox_takes_a_tenth_of_a_small_disk_and_256_mebibytes_of_a_large_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let tenth = tenth_of(&rustix::fs::statvfs(folder.path()).unwrap());
+        let quota = Config::default().quota(folder.path());
+        // Others write to the same disk meanwhile, which changes nothing of 256 MiB.
+        assert!(quota == 256 * 1024 * 1024 || quota.abs_diff(tenth) < tenth / 100, "{quota} of {tenth}");
+        // Of /proc nothing is known, and it is no disk: the least there may be.
+        assert_eq!(Config::default().quota(Path::new("/proc")), QUOTA_LEAST);
+        let told = Config { quota_bytes: Some(7_000_000), ..Config::default() };
+        assert_eq!(told.quota(folder.path()), 7_000_000);
+        let memory = Config { storage: Storage::Memory, ..Config::default() };
+        assert_eq!(memory.quota(Path::new("/proc")), 256 * 1024 * 1024);
     }
 }

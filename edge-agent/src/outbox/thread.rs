@@ -78,7 +78,7 @@ pub async fn spawn(
 
 pub(super) struct Keeper {
     pub(super) config: Config,
-    folder: PathBuf,
+    pub(super) folder: PathBuf,
     pub(super) profile: Profile,
     pub(super) clock: Clock,
     pub(super) metrics: Arc<Metrics>,

@@ -357,7 +357,7 @@ async fn a_unix_socket_serves_the_same() {
 #[tokio::test]
 async fn events_are_refused_when_the_outbox_is_full_and_none_is_dropped() {
     let (_folder, mut config) = quiet("api-8");
-    config.outbox.quota_bytes = 1024 * 1024;
+    config.outbox.quota_bytes = Some(1024 * 1024);
     let agent = start(config).await;
     let mut accepted = 0;
     let problem = loop {

@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     consume::StoredEvent,
-    core::fleet::NodeNo,
+    core::fleet::{HUB, NodeNo},
     feed::{Cursor, Item, Page, json},
     store::log::Gone,
 };
@@ -160,6 +160,11 @@ fn read(api: &Api, at: Cursor, filter: &Filter) -> Result<Result<Paged, Gone>, R
 impl Filter {
     /// The id of a node that is wanted.
     fn name(&self, api: &Api, number: NodeNo) -> Option<NodeId> {
+        if number == HUB {
+            // Its own events, unless some nodes are asked for.
+            let all = self.node.is_none() && self.selector.is_empty() && self.group.is_empty();
+            return all.then(NodeId::hub);
+        }
         api.hub.with_fleet(|fleet| {
             let id = fleet.ids.get(&number)?;
             let node = &**fleet.nodes.get(id)?;

@@ -11,7 +11,11 @@ use axum::{
 use serde_json::json;
 
 use super::{Api, problem::Refusal, query::Params, shapes, stream::STREAMS};
-use crate::metrics;
+use crate::{
+    core::disk::{Act, Forecast},
+    hub::Hub,
+    metrics,
+};
 
 /// `GET /livez`: the process answers.
 pub(super) async fn livez() -> Response {
@@ -69,9 +73,7 @@ pub(super) async fn status(State(api): State<Arc<Api>>, params: Params) -> Resul
                     *status.records.entry(term.to_owned()).or_default() += records;
                 }
             }
-            let space = api.hub.telemetry().space();
-            status.disk =
-                space.map(|space| shapes::DiskSpace { free_bytes: space.free, total_bytes: space.total });
+            status.disk = disk(&api.hub);
             let broker = api.hub.stats().broker;
             status.counters = [
                 ("sessions", broker.sessions.get()),
@@ -85,4 +87,40 @@ pub(super) async fn status(State(api): State<Arc<Api>>, params: Params) -> Resul
         })
         .await?;
     Ok(Json(status).into_response())
+}
+
+/// The filesystem of the hub's data, and what is to come on it.
+fn disk(hub: &Hub) -> Option<shapes::DiskSpace> {
+    // Free space as it is now; the rest as the tidier found it within the last minute.
+    let space = hub.telemetry().space()?;
+    let mut shown = shapes::DiskSpace {
+        free_bytes: space.free,
+        total_bytes: space.total,
+        ..shapes::DiskSpace::default()
+    };
+    let Some(view) = hub.disk() else { return Some(shown) };
+    let names = || ["telemetry", "state", "artifacts", "elsewhere"].map(str::to_owned).into_iter();
+    let used = view.used;
+    shown.level = view.level.as_str().to_owned();
+    shown.used_bytes = names().zip([used.telemetry, used.state, used.artifacts, used.elsewhere]).collect();
+    shown.telemetry_most_bytes = view.budget.telemetry;
+    shown.keep_days = view.budget.days;
+    shown.watched_s = u64::try_from(view.since_ms / 1_000).unwrap_or(0);
+    shown.forecast =
+        view.forecast.map(|Forecast { growth, next, kept_days, full_days }| shapes::DiskForecast {
+            daily_bytes: names()
+                .zip(
+                    [growth.telemetry, growth.state, growth.artifacts, growth.elsewhere]
+                        .map(|bytes| bytes as i64),
+                )
+                .collect(),
+            next: next.map(|(act, _)| match act {
+                Act::Age => "age".to_owned(),
+                Act::Size => "size".to_owned(),
+            }),
+            next_days: next.map(|(_, days)| days),
+            kept_days,
+            full_days,
+        });
+    Some(shown)
 }

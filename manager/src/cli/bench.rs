@@ -10,7 +10,7 @@ use super::{
     output::{Cell, Out, Table, Tone, paint},
 };
 use crate::bench::{
-    Error, Figure, Report, Target, agent, commands, console, event, fan_in, ingest, sessions,
+    Error, Figure, Report, Target, agent, commands, console, event, fan_in, flash, ingest, sessions,
 };
 
 /// Measure a hub or an agent; starts its own unless told otherwise
@@ -143,6 +143,25 @@ pub(super) enum BenchVerb {
         #[command(flatten)]
         place: Place,
     },
+    /// What an agent writes to its flash for the records of one device: by record and by hour
+    #[command(
+        after_help = "Examples:\n  fleet bench flash\n  fleet bench flash --minutes 60 --every 60 --metrics 20\n\n\
+        Counted are what the agent has the kernel write (/proc/PID/io), and beside it what the disk wrote meanwhile for\n\
+        everybody (/proc/diskstats)."
+    )]
+    Flash {
+        /// How long
+        #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=240))]
+        minutes: u16,
+        /// Seconds from one reading of the device to the next
+        #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=3_600))]
+        every: u16,
+        /// Metrics of a reading
+        #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=1_000))]
+        metrics: u16,
+        #[command(flatten)]
+        place: Place,
+    },
 }
 
 /// Where, and how strictly.
@@ -219,6 +238,10 @@ async fn measure(verb: BenchVerb, common: &Common, fleet: PathBuf) -> Result<(Re
         BenchVerb::Agent { seconds, intervals, place } => {
             let config = agent::Config { fleet, folder: place.folder, seconds, intervals };
             Ok((agent::run(&config).await?, place.check))
+        }
+        BenchVerb::Flash { minutes, every, metrics, place } => {
+            let config = flash::Config { fleet, folder: place.folder, minutes, every, metrics };
+            Ok((flash::run(&config).await?, place.check))
         }
     }
 }

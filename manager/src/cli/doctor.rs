@@ -3,6 +3,7 @@
 //! Asks what any operator may ask. Judging is pure; what may not be looked at is told as such and judged by nobody.
 
 mod releases;
+mod room;
 
 use std::collections::BTreeMap;
 
@@ -95,7 +96,9 @@ fn judge(found: &Found, base: &str) -> Vec<Check> {
     let mut checks = vec![Check::ok("hub", format!("answers at {base}"))];
     match &found.status {
         Ok(status) => {
-            checks.extend([ready(status), clocks(status, found.here_ms), disk(status), ledger(status)]);
+            checks.extend([ready(status), clocks(status, found.here_ms), disk(status)]);
+            checks.extend(room::room(status));
+            checks.push(ledger(status));
         }
         Err(failure) => checks.push(Check::unknown("readiness", failure)),
     }
@@ -161,8 +164,8 @@ fn disk(status: &Status) -> Check {
         return Check { verdict: Verdict::Unknown, ..Check::ok("disk", "the hub cannot tell") };
     };
     let used = 100.0 * (1.0 - disk.free_bytes as f64 / (disk.total_bytes as f64).max(1.0));
-    let found = Check::ok("disk", format!("{used:.0}% of the hub's is used"));
-    let advice = "make room, or let the store keep less: max_disk_bytes in fleet.toml";
+    let found = Check::ok("disk", format!("{used:.0}% of the hub's is used{}", room::by(disk)));
+    let advice = "make room, or let the store keep less: max_disk_bytes under [keep] in fleet.toml";
     match used {
         used if used > FULL[1] => found.bad(Verdict::Wrong, advice),
         used if used > FULL[0] => found.bad(Verdict::Warning, advice),
@@ -357,7 +360,7 @@ mod tests {
             version: "0.1.0".to_owned(),
             ready: true,
             accounts_by_state: [("balanced".to_owned(), 4)].into(),
-            disk: Some(DiskSpace { free_bytes: 60, total_bytes: 100 }),
+            disk: Some(DiskSpace { free_bytes: 60, total_bytes: 100, ..DiskSpace::default() }),
             ..Status::default()
         };
         let ca = Authority { not_after_ms: 3_650 * DAY_MS, signs_clients: true, ..Authority::default() };
@@ -411,7 +414,8 @@ mod tests {
             }),
             ("clock", Verdict::Warning, |found| found.here_ms = 60_000),
             ("disk", Verdict::Wrong, |found| {
-                found.status.as_mut().unwrap().disk = Some(DiskSpace { free_bytes: 1, total_bytes: 100 });
+                found.status.as_mut().unwrap().disk =
+                    Some(DiskSpace { free_bytes: 1, total_bytes: 100, ..DiskSpace::default() });
             }),
             ("ledger", Verdict::Wrong, |found| {
                 found.status.as_mut().unwrap().accounts_by_state.insert("broken".to_owned(), 1);

@@ -121,7 +121,8 @@ mod tests {
         let mut cli = Cli::command();
         cli.build();
         write(&cli, folder.path()).unwrap();
-        for (page, words) in [("fleet.1", "fleet"), ("fleet-node-ls.1", "fleet node ls"), ("fleet-hub.1", "fleet hub")]
+        for (page, words) in
+            [("fleet.1", "fleet"), ("fleet-node-ls.1", "fleet node ls"), ("fleet-hub.1", "fleet hub")]
         {
             let text = std::fs::read_to_string(folder.path().join(page)).unwrap();
             assert!(text.contains(&words.replace('-', "\\-")) && text.contains("Examples"), "{page}: {text}");

@@ -155,11 +155,13 @@ fn packaged(data: &Path) -> Option<Result<Target, Failure>> {
     match fs::metadata(data.join(run::ADDRESSES)) {
         Ok(_) => Some(local(data)),
         // Its folder is closed to others, and the token with it.
-        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => Some(Err(Failure::Denied(format!(
-            "the hub of this machine keeps its token in {}, which you may not read: use sudo, or log in with a token \
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            Some(Err(Failure::Denied(format!(
+                "the hub of this machine keeps its token in {}, which you may not read: use sudo, or log in with a token \
              of your own (`fleet login`)",
-            data.display()
-        )))),
+                data.display()
+            ))))
+        }
         Err(_) => None,
     }
 }

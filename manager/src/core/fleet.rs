@@ -28,6 +28,8 @@ use super::{
 
 /// Short for a node within one store; never reused.
 pub type NodeNo = u32;
+/// The number of the hub itself in events: nodes count from 1.
+pub const HUB: NodeNo = 0;
 
 /// Where a node is.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -245,6 +247,12 @@ pub struct Fleet {
 }
 
 impl Fleet {
+    /// Whom an event is about: a node by its number, or the hub itself ([`HUB`]).
+    #[must_use]
+    pub fn subject(&self, number: NodeNo) -> Option<NodeId> {
+        if number == HUB { Some(NodeId::hub()) } else { self.ids.get(&number).cloned() }
+    }
+
     /// Takes a node that the store has.
     pub fn insert(&mut self, node: Node) {
         let id = node.record.id.clone();

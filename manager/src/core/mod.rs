@@ -6,6 +6,7 @@ pub mod audit;
 pub mod command;
 pub mod config;
 pub mod devices;
+pub mod disk;
 pub mod fleet;
 pub mod identity;
 pub mod intake;

@@ -16,14 +16,14 @@ use fleet_schemas::{
 
 use tokio::sync::watch;
 
-use super::readiness::Health;
+use super::{disk, readiness::Health};
 use crate::{
     clock::{self, HubClock},
     consume::Shared,
-    core::time::millis,
+    core::{fleet::HUB, time::millis},
     store::{
         state::{Commit, EventRow},
-        telemetry::{self, Rotten},
+        telemetry::{self, RetainReport, Rotten},
     },
 };
 
@@ -43,16 +43,20 @@ pub(super) struct Tidier {
     pub clock: Arc<HubClock>,
     pub stop: Arc<AtomicBool>,
     pub retain_events: Duration,
+    pub disk: disk::Watch,
 }
 
 impl Tidier {
-    pub(super) fn run(&self) {
+    pub(super) fn run(&mut self) {
         let mut retain_due = Duration::ZERO;
         while !self.stop.load(Ordering::Acquire) {
             let more = self.health.failure().is_none() && self.seal();
             if clock::mono() >= retain_due && self.health.failure().is_none() {
                 retain_due = clock::mono() + RETAIN;
                 self.retain();
+            }
+            if self.health.failure().is_none() {
+                self.watch_disk();
             }
             if !more {
                 thread::park_timeout(PAUSE);
@@ -71,6 +75,31 @@ impl Tidier {
                 self.failed(&error, "failed to seal samples");
                 false
             }
+        }
+    }
+
+    fn watch_disk(&mut self) {
+        match self.disk.look(&self.shared, &self.clock) {
+            Ok(None) => {}
+            Ok(Some(crossed)) => self.tell(crossed.kind, crossed.severity, crossed.message),
+            Err(error) => self.health.failed(error.to_string()),
+        }
+    }
+
+    /// An event of the hub itself.
+    fn tell(&self, kind: &str, severity: Severity, message: String) {
+        let now_ms = self.clock.now().wall_ms;
+        match severity {
+            Severity::Info => tracing::info!(kind, "{message}"),
+            Severity::Warning => tracing::warn!(kind, "{message}"),
+            Severity::Error | Severity::Critical => tracing::error!(kind, "{message}"),
+        }
+        let kind = MetricName::parse(kind).expect("our own kinds are short and printable");
+        let event = Event { time_ms: now_ms, kind, severity, message, data: None, device: None, id: None };
+        let row = EventRow { node: HUB, time_ms: now_ms, recv_ms: now_ms, by_hub: true, event };
+        match self.shared.state().apply(&Commit { events: vec![row], ..Commit::default() }) {
+            Ok(_) => self.committed.send_modify(|count| *count = count.wrapping_add(1)),
+            Err(error) => self.health.failed(error.to_string()),
         }
     }
 
@@ -108,14 +137,36 @@ impl Tidier {
         }
     }
 
+    fn tell_removed(&self, report: &RetainReport) {
+        if report.removed.is_empty() {
+            return;
+        }
+        let samples: u64 = report.expired.iter().map(|(_, _, samples)| samples).sum();
+        let files = report.removed.join(", ");
+        let message =
+            format!("{files} was removed by retention; {samples} samples are over, as the ledger has it");
+        self.tell("telemetry_expired", Severity::Info, message);
+    }
+
     fn retain(&self) {
         let (now, jumped) = self.clock.read();
         if jumped {
             // Expiry waits until somebody has set the clock.
             return;
         }
-        if let Err(error) = self.shared.telemetry.retain(now.wall_ms) {
-            self.failed(&error, "failed to remove old samples");
+        while !self.stop.load(Ordering::Acquire) {
+            match self.shared.telemetry.retain(now.wall_ms) {
+                Ok(report) => {
+                    self.tell_removed(&report);
+                    if !report.more {
+                        break;
+                    }
+                }
+                Err(error) => {
+                    self.failed(&error, "failed to remove old samples");
+                    break;
+                }
+            }
         }
         let before_ms = now.wall_ms.saturating_sub(millis(self.retain_events));
         loop {

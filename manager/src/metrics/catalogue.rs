@@ -80,6 +80,9 @@ catalogue! {
     WEEK_FILES = gauge("fleet_store_week_files", &[], "Week files.");
     SET_ASIDE = gauge("fleet_store_set_aside_files", &[], "Damaged files that were set aside when the store was opened.");
     STORE_BYTES = gauge("fleet_store_bytes", &[], "Size of the telemetry store's files.");
+    DISK_FREE = gauge("fleet_disk_free_bytes", &[], "Bytes that are left for the hub on its filesystem.");
+    DISK_SIZE = gauge("fleet_disk_size_bytes", &[], "Size of the hub's filesystem.");
+    DISK_USED = gauge("fleet_disk_used_bytes", &["by"], "Bytes used on the hub's filesystem: telemetry, state, artifacts, everything else.");
     GATE_CONNECTIONS = gauge("fleet_gate_connections", &[], "Open sockets at the gate, sessions or not.");
     GATE_SESSIONS = gauge("fleet_gate_sessions", &[], "MQTT sessions.");
     GATE_SESSIONS_OPENED = counter("fleet_gate_sessions_opened_total", &[], "MQTT sessions opened.");

@@ -203,6 +203,18 @@ fn store(hub: &Hub, scrape: &mut Scrape) -> Result<(), crate::consume::Error> {
     scrape.set(&c::WEEK_FILES, &[], stats.week_files as f64);
     scrape.set(&c::SET_ASIDE, &[], stats.set_aside.len() as f64);
     scrape.set(&c::STORE_BYTES, &[], stats.file_bytes as f64);
+    if let Some(view) = hub.disk() {
+        scrape.set(&c::DISK_FREE, &[], view.free as f64);
+        scrape.set(&c::DISK_SIZE, &[], view.total as f64);
+        for (by, bytes) in [
+            ("telemetry", view.used.telemetry),
+            ("state", view.used.state),
+            ("artifacts", view.used.artifacts),
+            ("elsewhere", view.used.elsewhere),
+        ] {
+            scrape.set(&c::DISK_USED, &[by], bytes as f64);
+        }
+    }
     Ok(())
 }
 

@@ -253,7 +253,7 @@ impl Follower {
     }
 
     fn id(&self, number: NodeNo) -> Option<NodeId> {
-        self.hub.with_fleet(|fleet| fleet.ids.get(&number).cloned())
+        self.hub.with_fleet(|fleet| fleet.subject(number))
     }
 
     async fn samples(&mut self, batch: &Followed, stop: &mut watch::Receiver<bool>) -> Result<(), Over> {

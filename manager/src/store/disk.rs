@@ -95,7 +95,7 @@ impl DiskError {
 pub struct Space {
     /// Left for us.
     pub free: u64,
-    /// In all.
+    /// In all: used and left.
     pub total: u64,
 }
 
@@ -209,12 +209,11 @@ impl Disk for Folder {
     }
 
     fn space(&self) -> Option<Space> {
-        let root = fs::canonicalize(&self.0).ok()?;
-        let disks = sysinfo::Disks::new_with_refreshed_list().ok()?;
-        (disks.iter())
-            .filter(|disk| root.starts_with(disk.mount_point()))
-            .max_by_key(|disk| disk.mount_point().as_os_str().len())
-            .map(|disk| Space { free: disk.available_space(), total: disk.total_space() })
+        let found = rustix::fs::statvfs(&self.0).ok()?;
+        let bytes = |blocks: u64| blocks.saturating_mul(found.f_frsize);
+        // As df(1) reckons: what is kept for root is neither used nor the hub's to use.
+        let used = found.f_blocks.saturating_sub(found.f_bfree);
+        Some(Space { free: bytes(found.f_bavail), total: bytes(used.saturating_add(found.f_bavail)) })
     }
 }
 

@@ -6,6 +6,7 @@ mod alerts;
 mod commands;
 mod config;
 mod devices;
+mod disk;
 mod feed;
 mod genes;
 mod identities;
@@ -23,7 +24,7 @@ pub use feed::EventPage;
 pub use genes::{GENES, GeneRow, Kept};
 pub use identities::{AuditFilter, Changed, Changes, RetainedRow};
 
-use super::disk::{self, Disk, DiskError, Open};
+use super::disk::{self as files, Disk, DiskError, Open};
 use crate::core::{
     command,
     config::Rows,
@@ -34,13 +35,15 @@ use crate::core::{
     rollout,
 };
 
-const FILE: &str = "state.redb";
+/// Its name in the data folder.
+pub const FILE: &str = "state.redb";
 const FORMAT: u32 = 1;
 const CACHE_BYTES: usize = 64 * 1024 * 1024;
 /// Raw batches kept of the event and command lanes; the oldest go.
 const QUARANTINE_ROWS: u64 = 10_000;
 
-// `store_id` (16 bytes), `next_event` (u64), `highest_node` (u32), `last_command` (u64), `config_epoch` (u64). Five rows.
+// `store_id` (16 bytes), `next_event` (u64), `highest_node` (u32), `last_command` (u64), `config_epoch` (u64), `disk`
+// (CBOR `History`). Six rows.
 const HUB: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("hub");
 // Node number → CBOR `Record`. One row a node, rewritten when it changes.
 const NODES: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("nodes");
@@ -205,7 +208,7 @@ impl StateStore {
     /// # Errors
     /// [`Error`].
     pub fn open(disk: &dyn Disk, fresh: StoreId) -> Result<Self, Error> {
-        let db = disk::open(disk, FILE, Open { format: FORMAT, cache_bytes: CACHE_BYTES, store_id: None })?;
+        let db = files::open(disk, FILE, Open { format: FORMAT, cache_bytes: CACHE_BYTES, store_id: None })?;
         let write = db.begin_write().map_err(store)?;
         let store_id = {
             let mut hub = write.open_table(HUB).map_err(store)?;

@@ -98,11 +98,49 @@ pub struct Status {
 }
 
 /// A filesystem.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct DiskSpace {
     /// Bytes that are left for the hub.
     pub free_bytes: u64,
     /// Bytes in all.
     pub total_bytes: u64,
+    /// `fine`, `high` from 80 % on, `full` from 95 % on; each ends five points below.
+    #[serde(default)]
+    pub level: String,
+    /// Bytes used, by `telemetry`, `state`, `artifacts` and `elsewhere`.
+    #[serde(default)]
+    pub used_bytes: BTreeMap<String, u64>,
+    /// Bytes that telemetry may take, as retention reckons it now.
+    #[serde(default)]
+    pub telemetry_most_bytes: u64,
+    /// Days that samples are kept unless size decides.
+    #[serde(default)]
+    pub keep_days: u32,
+    /// How long the hub has looked, in seconds: a forecast needs six hours.
+    #[serde(default)]
+    pub watched_s: u64,
+    /// What is to come.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forecast: Option<DiskForecast>,
+}
+
+/// What is to come on a filesystem.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
+pub struct DiskForecast {
+    /// Bytes that are added in a day, over the last week, by the same names.
+    pub daily_bytes: BTreeMap<String, i64>,
+    /// Which retention removes telemetry next, `age` or `size`,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+    /// and in how many days.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_days: Option<f64>,
+    /// Days of samples that there is room for, where that is less than `keep_days`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept_days: Option<f64>,
+    /// In how many days 95 % are used although retention acts; absent: not within ten years.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub full_days: Option<f64>,
 }

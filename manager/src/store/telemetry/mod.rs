@@ -54,7 +54,7 @@ pub use counters::Booking;
 pub use follow::{Followed, LogPage};
 pub use latest::{Latest, SeriesName};
 pub use query::{Query, SeriesPoints, Step, Wants};
-pub use retain::RetainReport;
+pub use retain::{Held, RetainReport};
 pub use rot::Rotten;
 pub use seal::SealReport;
 pub use stats::Stats;

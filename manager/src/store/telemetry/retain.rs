@@ -34,6 +34,17 @@ pub struct RetainReport {
     pub full: bool,
 }
 
+/// The room that telemetry has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Held {
+    /// Bytes that it takes.
+    pub bytes: u64,
+    /// Most bytes that it may take, as retention reckons it now; none: nobody knows.
+    pub most_bytes: Option<u64>,
+    /// When the week of the oldest file ends, Unix milliseconds.
+    pub oldest_ms: Option<i64>,
+}
+
 /// Whether a file may go.
 enum Ready {
     Now,
@@ -91,12 +102,34 @@ impl TelemetryStore {
 
     fn is_over_size(&self, opened: &Opened) -> bool {
         let used = self.bytes(opened);
-        let most = self.config.max_disk_bytes.or_else(|| {
+        self.most(used).is_some_and(|most| used > most)
+    }
+
+    /// Bytes that telemetry may take while it takes `used`: as configured, or what the others leave of its share of the
+    /// filesystem.
+    fn most(&self, used: u64) -> Option<u64> {
+        self.config.max_disk_bytes.or_else(|| {
             let space = self.disk.space()?;
             let elsewhere = space.total.saturating_sub(space.free).saturating_sub(used);
             Some((space.total / 100 * DISK_SHARE_PERCENT).saturating_sub(elsewhere))
-        });
-        most.is_some_and(|most| used > most)
+        })
+    }
+
+    /// What telemetry takes and may take.
+    ///
+    /// # Errors
+    /// [`Error::Closed`].
+    pub fn held(&self) -> Result<Held, Error> {
+        let opened = self.opened()?;
+        let bytes = self.bytes(&opened);
+        let oldest_ms = opened.weeks.all().first().map(|file| file.id.end_ms());
+        Ok(Held { bytes, most_bytes: self.most(bytes), oldest_ms })
+    }
+
+    /// Bytes of a file beside the telemetry, by its name in the data folder; 0 when it is missing.
+    #[must_use]
+    pub fn size_beside(&self, name: &str) -> u64 {
+        self.disk.size(name)
     }
 
     pub(super) fn bytes(&self, opened: &Opened) -> u64 {
