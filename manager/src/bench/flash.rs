@@ -73,7 +73,8 @@ pub async fn run(config: &Config) -> Result<Report, Error> {
 
 /// Hands readings in for as long as is asked; how many records.
 async fn read_device(config: &Config, api: &str) -> Result<f64, Error> {
-    let http = reqwest::Client::new();
+    // A connection for each reading, as small programs do; one that rests would be closed meanwhile.
+    let http = reqwest::Client::builder().pool_max_idle_per_host(0).build()?;
     let url = format!("{api}/api/v1/telemetry");
     let mut ticks = time::interval(Duration::from_secs(config.every.into()));
     let readings = (u64::from(config.minutes) * 60 / u64::from(config.every)).max(1);
