@@ -17,7 +17,7 @@ use fleet_schemas::{Lane, NodeId, StoreId, Topic, cbor::Unpacker};
 use crate::{
     core::{
         Now,
-        audit::Entry,
+        audit::{self, Entry},
         command::{self, Dispatch, Kept},
         config, devices,
         fleet::{Fleet, Node, NodeNo},
@@ -113,6 +113,42 @@ pub struct Consumer {
     written_ms: BTreeMap<NodeNo, i64>,
 }
 
+/// Rows that an intent names by itself: what is saved, or removed.
+#[derive(Debug, Default)]
+struct Names {
+    groups: Vec<(String, Option<String>)>,
+    sites: Vec<(String, Option<String>)>,
+}
+
+impl Names {
+    fn of(intent: &Intent) -> Self {
+        let (mut groups, mut sites) = (Vec::new(), Vec::new());
+        match intent {
+            Intent::PutGroup { name, selector } => groups.push((name.clone(), Some(selector.clone()))),
+            Intent::RemoveGroup(name) => groups.push((name.clone(), None)),
+            Intent::PutSite { name, tz } => sites.push((name.clone(), Some(tz.clone()))),
+            Intent::RemoveSite(name) => sites.push((name.clone(), None)),
+            Intent::PatchNode { .. }
+            | Intent::ImportNodes(_)
+            | Intent::Identity(_)
+            | Intent::Rotated(_)
+            | Intent::Noted(_)
+            | Intent::Command(_)
+            | Intent::CancelCommand { .. }
+            | Intent::EditConfig { .. }
+            | Intent::RetryConfig(_)
+            | Intent::Rollout(_)
+            | Intent::ActOnRollout { .. } => {}
+        }
+        Self { groups, sites }
+    }
+
+    fn extend(&mut self, Self { groups, sites }: Self) {
+        self.groups.extend(groups);
+        self.sites.extend(sites);
+    }
+}
+
 impl Consumer {
     /// Opens the stores and reads the registry. Nodes that were online are suspected until they are heard.
     ///
@@ -149,6 +185,7 @@ impl Consumer {
         let found = self.shared.state().find()?;
         let mut fleet = Fleet::default();
         fleet.groups = found.groups;
+        fleet.sites = found.sites;
         self.highest_node = found.highest_node;
         let mut nodes: BTreeMap<_, _> = found
             .nodes
@@ -284,7 +321,7 @@ impl Consumer {
         if effects.marks.is_empty() {
             return Ok(());
         }
-        let marks = self.state_commit(&effects, Vec::new()).marks;
+        let marks = self.state_commit(&effects, Names::default()).marks;
         self.shared.state().apply(&Commit { marks, ..commit })?;
         self.commit_telemetry(&effects, &forgotten)
     }
@@ -301,7 +338,7 @@ impl Consumer {
         now: Now,
     ) -> Result<Spoken, Error> {
         let mut effects = Effects::default();
-        let (mut groups, mut audit) = (Vec::new(), Vec::new());
+        let (mut names, mut audit) = (Names::default(), Vec::new());
         let mut outcomes: Vec<Result<(), RegistryError>> = Vec::with_capacity(orders.len());
         // Before the lock: decoding a full group takes tens of milliseconds, and whoever asks for a node waits for it.
         let inputs: Vec<_> = (messages.into_iter())
@@ -320,27 +357,16 @@ impl Consumer {
             if !orders.is_empty() {
                 let mut identities = shared.identities.write().unwrap_or_else(PoisonError::into_inner);
                 for Order { by, intent } in orders {
-                    let group = match &intent {
-                        Intent::PutGroup { name, selector } => Some((name.clone(), Some(selector.clone()))),
-                        Intent::RemoveGroup(name) => Some((name.clone(), None)),
-                        Intent::PatchNode { .. }
-                        | Intent::ImportNodes(_)
-                        | Intent::Identity(_)
-                        | Intent::Rotated(_)
-                        | Intent::Noted(_)
-                        | Intent::Command(_)
-                        | Intent::CancelCommand { .. }
-                        | Intent::EditConfig { .. }
-                        | Intent::RetryConfig(_)
-                        | Intent::Rollout(_)
-                        | Intent::ActOnRollout { .. } => None,
-                    };
-                    let entry = Entry::new(&intent, &by, now.wall_ms);
+                    let named = Names::of(&intent);
+                    let entry = audit::is_told(&intent).then(|| Entry::new(&intent, &by, now.wall_ms));
                     let highest = self.highest_node;
+                    let order = Order { by, intent };
                     let outcome =
-                        registry::take(&mut fleet, &mut identities, &mut effects, intent, highest, now);
-                    groups.extend(group.filter(|_| outcome.is_ok()));
-                    audit.extend(outcome.is_ok().then_some(entry));
+                        registry::take(&mut fleet, &mut identities, &mut effects, order, highest, now);
+                    if outcome.is_ok() {
+                        names.extend(named);
+                    }
+                    audit.extend(entry.filter(|_| outcome.is_ok()));
                     outcomes.push(outcome);
                 }
             }
@@ -355,7 +381,7 @@ impl Consumer {
             rollout::advance(&mut fleet, &mut effects, now);
         }
         self.ask_store(&mut effects)?;
-        let mut commit = self.state_commit(&effects, groups);
+        let mut commit = self.state_commit(&effects, names);
         let told = effects.commands.take_told();
         commit.commands = std::mem::replace(&mut effects.commands, told);
         commit.config = std::mem::take(&mut effects.config.rows);
@@ -382,9 +408,9 @@ impl Consumer {
         Ok(())
     }
 
-    fn state_commit(&self, effects: &Effects, groups: Vec<(String, Option<String>)>) -> Commit {
+    fn state_commit(&self, effects: &Effects, Names { groups, sites }: Names) -> Commit {
         let fleet = self.shared.fleet();
-        let mut commit = Commit { groups, ..Commit::default() };
+        let mut commit = Commit { groups, sites, ..Commit::default() };
         for id in &effects.nodes {
             if let Some(node) = fleet.nodes.get(id) {
                 commit.nodes.push((node.number, node.record.clone()));

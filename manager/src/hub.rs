@@ -34,6 +34,7 @@ use crate::{
     consume::{self, Consumer, FeedItem, Shared, StoredEvent},
     core::{
         audit::Entry,
+        bounds::{self, Touch},
         devices::Device,
         fleet::{Fleet, NodeNo},
         identity::{Cut, Identities},
@@ -341,6 +342,16 @@ impl Hub {
     /// Looks at who may speak to the hub.
     pub fn with_identities<R>(&self, look: impl FnOnce(&Identities) -> R) -> R {
         look(&self.0.shared.identities())
+    }
+
+    /// Whether somebody, such as `operator NAME`, may change what is no intent of the registry.
+    ///
+    /// # Errors
+    /// [`RegistryError::Outside`].
+    pub fn may(&self, by: &str, touch: Touch<'_>) -> Result<(), RegistryError> {
+        // In the order in which the consumer takes them.
+        let fleet = self.0.shared.fleet();
+        bounds::may(&fleet, &self.0.shared.identities(), by, touch)
     }
 
     /// Says who ends sessions; once, before anything is changed.

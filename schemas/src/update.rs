@@ -4,10 +4,14 @@
 //! the signed metadata of the releases (TUF 1.0), where the target stands with its length, digest and [`Custom`]. Every
 //! step is told by an event of kind [`EVENT`]; what runs, by the birth and by events of kind [`RUNNING`].
 
+mod hours;
+
 use std::{fmt, str::FromStr};
 
 use ciborium::Value;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+pub use hours::Hours;
 
 use crate::{
     command::Reason,

@@ -1,10 +1,21 @@
 //! The agent updates itself through its launcher, and both are killed at every step: one verified release always runs, and
 //! nobody has to repair anything.
 
-use std::{fs, net::TcpListener, path::Path, process::Command, sync::LazyLock};
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::LazyLock,
+};
 
 use fleet_edge_agent::launch::{Folder, digest_of};
-use fleet_schemas::{CommandId, command, update::State};
+use fleet_schemas::{
+    CommandId, NodeId, command,
+    update::{State, Target, Window},
+};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use crate::{BINARY, Field, Process, until};
@@ -124,6 +135,129 @@ async fn an_agent_that_is_killed_at_any_step_of_its_own_update_runs_on() {
     let agent = Launched::start(&field);
     assert_eq!(agent.runs().await, new);
     agent.kill();
+}
+
+/// The states at which the node has written down what it does next.
+const STEPS: [&str; 6] = ["accepted", "downloading", "downloaded", "installing", "switching", "probation"];
+
+/// One release after the other, each killed once at every step.
+struct Rounds {
+    field: Field,
+    /// While this file is there, what was fetched is not put to use.
+    metered: PathBuf,
+    killed: BTreeMap<&'static str, usize>,
+}
+
+impl Rounds {
+    /// Starts it until it is at a step, and kills launcher and agent there. The step may be over before it was seen:
+    /// then it is not counted.
+    async fn kill_at(&mut self, step: &'static str, runs: &str) {
+        let agent = Launched::start(&self.field);
+        let place = |word: &str| STEPS.iter().position(|step| *step == word);
+        let seen = until(
+            step,
+            async || agent.status().await,
+            |status| {
+                let state = status["updates"]["updates"][0]["state"].as_str().and_then(place);
+                state >= place(step)
+            },
+        )
+        .await;
+        if is_at(&seen, step) {
+            assert_eq!(agent.runs().await, runs, "at {step}");
+            *self.killed.entry(step).or_default() += 1;
+        }
+        agent.kill();
+    }
+
+    /// The launcher stands still: the agent writes that another is to be started, and ends; nobody starts it.
+    async fn kill_while_nothing_runs(&mut self, target: &Target) {
+        let agent = Launched::start(&self.field);
+        let launcher = Pid::from_child(&agent.process.child);
+        kill_process(launcher, Signal::STOP).unwrap();
+        until("the agent ended", async || agent.status().await, Value::is_null).await;
+        let record = Folder::new(&self.field.config.data).load().unwrap();
+        assert_eq!(record.trial.unwrap().release.version, target.version, "the next start is written down");
+        *self.killed.entry("switching").or_default() += 1;
+        agent.kill();
+    }
+
+    /// Whether the hub lets the node in.
+    fn open(&self, open: bool) {
+        let node = NodeId::parse("agent-4").unwrap();
+        self.field.site.book().nodes.get_mut(&node).unwrap().revoked = !open;
+    }
+
+    /// Gives what runs in the end.
+    async fn round(&mut self, round: u64, old: &str) -> String {
+        let text = format!("agent/fleet-agent/9.{round}.0/any");
+        let target: Target = text.parse().unwrap();
+        let program = [PROGRAM.as_slice(), round.to_string().as_bytes()].concat();
+        let held = program.len() - 100_000;
+        self.field.repo.release(&text, program, &json!({}));
+        let new = self.field.repo.digest(&text);
+        let hold = self.field.repo.hold("/v1/tuf/timestamp.json", 0);
+        let id = self.field.order_of(100 + round, &text, "update/agent/fleet-agent", |order| {
+            order.probation_ms = Some(0);
+            order.window = Some(Window { unmetered: true, ..Window::default() });
+        });
+        self.kill_at("accepted", old).await;
+        drop(hold);
+        let hold = self.field.repo.hold("/v1/artifacts", held);
+        self.kill_at("downloading", old).await;
+        // The link begins to cost just before the last bytes come: what is there waits.
+        let asked = self.field.repo.ranges().len();
+        let agent = Launched::start(&self.field);
+        let file = self.field.config.data.join("releases/downloads").join(&new);
+        let there = async || {
+            let length = fs::metadata(&file).map_or(0, |file| file.len());
+            (self.field.repo.ranges().len() > asked).then_some(length)
+        };
+        let most = held as u64 - 200_000;
+        until("all but the last bytes", there, |length| length.is_some_and(|length| length > most)).await;
+        fs::write(&self.metered, "").unwrap();
+        drop(hold);
+        let waits = |status: &Value| {
+            is_at(status, "downloaded") || status["updates"]["updates"][0]["reason"].is_string()
+        };
+        let seen = until("it waits", async || agent.status().await, waits).await;
+        *self.killed.entry("downloaded").or_default() += usize::from(is_at(&seen, "downloaded"));
+        agent.kill();
+        fs::remove_file(&self.metered).unwrap();
+        self.kill_at("installing", old).await;
+        self.kill_while_nothing_runs(&target).await;
+        // On trial it has to be heard by the hub, which does not let it in for now.
+        self.open(false);
+        self.kill_at("probation", &new).await;
+        self.open(true);
+        let agent = Launched::start(&self.field);
+        let (report, result) = self.field.end(id).await;
+        assert_eq!((report.state, result.state), (command::State::Succeeded, State::Confirmed), "{result:?}");
+        assert_eq!(agent.runs().await, new);
+        agent.kill();
+        let told = self.field.told(id);
+        assert!(told.is_sorted(), "each step was told once and in order, whatever was killed: {told:?}");
+        new
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_persisted_step_of_an_agents_update_survives_ten_kills() {
+    let field = Field::new("agent-4").await;
+    let metered = field.config.data.join("metered");
+    let file = format!("[update]\nmetered_while = {:?}\n", metered.display().to_string());
+    fs::write(field.config.data.join("agent.toml"), file).unwrap();
+    let mut runs = digest_of(Path::new(BINARY)).unwrap().to_string();
+    let mut rounds = Rounds { field, metered, killed: BTreeMap::new() };
+    let enough = |rounds: &Rounds| STEPS.iter().all(|step| rounds.killed.get(step) >= Some(&KILLS));
+    // A step that was over before it was seen is killed in a later round.
+    for round in 0..3 * KILLS as u64 {
+        if enough(&rounds) {
+            break;
+        }
+        runs = rounds.round(round, &runs).await;
+    }
+    assert!(enough(&rounds), "{:?}", rounds.killed);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -6,6 +6,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod agent;
+mod attack;
 mod flow;
 #[path = "../commands/hub.rs"]
 #[expect(dead_code, reason = "shared with tests that do more with it")]
@@ -48,7 +49,7 @@ use crate::{
 };
 
 /// Longest wait for anything.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 pub(crate) fn clock() -> Clock {
     Clock::new(Default::default())
@@ -106,12 +107,29 @@ impl Field {
         self.order_of(number, &format!("skill/greeter/{version}/any"), "update/skill/greeter", change)
     }
 
+    /// Orders a skill, to be done within so many milliseconds.
+    pub(crate) fn order_within(&self, number: u64, version: &str, timeout_ms: u64) -> CommandId {
+        let target = format!("skill/greeter/{version}/any");
+        self.order_in(number, &target, "update/skill/greeter", timeout_ms, |_| ())
+    }
+
     /// Orders anything.
     pub(crate) fn order_of(
         &self,
         number: u64,
         target: &str,
         supersedes: &str,
+        change: impl FnOnce(&mut Order),
+    ) -> CommandId {
+        self.order_in(number, target, supersedes, 600_000, change)
+    }
+
+    fn order_in(
+        &self,
+        number: u64,
+        target: &str,
+        supersedes: &str,
+        timeout_ms: u64,
         change: impl FnOnce(&mut Order),
     ) -> CommandId {
         let target: update::Target = target.parse().unwrap();
@@ -126,7 +144,7 @@ impl Field {
             queue,
             supersedes,
             idempotent: true,
-            timeout_ms: 600_000,
+            timeout_ms,
             left_ms: 600_000,
             ..offer(number, "update", &params)
         };

@@ -4,7 +4,10 @@
 use std::{
     collections::BTreeMap,
     io,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use fleet_schemas::update::{ARTIFACT_PATH, Digest, TUF_PATH};
@@ -27,6 +30,7 @@ use tokio::sync::watch;
 use crate::site::{Body, Releases};
 
 const LATER: &str = "2036-01-01T00:00:00Z";
+const LONG_AGO: &str = "2020-01-01T00:00:00Z";
 /// Bytes that are served in one part.
 const PART: usize = 64 * 1024;
 
@@ -46,6 +50,10 @@ struct Served {
     // The next answer with an artifact breaks off after so many bytes.
     cuts: Vec<usize>,
     hold: Option<Hold>,
+    // What begins with this path never ends.
+    endless: Option<String>,
+    // Bytes that were taken off our hands of what never ends.
+    endless_bytes: Arc<AtomicU64>,
 }
 
 /// Releases and the key that signs them.
@@ -63,15 +71,20 @@ impl Repo {
         let der = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).unwrap();
         let key = Ed25519KeyPair::from_pkcs8(der.as_ref()).unwrap();
         let repo = Self { key, served: Arc::default(), targets: Mutex::default() };
-        let id = repo.key_id();
+        repo.root(1);
+        repo
+    }
+
+    /// A root of this version, of the same key.
+    pub(crate) fn root(&self, version: u64) {
+        let id = self.key_id();
         let role = json!({"keyids": [id], "threshold": 1});
         let root = json!({
-            "_type": "root", "spec_version": "1.0.31", "version": 1, "expires": LATER, "consistent_snapshot": true,
-            "keys": {id: repo.public()},
+            "_type": "root", "spec_version": "1.0.31", "version": version, "expires": LATER,
+            "consistent_snapshot": true, "keys": {id: self.public()},
             "roles": {"root": role, "targets": role, "snapshot": role, "timestamp": role},
         });
-        repo.put("1.root.json", &root);
-        repo
+        self.put(&format!("{version}.root.json"), &root);
     }
 
     fn public(&self) -> Value {
@@ -100,6 +113,15 @@ impl Repo {
         *self.served().files.get_mut(path).unwrap() = bytes;
     }
 
+    pub(crate) fn artifact(&self, path: &str) -> Bytes {
+        self.served().files[path].clone()
+    }
+
+    /// Serves a file no more.
+    pub(crate) fn remove(&self, path: &str) {
+        self.served().files.remove(path);
+    }
+
     pub(crate) fn artifact_path(&self, target: &str) -> String {
         format!("{ARTIFACT_PATH}/{}", self.digest(target))
     }
@@ -116,17 +138,53 @@ impl Repo {
             targets.clone()
         };
         self.served().files.insert(format!("{ARTIFACT_PATH}/{digest}"), bytes.into());
-        let head = |kind: &str| json!({"_type": kind, "spec_version": "1.0.31", "version": version, "expires": LATER});
-        let with = |mut value: Value, key: &str, more: Value| {
-            value[key] = more;
-            value
-        };
-        let targets = with(head("targets"), "targets", json!(all));
+        let targets = with(head("targets", version), "targets", json!(all));
         self.put(&format!("{version}.targets.json"), &targets);
-        let snapshot = with(head("snapshot"), "meta", json!({"targets.json": {"version": version}}));
-        self.put(&format!("{version}.snapshot.json"), &snapshot);
-        let timestamp = with(head("timestamp"), "meta", json!({"snapshot.json": {"version": version}}));
+        self.snapshot(version, version);
+        self.timestamp(version, version, false);
+    }
+
+    /// The version of what was signed last.
+    pub(crate) fn version(&self) -> u64 {
+        self.targets.lock().unwrap().0
+    }
+
+    /// Signs a snapshot that names targets of some version.
+    pub(crate) fn snapshot(&self, version: u64, targets: u64) {
+        let meta = json!({"targets.json": {"version": targets}});
+        self.put(&format!("{version}.snapshot.json"), &with(head("snapshot", version), "meta", meta));
+    }
+
+    /// Signs a timestamp that names a snapshot of some version.
+    pub(crate) fn timestamp(&self, version: u64, snapshot: u64, expired: bool) {
+        let meta = json!({"snapshot.json": {"version": snapshot}});
+        let mut timestamp = with(head("timestamp", version), "meta", meta);
+        if expired {
+            timestamp["expires"] = LONG_AGO.into();
+        }
         self.put("timestamp.json", &timestamp);
+    }
+
+    /// Every file of metadata as it is.
+    pub(crate) fn metadata(&self) -> BTreeMap<String, Bytes> {
+        let served = self.served();
+        let all = served.files.iter().filter(|(path, _)| path.starts_with(TUF_PATH));
+        all.map(|(path, bytes)| (path.clone(), bytes.clone())).collect()
+    }
+
+    /// Serves these files of metadata and no others.
+    pub(crate) fn show(&self, metadata: BTreeMap<String, Bytes>) {
+        let mut served = self.served();
+        served.files.retain(|path, _| !path.starts_with(TUF_PATH));
+        served.files.extend(metadata);
+    }
+
+    /// What begins with this path never ends; gives how many bytes of it were taken.
+    pub(crate) fn endless(&self, prefix: Option<&str>) -> Arc<AtomicU64> {
+        let mut served = self.served();
+        served.endless = prefix.map(str::to_owned);
+        served.endless_bytes = Arc::default();
+        served.endless_bytes.clone()
     }
 
     /// Signs a skill that says which version it is.
@@ -177,6 +235,15 @@ impl Repo {
     }
 }
 
+fn head(kind: &str, version: u64) -> Value {
+    json!({"_type": kind, "spec_version": "1.0.31", "version": version, "expires": LATER})
+}
+
+fn with(mut value: Value, key: &str, more: Value) -> Value {
+    value[key] = more;
+    value
+}
+
 impl Served {
     fn answer(&mut self, head: &Parts) -> Response<Body> {
         let path = head.uri.path().to_owned();
@@ -189,6 +256,9 @@ impl Served {
             return Response::builder().status(404).body(empty).unwrap();
         };
         self.asked.push((path.clone(), from as u64));
+        if self.endless.as_ref().is_some_and(|prefix| path.starts_with(prefix)) {
+            return Response::new(endless(bytes, self.endless_bytes.clone()));
+        }
         let cut = (path.starts_with(ARTIFACT_PATH) && !self.cuts.is_empty()).then(|| self.cuts.remove(0));
         let hold = self.hold.clone().filter(|hold| path.starts_with(&hold.prefix));
         let length = bytes.len();
@@ -199,6 +269,17 @@ impl Served {
         }
         answer.body(body(bytes, from, cut, hold)).unwrap()
     }
+}
+
+/// The bytes, and zeros after them for ever.
+fn endless(bytes: Bytes, taken: Arc<AtomicU64>) -> Body {
+    let first = stream::iter([bytes]);
+    let parts = first.chain(stream::repeat_with(|| Bytes::from_static(&[0; PART])));
+    let parts = parts.map(move |part| {
+        taken.fetch_add(part.len() as u64, Ordering::Relaxed);
+        Ok(Frame::data(part))
+    });
+    StreamBody::new(parts).boxed_unsync()
 }
 
 fn body(bytes: Bytes, from: usize, cut: Option<usize>, hold: Option<Hold>) -> Body {

@@ -20,7 +20,10 @@ use super::{
 };
 use crate::{
     alerts::{self, Alerts},
-    core::alert::{Alert, Silence, Stage},
+    core::{
+        alert::{Alert, Silence, Stage},
+        bounds::Touch,
+    },
     store::state::AlertFilter,
 };
 
@@ -154,7 +157,9 @@ pub(super) async fn acknowledge(
 ) -> Result<Response, Refusal> {
     params.only(&[])?;
     let Acknowledge { comment: said } = json(&headers, &body)?;
-    Ok(Json(take_care(&api, &caller, &id, said).await?).into_response())
+    let request: [&[u8]; 3] = [b"acknowledge", id.as_bytes(), &body];
+    let done = take_care(&api, &caller, &id, said);
+    api.keys.once(StatusCode::OK, &headers, &caller, &request, done).await
 }
 
 /// Acknowledges an alert; gives it as it is then.
@@ -165,6 +170,7 @@ pub(crate) async fn take_care(
     said: Option<String>,
 ) -> Result<shapes::Alert, Refusal> {
     let alert = find(api, id).await?;
+    api.hub.may(&caller.by(), Touch::Node(&alert.node))?;
     api.alerts()?.acknowledge(alert.number, caller.by(), comment(said)?).await?;
     Ok(alerts::shown(&find(api, id).await?))
 }
@@ -224,7 +230,8 @@ pub(super) async fn silence(
             "the alert says what it is about; `silences` takes a rule, a node, a site",
         ));
     }
-    Ok((StatusCode::CREATED, Json(quieten(&api, &caller, &id, wanted).await?)).into_response())
+    let request: [&[u8]; 3] = [b"silence", id.as_bytes(), &body];
+    api.keys.create(&headers, &caller, &request, quieten(&api, &caller, &id, wanted)).await
 }
 
 /// Keeps people from being told of what an alert is about, for a while.
@@ -249,7 +256,18 @@ async fn quieten(
     silence.rule = Some(alert.rule);
     silence.node = Some(alert.node);
     silence.device = Some(alert.device);
+    may(api, caller, &silence)?;
     Ok(shown(&api.alerts()?.silence(silence).await?))
+}
+
+/// Whether a caller may keep people from being told of that.
+fn may(api: &Api, caller: &Caller, silence: &Silence) -> Result<(), Refusal> {
+    let touch = match (&silence.node, &silence.site) {
+        (Some(node), _) => Touch::Node(node),
+        (None, Some(site)) => Touch::Site(site),
+        (None, None) => Touch::Whole("silences that name neither a node nor a site"),
+    };
+    Ok(api.hub.may(&caller.by(), touch)?)
 }
 
 fn shown(silence: &Silence) -> shapes::Silence {
@@ -288,8 +306,12 @@ pub(super) async fn create_silence(
 ) -> Result<Response, Refusal> {
     params.only(&[])?;
     let wanted: Wanted = json(&headers, &body)?;
-    let made = api.alerts()?.silence(wanted.silence(&caller, api.hub.clock().now().wall_ms)?).await?;
-    Ok((StatusCode::CREATED, Json(shown(&made))).into_response())
+    let made = async {
+        let silence = wanted.silence(&caller, api.hub.clock().now().wall_ms)?;
+        may(&api, &caller, &silence)?;
+        Ok(shown(&api.alerts()?.silence(silence).await?))
+    };
+    api.keys.create(&headers, &caller, &[b"silences", &body], made).await
 }
 
 /// `DELETE silences/{id}`: what still fires is told at once.
@@ -305,10 +327,13 @@ pub(super) async fn remove_silence(
 }
 
 /// Ends a silence.
-pub(crate) async fn speak_again(api: &Api, caller: &Caller, id: &str) -> Result<(), Refusal> {
+pub(crate) async fn speak_again(api: &Arc<Api>, caller: &Caller, id: &str) -> Result<(), Refusal> {
     let unknown =
         || Refusal::NotFound(format!("there is no silence {id:?}; `fleet alert silences` lists them"));
-    let number = id.parse().map_err(|_| unknown())?;
+    let number: u64 = id.parse().map_err(|_| unknown())?;
+    let silences = api.query(|api| Ok(api.hub.state().silences()?)).await?;
+    let known = silences.iter().find(|silence| silence.number == number);
+    may(api, caller, known.ok_or_else(unknown)?)?;
     Ok(api.alerts()?.unsilence(number, caller.by()).await?)
 }
 

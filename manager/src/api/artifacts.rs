@@ -30,7 +30,10 @@ use super::{
 };
 use crate::{
     artifact::{self, Artifact, Offset, Pushed},
-    core::registry::{Intent, Noted},
+    core::{
+        bounds::Touch,
+        registry::{Intent, Noted},
+    },
     release::Releases,
 };
 
@@ -209,6 +212,7 @@ pub(super) async fn remove(
 ) -> Result<Response, Refusal> {
     params.only(&[])?;
     let digest = digest(&text)?;
+    api.hub.may(&caller.by(), Touch::Whole("artifacts"))?;
     api.query(move |api| Ok(releases(api)?.remove_artifact(&digest)?)).await?;
     note(&api, &caller.by(), "artifact.remove", &digest, serde_json::Value::Null).await?;
     Ok(StatusCode::NO_CONTENT.into_response())

@@ -58,6 +58,7 @@ pub(super) async fn guard(State(api): State<Arc<Api>>, mut request: Request, nex
         Err(refusal) => refusal.into_response(),
         Ok(admitted) => {
             if let Some(Admitted { caller, seat }) = admitted {
+                api.used(&caller);
                 request.extensions_mut().insert(caller);
                 if let Some(seat) = seat {
                     request.extensions_mut().insert(seat);

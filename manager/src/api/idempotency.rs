@@ -114,6 +114,21 @@ impl Keys {
         request: &[&[u8]],
         make: impl Future<Output = Result<T, Refusal>>,
     ) -> Result<Response, Refusal> {
+        self.once(StatusCode::CREATED, headers, caller, request, make).await
+    }
+
+    /// Does a request once; answers with this status and what `make` gives.
+    ///
+    /// # Errors
+    /// As [`Keys::turn`] and `make`.
+    pub(super) async fn once<T: Serialize>(
+        &self,
+        status: StatusCode,
+        headers: &HeaderMap,
+        caller: &Caller,
+        request: &[&[u8]],
+        make: impl Future<Output = Result<T, Refusal>>,
+    ) -> Result<Response, Refusal> {
         let answer = match self.turn(headers, caller, request)? {
             Turn::Again(answer) => answer,
             Turn::First(claim) => {
@@ -125,7 +140,7 @@ impl Keys {
         };
         // It may hold a secret that nobody is to keep on the way.
         let kind = [(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "no-store")];
-        Ok((StatusCode::CREATED, kind, answer).into_response())
+        Ok((status, kind, answer).into_response())
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {

@@ -34,10 +34,12 @@ pub mod rights;
 pub(crate) mod rollouts;
 mod rules;
 pub mod shapes;
+pub(crate) mod sites;
 mod status;
 pub(crate) mod stream;
 mod telemetry;
 pub mod token;
+mod uses;
 mod view;
 pub(crate) mod why;
 
@@ -68,7 +70,7 @@ use crate::{
     attempts::Attempts,
     console::{self, Sessions},
     consume::{Shared, StoredEvent},
-    core::{fleet::Node, identity::Role},
+    core::{fleet::Node, identity::Role, zones},
     hub::Hub,
     metrics::{Exporter, catalogue},
     node_port::serve as tls,
@@ -112,6 +114,7 @@ pub(crate) struct Api {
     exporter: Arc<Exporter>,
     devices: devices::Devices,
     keys: idempotency::Keys,
+    uses: uses::Uses,
     /// Changes with `If-Match` are alone between their look and their commit.
     changes: tokio::sync::RwLock<()>,
     requests: Semaphore,
@@ -204,6 +207,7 @@ impl Api {
             exporter,
             devices: devices::Devices::default(),
             keys: idempotency::Keys::default(),
+            uses: uses::Uses::default(),
             changes: tokio::sync::RwLock::default(),
             requests: Semaphore::new(guard::REQUESTS),
             queries: Semaphore::new(QUERIES),
@@ -292,6 +296,10 @@ fn routes() -> Routes {
         .on(viewer, Method::GET, "/api/v1/groups/{name}", groups::get)
         .on(operator, Method::PUT, "/api/v1/groups/{name}", groups::put)
         .on(operator, Method::DELETE, "/api/v1/groups/{name}", groups::remove)
+        .on(viewer, Method::GET, "/api/v1/sites", sites::list)
+        .on(viewer, Method::GET, "/api/v1/sites/{name}", sites::get)
+        .on(operator, Method::PUT, "/api/v1/sites/{name}", sites::put)
+        .on(operator, Method::DELETE, "/api/v1/sites/{name}", sites::remove)
         .on(viewer, Method::GET, "/api/v1/ledger", ledger::get)
         .on(viewer, Method::GET, "/api/v1/stream", stream::get)
         .on(viewer, Method::GET, "/api/v1/whoami", operators::whoami)
@@ -367,7 +375,8 @@ fn router(routes: Router<Arc<Api>>, api: Arc<Api>) -> Router {
 /// A node as `GET nodes/{id}` shows it, for whoever else tells of it.
 pub(crate) fn node_shown(shared: &Shared, node: &Node, devices_count: usize) -> shapes::Node {
     let stands = enrolment::shown(shared.identities().enrolments.get(&node.record.id));
-    view::node(node, devices_count, stands)
+    let tz = zones::of_node(&shared.fleet(), node).map(str::to_owned);
+    view::node(node, tz, devices_count, stands)
 }
 
 /// An event as `GET events` shows it.

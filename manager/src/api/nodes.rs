@@ -27,7 +27,8 @@ use crate::core::{
     identity::Identities,
     intake::Effects,
     presence::State as Presence,
-    registry::{self, Intent},
+    registry::{self, Intent, Order},
+    zones,
 };
 
 /// `GET nodes?selector=&group=&limit=&cursor=`: ordered by id.
@@ -66,8 +67,11 @@ pub(crate) async fn shown(api: &Arc<Api>, nodes: Vec<Node>) -> Result<Vec<shapes
             let of = |(id, _): &(NodeId, _)| enrolment::shown(identities.enrolments.get(id));
             ids.iter().map(of).collect::<Vec<_>>()
         });
-        let all = nodes.iter().zip(counts).zip(stand);
-        Ok(all.map(|((node, devices), stands)| view::node(node, devices, stands)).collect())
+        let zones: Vec<_> = api.hub.with_fleet(|fleet| {
+            nodes.iter().map(|node| zones::of_node(fleet, node).map(str::to_owned)).collect()
+        });
+        let all = nodes.iter().zip(zones).zip(counts).zip(stand);
+        Ok(all.map(|(((node, tz), devices), stands)| view::node(node, tz, devices, stands)).collect())
     })
     .await
 }
@@ -237,8 +241,8 @@ fn judge(fleet: &Fleet, lines: Vec<Line>, dry_run: bool, now: Now) -> (shapes::I
                 copy.insert(Node::clone(known));
             }
             let intent = Intent::ImportNodes(vec![(node.clone(), change.clone())]);
-            let nobody = &mut Identities::default();
-            registry::take(&mut copy, nobody, &mut Effects::default(), intent, 0, now)
+            let (nobody, by) = (&mut Identities::default(), "hub".to_owned());
+            registry::take(&mut copy, nobody, &mut Effects::default(), Order { by, intent }, 0, now)
                 .map_err(|error| error.to_string())?;
             let result = match (known, copy.nodes.get(&node)) {
                 (None, _) => "created",

@@ -28,7 +28,7 @@ mod tests {
         pki, releases,
         rights::{Needs, Right},
         shapes::{self, config as settings},
-        table,
+        sites, table,
     };
 
     const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../schemas/openapi.json");
@@ -198,6 +198,10 @@ mod tests {
             ("GET", "/api/v1/groups/{name}", does("One saved selector.", s.of::<shapes::Group>())),
             ("PUT", "/api/v1/groups/{name}", does("Saves a selector; 201 when it is new.", s.of::<shapes::Group>()).takes(s.of::<groups::Wanted>())),
             ("DELETE", "/api/v1/groups/{name}", gone("Forgets a saved selector; the nodes stay.")),
+            ("GET", "/api/v1/sites", does("Sites by name, with their time zones.", s.page::<shapes::Site>()).query(PAGE)),
+            ("GET", "/api/v1/sites/{name}", does("One site.", s.of::<shapes::Site>())),
+            ("PUT", "/api/v1/sites/{name}", does("Says in which time zone a site is.", s.of::<shapes::Site>()).takes(s.of::<sites::Wanted>())),
+            ("DELETE", "/api/v1/sites/{name}", gone("Forgets the time zone of a site; its nodes stay.")),
             ("GET", "/api/v1/ledger", does("The account of every record.", s.of::<shapes::Ledger>()).query(&["node", "verify"])),
             ("GET", "/api/v1/stream", does("What is committed, as server-sent events.", text()).given_as("text/event-stream").query(&["node", "kind", "command"])),
             ("GET", "/api/v1/whoami", does("The holder of the token.", s.of::<shapes::Whoami>())),

@@ -38,16 +38,18 @@ pub(super) struct Wanted {
     role: Role,
     #[serde(default)]
     ttl_s: Option<u64>,
+    #[serde(default)]
+    on: Option<String>,
 }
 
 /// `GET whoami`: the holder of the token.
 pub(super) async fn whoami(caller: Caller, params: Params) -> Result<Response, Refusal> {
     params.only(&[])?;
-    let Caller { name, role, expires_ms, token: _ } = caller;
-    Ok(Json(shapes::Whoami { name, role: role.to_string(), expires_ms }).into_response())
+    let Caller { name, role, expires_ms, token: _, on } = caller;
+    Ok(Json(shapes::Whoami { name, role: role.to_string(), expires_ms, on }).into_response())
 }
 
-/// `POST operators {name, role, ttl_s?}`: 201 with the token, shown this once.
+/// `POST operators {name, role, ttl_s?, on?}`: 201 with the token, shown this once.
 pub(super) async fn create(
     State(api): State<Arc<Api>>,
     caller: Caller,
@@ -62,7 +64,7 @@ pub(super) async fn create(
 }
 
 async fn make(api: &Api, caller: &Caller, wanted: Wanted) -> Result<shapes::NewOperator, Refusal> {
-    let Wanted { name, role, ttl_s } = wanted;
+    let Wanted { name, role, ttl_s, on } = wanted;
     if ttl_s.is_some_and(|ttl_s| ttl_s == 0 || ttl_s > TTL_MOST_S) {
         return Err(Refusal::at("/ttl_s", format!("is not within 1 to {TTL_MOST_S}")));
     }
@@ -77,9 +79,11 @@ async fn make(api: &Api, caller: &Caller, wanted: Wanted) -> Result<shapes::NewO
         created_ms: now_ms,
         created_by: caller.name.clone(),
         expires_ms,
+        on: on.clone(),
+        used_ms: None,
     };
     api.hub.intend(&caller.by(), Intent::Identity(Change::PutOperator(operator))).await?;
-    Ok(shapes::NewOperator { name, role: role.to_string(), token: text, expires_ms })
+    Ok(shapes::NewOperator { name, role: role.to_string(), token: text, expires_ms, on })
 }
 
 /// `GET operators?limit=&cursor=`: by name.
@@ -93,14 +97,14 @@ pub(crate) fn read(api: &Api, after: &str, limit: usize) -> Page<shapes::Operato
     let now_ms = api.hub.clock().now().wall_ms;
     let (items, more) = api.hub.with_identities(|identities| {
         let mut rest = identities.operators.values().filter(|operator| operator.name.as_str() > after);
-        let items: Vec<_> = rest.by_ref().take(limit).map(|operator| shown(operator, now_ms)).collect();
+        let items: Vec<_> = rest.by_ref().take(limit).map(|operator| shown(api, operator, now_ms)).collect();
         (items, rest.next().is_some())
     });
     let next = items.last().filter(|_| more).map(|operator| operator.name.clone());
     Page { items, next }
 }
 
-fn shown(operator: &Operator, now_ms: i64) -> shapes::Operator {
+fn shown(api: &Api, operator: &Operator, now_ms: i64) -> shapes::Operator {
     let ended = operator.expires_ms.is_some_and(|ends| ends <= now_ms);
     shapes::Operator {
         name: operator.name.clone(),
@@ -109,6 +113,8 @@ fn shown(operator: &Operator, now_ms: i64) -> shapes::Operator {
         created_ms: operator.created_ms,
         created_by: operator.created_by.clone(),
         expires_ms: operator.expires_ms,
+        on: operator.on.clone(),
+        last_used_ms: api.uses.last(operator),
     }
 }
 

@@ -12,6 +12,7 @@ use crate::{
     artifact, consume,
     core::{
         alert::AlertError,
+        bounds::Outside,
         config::{ConfigError, Unfit},
         identity::Role,
         registry::RegistryError,
@@ -113,6 +114,9 @@ pub(crate) enum Denied {
         /// What it should be.
         needs: Role,
     },
+    /// Its role is bound to other nodes.
+    #[error(transparent)]
+    Outside(Box<Outside>),
     /// Too many wrong tokens came from that address.
     #[error("too many wrong API tokens came from this address; correct the token, then try again")]
     TooMany {
@@ -201,6 +205,7 @@ impl Denied {
             Self::NoToken => "no_token",
             Self::BadToken => "bad_token",
             Self::Role { .. } => "role",
+            Self::Outside(_) => "outside",
             Self::TooMany { .. } => "too_many",
         }
     }
@@ -210,7 +215,9 @@ impl Denied {
         match self {
             Self::NoToken => Some("Bearer realm=\"fleet\""),
             Self::BadToken => Some("Bearer realm=\"fleet\", error=\"invalid_token\""),
-            Self::Role { .. } => Some("Bearer realm=\"fleet\", error=\"insufficient_scope\""),
+            Self::Role { .. } | Self::Outside(_) => {
+                Some("Bearer realm=\"fleet\", error=\"insufficient_scope\"")
+            }
             Self::TooMany { .. } => None,
         }
     }
@@ -218,7 +225,7 @@ impl Denied {
     fn status(&self) -> StatusCode {
         match self {
             Self::NoToken | Self::BadToken => StatusCode::UNAUTHORIZED,
-            Self::Role { .. } => StatusCode::FORBIDDEN,
+            Self::Role { .. } | Self::Outside(_) => StatusCode::FORBIDDEN,
             Self::TooMany { .. } => StatusCode::TOO_MANY_REQUESTS,
         }
     }
@@ -246,6 +253,7 @@ impl From<RegistryError> for Refusal {
             RegistryError::Field { pointer, why } => Self::at(pointer, why),
             RegistryError::Config(error) => error.into(),
             RegistryError::Rollout(error) => error.into(),
+            RegistryError::Outside(outside) => Denied::Outside(outside).into(),
         }
     }
 }

@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     core::{
+        bounds::Touch,
         identity::Role,
         registry::{Intent, Noted},
     },
@@ -85,6 +86,7 @@ pub(super) async fn put(
     if root.is_none() && targets.is_none() {
         return Err(Refusal::at("", "there is neither a root nor targets"));
     }
+    api.hub.may(&caller.by(), Touch::Whole("signed releases"))?;
     if root.is_some() && caller.role < Role::Admin {
         return Err(Denied::Role { name: caller.name, has: caller.role, needs: Role::Admin }.into());
     }

@@ -50,6 +50,8 @@ pub(crate) struct Caller {
     pub expires_ms: Option<i64>,
     /// SHA-256 of the token; none for somebody who may look without one.
     pub token: Option<Hash>,
+    /// The selector that its role is bound to.
+    pub on: Option<String>,
 }
 
 /// Routes being put together.
@@ -106,13 +108,14 @@ impl Rights {
 impl Caller {
     /// Somebody who may look without a token.
     pub(crate) fn anonymous() -> Self {
-        Self { name: "anonymous".to_owned(), role: Role::Viewer, expires_ms: None, token: None }
+        Self { name: "anonymous".to_owned(), role: Role::Viewer, expires_ms: None, token: None, on: None }
     }
 
     /// The holder of a token.
     pub(crate) fn of(operator: &Operator) -> Self {
-        let Operator { name, role, token, expires_ms, .. } = operator;
-        Self { name: name.clone(), role: *role, expires_ms: *expires_ms, token: Some(*token) }
+        let Operator { name, role, token, expires_ms, on, .. } = operator;
+        let (name, on) = (name.clone(), on.clone());
+        Self { name, role: *role, expires_ms: *expires_ms, token: Some(*token), on }
     }
 
     /// As it stands in the trail of changes.

@@ -275,9 +275,8 @@ pub(super) async fn pause(
     headers: HeaderMap,
     Body(body): Body,
 ) -> Result<Response, Refusal> {
-    params.only(&[])?;
-    let shapes::RolloutReason { reason } = json(&headers, &body)?;
-    act(&api, &caller, &id, Act::Pause { reason }).await
+    let act = |reason| Act::Pause { reason };
+    post(&api, &caller, Post { id, verb: "pause", params, headers, body }, act).await
 }
 
 /// `POST rollouts/{id}/resume`.
@@ -289,9 +288,8 @@ pub(super) async fn resume(
     headers: HeaderMap,
     Body(body): Body,
 ) -> Result<Response, Refusal> {
-    params.only(&[])?;
-    let shapes::RolloutReason { .. } = json(&headers, &body)?;
-    act(&api, &caller, &id, Act::Resume).await
+    let act = |_| Act::Resume;
+    post(&api, &caller, Post { id, verb: "resume", params, headers, body }, act).await
 }
 
 /// `POST rollouts/{id}/abort`.
@@ -303,9 +301,8 @@ pub(super) async fn abort(
     headers: HeaderMap,
     Body(body): Body,
 ) -> Result<Response, Refusal> {
-    params.only(&[])?;
-    let shapes::RolloutReason { reason } = json(&headers, &body)?;
-    act(&api, &caller, &id, Act::Abort { reason }).await
+    let act = |reason| Act::Abort { reason };
+    post(&api, &caller, Post { id, verb: "abort", params, headers, body }, act).await
 }
 
 /// `POST rollouts/{id}/rollback`.
@@ -317,9 +314,8 @@ pub(super) async fn rollback(
     headers: HeaderMap,
     Body(body): Body,
 ) -> Result<Response, Refusal> {
-    params.only(&[])?;
-    let shapes::RolloutReason { reason } = json(&headers, &body)?;
-    act(&api, &caller, &id, Act::Rollback { reason }).await
+    let act = |reason| Act::Rollback { reason };
+    post(&api, &caller, Post { id, verb: "rollback", params, headers, body }, act).await
 }
 
 /// `POST rollouts/{id}/approve`.
@@ -331,13 +327,30 @@ pub(super) async fn approve(
     headers: HeaderMap,
     Body(body): Body,
 ) -> Result<Response, Refusal> {
-    params.only(&[])?;
-    let shapes::RolloutReason { .. } = json(&headers, &body)?;
-    act(&api, &caller, &id, Act::Approve).await
+    let act = |_| Act::Approve;
+    post(&api, &caller, Post { id, verb: "approve", params, headers, body }, act).await
 }
 
-async fn act(api: &Arc<Api>, caller: &Caller, id: &str, act: Act) -> Result<Response, Refusal> {
-    Ok(Json(carry_out(api, caller, id, act).await?).into_response())
+/// A verb as it was sent.
+struct Post {
+    id: String,
+    verb: &'static str,
+    params: Params,
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+async fn post(
+    api: &Arc<Api>,
+    caller: &Caller,
+    Post { id, verb, params, headers, body }: Post,
+    act: impl FnOnce(Option<String>) -> Act,
+) -> Result<Response, Refusal> {
+    params.only(&[])?;
+    let shapes::RolloutReason { reason } = json(&headers, &body)?;
+    let request: [&[u8]; 4] = [b"rollouts", verb.as_bytes(), id.as_bytes(), &body];
+    let done = carry_out(api, caller, &id, act(reason));
+    api.keys.once(StatusCode::OK, &headers, caller, &request, done).await
 }
 
 /// Does something with a rollout; how it is afterwards.

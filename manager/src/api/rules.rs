@@ -17,7 +17,10 @@ use super::{
     rights::Caller,
     shapes::{RefusedRules, Rule, Rules},
 };
-use crate::alerts::rules::{KITS, Listed, Source};
+use crate::{
+    alerts::rules::{KITS, Listed, Source},
+    core::bounds::Touch,
+};
 
 const YAML: &str = "application/yaml";
 const YAMLS: [&str; 4] = [YAML, "application/x-yaml", "text/yaml", "text/plain"];
@@ -103,6 +106,7 @@ pub(super) async fn put(
     Body(body): Body,
 ) -> Result<Response, Refusal> {
     params.only(&[])?;
+    api.hub.may(&caller.by(), Touch::Whole("rules"))?;
     api.alerts()?.put_rules(text(&headers, &body)?, caller.by()).await?;
     list(State(api), params, HeaderMap::new()).await
 }
@@ -117,6 +121,7 @@ pub(super) async fn put_kit(
     Body(body): Body,
 ) -> Result<Response, Refusal> {
     params.only(&[])?;
+    api.hub.may(&caller.by(), Touch::Whole("rules"))?;
     if RuleId::parse(&name).is_err() || name.starts_with('.') {
         return Err(Refusal::at(
             "/name",
@@ -146,6 +151,7 @@ pub(super) async fn remove_kit(
     params: Params,
 ) -> Result<Response, Refusal> {
     params.only(&[])?;
+    api.hub.may(&caller.by(), Touch::Whole("rules"))?;
     api.alerts()?.put_kit(name, None, caller.by()).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }

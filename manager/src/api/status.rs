@@ -40,7 +40,7 @@ pub(super) async fn metrics(State(api): State<Arc<Api>>) -> Result<Response, Ref
     let text = api
         .query(|api| {
             let streams = STREAMS - api.streams.available_permits();
-            Ok(api.exporter.render(&metrics::scrape(&api.hub, streams)?))
+            Ok(api.exporter.render(&metrics::scrape(&api.hub, &api.config.pki, streams)?))
         })
         .await?;
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response())

@@ -33,7 +33,11 @@ use super::{
     rights::Caller,
     rollouts, view,
 };
-use crate::{alerts, consume::FeedItem, core::config};
+use crate::{
+    alerts,
+    consume::FeedItem,
+    core::{config, zones},
+};
 
 /// Streams at once: each has a task and a place in the feed.
 pub(super) const STREAMS: usize = 128;
@@ -185,13 +189,17 @@ async fn told(
     let kind = |kind: &str| filter.kinds.contains(kind);
     match &**item {
         FeedItem::Node(node) if wanted(node) && kind("node") => {
-            let Some(found) = api.hub.with_fleet(|fleet| fleet.nodes.get(node).cloned()) else {
+            let known = api.hub.with_fleet(|fleet| {
+                let known = fleet.nodes.get(node)?;
+                Some((known.clone(), zones::of_node(fleet, known).map(str::to_owned)))
+            });
+            let Some((found, tz)) = known else {
                 return Ok(Some(message("node", &json!({ "id": node, "removed": true }))));
             };
             let id = [(node.clone(), found.number)];
             let counts = api.query(move |api| api.devices.counts(&api.hub, &id)).await?;
             let stands = api.hub.with_identities(|all| enrolment::shown(all.enrolments.get(node)));
-            let shown = view::node(&found, counts.first().copied().unwrap_or(0), stands);
+            let shown = view::node(&found, tz, counts.first().copied().unwrap_or(0), stands);
             Ok(Some(message("node", &json!(shown))))
         }
         FeedItem::Event(event) if wanted(&event.node) && kind("event") => {

@@ -13,7 +13,12 @@ use crate::core::{
 
 /// A node's JSON.
 #[must_use]
-pub(super) fn node(node: &Node, devices_count: usize, enrolment: shapes::Enrolment) -> shapes::Node {
+pub(super) fn node(
+    node: &Node,
+    tz: Option<String>,
+    devices_count: usize,
+    enrolment: shapes::Enrolment,
+) -> shapes::Node {
     let record = &node.record;
     let (versions, vital) = (&record.versions, node.vital.as_ref());
     let heard = record.presence.state != State::New;
@@ -23,6 +28,7 @@ pub(super) fn node(node: &Node, devices_count: usize, enrolment: shapes::Enrolme
         kind: record.kind.clone(),
         state: record.presence.state.as_str().to_owned(),
         site: record.site.clone(),
+        tz,
         location: record.location.map(|Location { lat, lon }| shapes::Location { lat, lon }),
         labels: record.labels.clone(),
         capabilities: record.capabilities.clone(),

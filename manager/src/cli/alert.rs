@@ -8,10 +8,10 @@ use serde_json::{Map, Value, json};
 
 use super::{
     Context, Failure,
-    output::{Cell, Table, Tone, ago, clean, number, read, time, tone, until},
+    output::{Cell, Table, Tone, ago, clean, number, read, time, time_at, tone, until},
     period,
 };
-use crate::api::shapes::{Alert, Receiver, Silence};
+use crate::api::shapes::{Alert, Receiver, Silence, Site};
 
 /// How long a receiver that is tried is waited for.
 const TRY: Duration = Duration::from_secs(15);
@@ -144,7 +144,8 @@ pub(super) async fn run(verb: AlertVerb, context: &Context) -> Result<(), Failur
             let value: Value = client.get(&[&ALERTS[..], &[&id]].concat(), &[]).await?;
             let alert: Alert = one(&value)?;
             let now_ms = super::node::now(context).await?;
-            out.show(&value, || describe(&alert, now_ms, out.color))
+            let tz = zone(&alert, context).await;
+            out.show(&value, || describe(&alert, tz.as_deref(), now_ms, out.color))
         }
         AlertVerb::Ack { ids, comment } => {
             let mut seen = Vec::new();
@@ -246,14 +247,20 @@ fn standing_tone(alert: &Alert) -> Tone {
     }
 }
 
-fn describe(alert: &Alert, now_ms: i64, color: bool) -> String {
+/// The time zone of an alert's site. Without it the times are UTC, which is no reason to show nothing.
+async fn zone(alert: &Alert, context: &Context) -> Option<String> {
+    let site: Site = context.client.get(&["api", "v1", "sites", alert.site.as_deref()?], &[]).await.ok()?;
+    site.tz
+}
+
+fn describe(alert: &Alert, tz: Option<&str>, now_ms: i64, color: bool) -> String {
     let mut table = Table::new(&["field", "value"]);
     let mut row = |name: &str, value: Option<String>| {
         if let Some(value) = value {
             table.row(vec![Cell::left(name), Cell::left(value)]);
         }
     };
-    let at = |ms: Option<i64>| ms.map(|ms| format!("{} ({} ago)", time(ms), ago(now_ms, Some(ms))));
+    let at = |ms: Option<i64>| ms.map(|ms| format!("{} ({} ago)", time_at(ms, tz), ago(now_ms, Some(ms))));
     row("id", Some(alert.id.clone()));
     row("rule", Some(alert.rule.clone()));
     row("where", Some(place(alert)));

@@ -35,6 +35,7 @@ mod selector;
 mod serve;
 mod shell;
 mod simulate;
+mod site;
 mod spark;
 mod sse;
 mod status;
@@ -140,6 +141,9 @@ enum Verb {
     /// Saved selectors
     #[command(subcommand)]
     Group(group::GroupVerb),
+    /// Where nodes are, and in which time zone
+    #[command(subcommand)]
+    Site(site::SiteVerb),
     /// Settings of nodes: set for all, a group, a site or one; who follows, and why one does not
     #[command(subcommand)]
     Config(config::ConfigVerb),
@@ -241,6 +245,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
             None => Ok(()),
         },
         Verb::Group(verb) => group::run(verb, &context()?).await,
+        Verb::Site(verb) => site::run(verb, &context()?).await,
         Verb::Config(verb) => config::run(verb, &context()?).await,
         Verb::JoinToken(verb) => join_token::run(verb, &context()?).await,
         Verb::FieldToken(verb) => field_token::run(verb, &context()?).await,

@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     Context, Failure, figure,
-    output::{Cell, Table, Tone, ago, bytes, clean, count, number, paint, read, time, tone, until},
+    output::{Cell, Table, Tone, ago, bytes, clean, count, number, paint, read, time_at, tone, until},
     selector,
 };
 use crate::api::shapes::{Account, Device, Event, Import, Ledger, Node, Page};
@@ -255,15 +255,15 @@ async fn describe(id: &NodeId, context: &Context) -> Result<(), Failure> {
     })
 }
 
-fn device_line(device: &Device, now_ms: i64, color: bool) -> String {
+fn device_line(device: &Device, tz: Option<&str>, now_ms: i64, color: bool) -> String {
     let state = paint(&format!("{:<9}", device.state), tone(&device.state), color);
     let mut facts = Vec::new();
     facts.extend(device.kind.clone());
     facts.extend(device.firmware.as_ref().map(|firmware| format!("firmware {firmware}")));
     facts.extend((!device.metrics.is_empty()).then(|| device.metrics.join(", ")));
     let seen = device.last_seen_ms.map(|seen| format!("{} ago", ago(now_ms, Some(seen))));
-    let asleep =
-        device.until_ms.filter(|_| device.state == "sleeping").map(|end| format!("until {}", time(end)));
+    let end = device.until_ms.filter(|_| device.state == "sleeping");
+    let asleep = end.map(|end| format!("until {}", time_at(end, tz)));
     let when: Vec<_> = seen.into_iter().chain(asleep).collect();
     let when = if when.is_empty() { String::new() } else { format!(" ({})", when.join(", ")) };
     format!("  {:<20}{state} {}{when}\n", clean(&device.id), clean(&facts.join(", ")))
@@ -285,8 +285,12 @@ fn description(
     line("state", &paint(&node.state, tone(&node.state), color));
     line("enrolment", &stands(node, now_ms, color));
     line("seen", &format!("{} ago", ago(now_ms, node.last_seen_ms)));
-    line("first seen", &node.first_seen_ms.map_or_else(|| "never".to_owned(), time));
+    let tz = node.tz.as_deref();
+    line("first seen", &node.first_seen_ms.map_or_else(|| "never".to_owned(), |seen| time_at(seen, tz)));
     line("site", &clean(node.site.as_deref().unwrap_or("-")));
+    if let Some(tz) = tz {
+        line("time there", &format!("{} ({})", time_at(now_ms, Some(tz)), clean(tz)));
+    }
     let location = node.location.map_or_else(|| "-".to_owned(), |at| format!("{}, {}", at.lat, at.lon));
     line("location", &location);
     let labels: Vec<_> = node.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
@@ -315,7 +319,7 @@ fn description(
     if !devices.is_empty() {
         text.push_str(&heading("DEVICES"));
         for device in devices {
-            text.push_str(&device_line(device, now_ms, color));
+            text.push_str(&device_line(device, tz, now_ms, color));
         }
     }
     text.push_str(&heading("LAST EVENTS"));
@@ -325,7 +329,7 @@ fn description(
     for event in events {
         let severity = paint(&event.severity, tone(&event.severity), color);
         let what = clean(&format!("{}: {}", event.kind, event.message));
-        text.push_str(&format!("  {}  {severity}  {what}\n", time(event.time_ms)));
+        text.push_str(&format!("  {}  {severity}  {what}\n", time_at(event.time_ms, tz)));
     }
     text.push_str(&heading("LEDGER"));
     text.push_str(&super::ledger::table(accounts).text(color));

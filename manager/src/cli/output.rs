@@ -7,11 +7,13 @@ use std::{
     io::{self, IsTerminal as _, Write as _},
 };
 
+use jiff::tz::TimeZone;
 use ratatui::text::Span;
 use serde::Serialize;
 use serde_json::Value;
 
 use super::{exit::Failure, yaml};
+use crate::core::zones;
 
 /// The form of an answer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -254,6 +256,19 @@ pub(crate) fn time(ms: i64) -> String {
         Ok(time) => time.strftime("%Y-%m-%d %H:%M:%S").to_string(),
         Err(_) => ms.to_string(),
     }
+}
+
+/// A time as the clocks of a site show it, with the abbreviation of the zone; UTC where there is no zone, or none that
+/// this program knows.
+#[must_use]
+pub(crate) fn time_in(ms: i64, tz: Option<&str>) -> String {
+    zones::shown(ms, &tz.and_then(zones::get).unwrap_or(TimeZone::UTC))
+}
+
+/// A time that concerns a node: by the clocks of its site where somebody said which those are, else as [`time`].
+#[must_use]
+pub(crate) fn time_at(ms: i64, tz: Option<&str>) -> String {
+    if tz.is_some() { time_in(ms, tz) } else { time(ms) }
 }
 
 /// A number with at most four significant decimals and no needless zeros.

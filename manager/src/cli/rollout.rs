@@ -129,7 +129,7 @@ pub(super) struct CreateArgs {
     /// The hours in which nodes may download and switch, such as 22:00-04:00
     #[arg(long, value_name = "HOURS")]
     window: Option<String>,
-    /// The time zone of --window, by its IANA name; UTC unless given
+    /// The time zone of --window, by its IANA name; that of each node's site unless given (`fleet site set`), else UTC
     #[arg(long, requires = "window")]
     zone: Option<String>,
     /// Only while a node has outside power

@@ -8,10 +8,10 @@ use serde_json::Value;
 
 use super::{
     Context, Failure,
-    output::{Cell, Format, Table, bytes, clean, number, time},
+    output::{Cell, Format, Table, bytes, clean, number, time_at},
     period, spark, sse,
 };
-use crate::api::shapes::{Series, Telemetry};
+use crate::api::shapes::{Node, Series, Telemetry};
 
 /// What to ask for.
 #[derive(Debug, Args)]
@@ -218,6 +218,7 @@ async fn follow(args: &TelemetryArgs, context: &Context) -> Result<(), Failure> 
         out.print("time_ms,device,metric,unit,value")?;
     }
     let query = [("node", args.node.as_str()), ("kind", "samples")];
+    let node: Node = client.get(&["api", "v1", "nodes", args.node.as_str()], &[]).await?;
     let wanted = |sample: &Value| {
         let is = |key: &str, want: &Option<String>| want.as_deref().is_none_or(|want| sample[key] == want);
         is("device", &args.device) && is("metric", &args.metric)
@@ -234,14 +235,17 @@ async fn follow(args: &TelemetryArgs, context: &Context) -> Result<(), Failure> 
         let value: Value = serde_json::from_str(&message.data)
             .map_err(|error| Failure::Failed(format!("the hub's samples are not understood: {error}")))?;
         let samples = value["samples"].as_array().cloned().unwrap_or_default();
-        let lines: String =
-            samples.iter().filter(|sample| wanted(sample)).map(|s| line(s, out.format)).collect();
+        let lines: String = samples
+            .iter()
+            .filter(|sample| wanted(sample))
+            .map(|s| line(s, node.tz.as_deref(), out.format))
+            .collect();
         if lines.is_empty() { Ok(()) } else { out.print(&lines) }
     };
     client.follow(&["api", "v1", "stream"], &query, each).await
 }
 
-fn line(sample: &Value, format: Format) -> String {
+fn line(sample: &Value, tz: Option<&str>, format: Format) -> String {
     let text = |key: &str| sample[key].as_str().unwrap_or_default();
     let (time_ms, value) = (sample["time_ms"].as_i64().unwrap_or(0), &sample["value"]);
     match format {
@@ -251,7 +255,7 @@ fn line(sample: &Value, format: Format) -> String {
                 (device, metric) => format!("{device}/{metric}"),
             };
             let value = value.as_f64().map_or_else(|| "-".to_owned(), number);
-            clean(&format!("{}  {name:<32} {value:>12} {}", time(time_ms), text("unit"))) + "\n"
+            clean(&format!("{}  {name:<32} {value:>12} {}", time_at(time_ms, tz), text("unit"))) + "\n"
         }
         Format::Json => format!("{sample}\n"),
         Format::Yaml => format!("---\n{}", super::yaml::text(sample)),
@@ -308,8 +312,8 @@ mod tests {
     fn live_samples_have_a_line_in_every_form() {
         let sample =
             json!({"time_ms": 0, "device": "a,b", "metric": "t", "unit": "Cel", "value": 1.5, "late": false});
-        assert_eq!(line(&sample, Format::Csv), "0,\"a,b\",t,Cel,1.5\n");
-        assert!(line(&sample, Format::Table).starts_with("1970-01-01 00:00:00  a,b/t "));
-        assert_eq!(serde_json::from_str::<Value>(&line(&sample, Format::Json)).unwrap(), sample);
+        assert_eq!(line(&sample, None, Format::Csv), "0,\"a,b\",t,Cel,1.5\n");
+        assert!(line(&sample, None, Format::Table).starts_with("1970-01-01 00:00:00  a,b/t "));
+        assert_eq!(serde_json::from_str::<Value>(&line(&sample, None, Format::Json)).unwrap(), sample);
     }
 }

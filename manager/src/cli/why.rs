@@ -6,9 +6,9 @@ use serde_json::{Value, json};
 
 use super::{
     Context, Failure, node,
-    output::{Format, Tone, clean, paint, read, time},
+    output::{Format, Tone, clean, paint, read, time_at},
 };
-use crate::api::shapes::{Cause, CommandWhy, ExecutionWhy, NodeWhy, RolloutWhy};
+use crate::api::shapes::{Cause, CommandWhy, ExecutionWhy, Node, NodeWhy, RolloutWhy};
 
 /// What to explain.
 #[derive(Debug, Args)]
@@ -69,7 +69,8 @@ async fn of_node(what: &str, context: &Context) -> Result<(), Failure> {
     let value: Value = client.get(&["api", "v1", "nodes", id.as_str(), "why"], &[]).await?;
     let why: NodeWhy = read(std::slice::from_ref(&value))?.remove(0);
     let now_ms = node::now(context).await?;
-    out.show(&value, || text(&why.causes, now_ms, out.color))
+    let node: Node = client.get(&["api", "v1", "nodes", id.as_str()], &[]).await?;
+    out.show(&value, || text(&why.causes, Clock { now_ms, tz: node.tz.as_deref() }, out.color))
 }
 
 /// Of a rollout, if there is one; else what was missing before stays.
@@ -81,7 +82,7 @@ async fn of_rollout(what: &str, context: &Context, missing: Failure) -> Result<(
     };
     let why: RolloutWhy = read(std::slice::from_ref(&value))?.remove(0);
     let now_ms = node::now(context).await?;
-    out.show(&value, || text(&why.causes, now_ms, out.color))
+    out.show(&value, || text(&why.causes, Clock { now_ms, tz: None }, out.color))
 }
 
 async fn command(id: &str, args: &WhyArgs, context: &Context) -> Result<(), Failure> {
@@ -115,8 +116,9 @@ fn is_open(one: &ExecutionWhy) -> bool {
 fn command_text(why: &CommandWhy, limit: usize, now_ms: i64, color: bool) -> String {
     let done = why.states.get(SUCCEEDED).copied().unwrap_or(0) as usize;
     let open = why.states.values().sum::<u32>() as usize - done;
+    let clock = Clock { now_ms, tz: None };
     let told = why.items.iter().filter(|one| open == 0 || is_open(one));
-    let mut shown: String = told.take(limit).map(|one| text(&one.causes, now_ms, color)).collect();
+    let mut shown: String = told.take(limit).map(|one| text(&one.causes, clock, color)).collect();
     let meant = if open == 0 { done } else { open };
     if meant > limit {
         shown.push_str(&format!("and {} more; --limit tells of more, --node of one\n", meant - limit));
@@ -127,22 +129,30 @@ fn command_text(why: &CommandWhy, limit: usize, now_ms: i64, color: bool) -> Str
     shown
 }
 
+/// By which times are told.
+#[derive(Debug, Clone, Copy)]
+struct Clock<'a> {
+    now_ms: i64,
+    /// The zone of the site, where there is one.
+    tz: Option<&'a str>,
+}
+
 /// Causes as an indented list.
-fn text(causes: &[Cause], now_ms: i64, color: bool) -> String {
+fn text(causes: &[Cause], clock: Clock<'_>, color: bool) -> String {
     let mut text = String::new();
     for cause in causes {
-        write(cause, 0, now_ms, color, &mut text);
+        write(cause, 0, clock, color, &mut text);
     }
     text
 }
 
-fn write(cause: &Cause, depth: usize, now_ms: i64, color: bool, text: &mut String) {
+fn write(cause: &Cause, depth: usize, clock: Clock<'_>, color: bool, text: &mut String) {
     let indent = "  ".repeat(depth);
     let when = match (cause.at_ms, cause.until_ms) {
         (None, None) => String::new(),
-        (Some(at), None) => moment(at, now_ms),
-        (Some(at), Some(until)) => format!("{} to {}", moment(at, now_ms), moment(until, now_ms)),
-        (None, Some(until)) => format!("until {}", moment(until, now_ms)),
+        (Some(at), None) => moment(at, clock),
+        (Some(at), Some(until)) => format!("{} to {}", moment(at, clock), moment(until, clock)),
+        (None, Some(until)) => format!("until {}", moment(until, clock)),
     };
     let when = if when.is_empty() { when } else { format!("{}  ", paint(&when, Tone::Faint, color)) };
     let mut lines = cause.what.lines().map(clean);
@@ -152,13 +162,13 @@ fn write(cause: &Cause, depth: usize, now_ms: i64, color: bool, text: &mut Strin
         text.push_str(&format!("{indent}    {line}\n"));
     }
     for because in &cause.because {
-        write(because, depth + 1, now_ms, color, text);
+        write(because, depth + 1, clock, color, text);
     }
 }
 
-/// A time, UTC; without the date within a day.
-fn moment(at_ms: i64, now_ms: i64) -> String {
-    let whole = time(at_ms);
+/// A time, UTC or that of the site; without the date within a day.
+fn moment(at_ms: i64, Clock { now_ms, tz }: Clock<'_>) -> String {
+    let whole = time_at(at_ms, tz);
     match whole.split_once(' ') {
         Some((_, of_day)) if at_ms.abs_diff(now_ms) < DAY_MS.unsigned_abs() => of_day.to_owned(),
         Some(_) | None => whole,
@@ -180,7 +190,9 @@ mod tests {
             what: "exec is expired at a\u{1b}".to_owned(),
             because: vec![last, rest],
         };
-        insta::assert_snapshot!(text(&[cause], 200_100_000, false), @r"
+        let there = Clock { now_ms: 200_100_000, tz: Some("Asia/Tokyo") };
+        assert!(text(std::slice::from_ref(&cause), there, false).starts_with("16:33:20 JST  exec"));
+        insta::assert_snapshot!(text(&[cause], Clock { tz: None, ..there }, false), @r"
         07:33:20  exec is expired at a�
           1970-01-01 00:00:00 to 1970-01-01 00:01:01  it was offline
           add these lines

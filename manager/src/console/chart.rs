@@ -222,7 +222,7 @@ pub(super) fn timeline(presence: &Presence, window: Window) -> Vec<Span> {
             // A short absence is to be seen, too.
             width: short((end - x).max(2.0)),
             state: state.as_str(),
-            since: When { at_ms: *since_ms, now_ms: window.to_ms },
+            since: When::at(since_ms, &window.to_ms),
             lasted: words::span(until_ms - since_ms),
         });
     }

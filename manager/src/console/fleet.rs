@@ -291,7 +291,7 @@ impl Page {
 
 impl Row {
     fn seen(&self) -> Option<When> {
-        self.node.last_seen_ms.map(|at_ms| When { at_ms, now_ms: self.now_ms })
+        self.node.last_seen_ms.map(|at_ms| When::of(&at_ms, &self.now_ms, &self.node.tz))
     }
 
     fn name(&self) -> Option<&str> {

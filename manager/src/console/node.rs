@@ -27,7 +27,7 @@ use crate::{
         shapes, why,
     },
     cli::output,
-    core::{identity::Role, presence::Presence},
+    core::{identity::Role, presence::Presence, zones},
     store::{
         state::CommandFilter,
         telemetry::{Aggregate, Latest, Query, Step},
@@ -94,6 +94,13 @@ struct Head {
     flapping: bool,
 }
 
+impl Head {
+    /// What the clocks of its site show.
+    fn there(&self, tz: &str) -> String {
+        output::time_in(self.now_ms, Some(tz))
+    }
+}
+
 #[derive(Template)]
 #[template(path = "node_charts.html")]
 struct Charts {
@@ -127,6 +134,7 @@ struct Commands {
 #[template(path = "node_events.html")]
 struct Events {
     events: Vec<shapes::Event>,
+    tz: Option<String>,
     now_ms: i64,
 }
 
@@ -221,7 +229,11 @@ async fn parts(api: &Arc<Api>, asked: &Asked, tick: &Tick, now_ms: i64) -> Resul
     }
     if told {
         let events = events::read(api, Some(number), None, EVENTS).await?.items;
-        parts.push(part("events", &Events { events, now_ms })?);
+        let tz = api.hub.with_fleet(|fleet| {
+            let node = fleet.nodes.get(id)?;
+            zones::of_node(fleet, node).map(str::to_owned)
+        });
+        parts.push(part("events", &Events { events, tz, now_ms })?);
     }
     if tick.all || !tick.commands.is_empty() {
         let filter = CommandFilter { node: Some(number), limit: COMMANDS, ..CommandFilter::default() };
@@ -451,7 +463,7 @@ impl Config {
         let doc = self.config.desired.as_ref().map(|desired| &desired.doc);
         let all = self.config.why.iter().map(|(pointer, origin)| {
             let value = doc.and_then(|doc| doc.pointer(pointer)).map(ToString::to_string).unwrap_or_default();
-            let when = When { at_ms: origin.at_ms, now_ms: self.now_ms };
+            let when = When::at(&origin.at_ms, &self.now_ms);
             (pointer.as_str(), clip(&value), origin, when)
         });
         all.collect()
@@ -471,7 +483,7 @@ impl Ledger {
                 account.written_off,
                 account.duplicates,
             ];
-            let when = When { at_ms: account.as_of_ms, now_ms: self.now_ms };
+            let when = When::at(&account.as_of_ms, &self.now_ms);
             (account, terms.map(output::count), when)
         })
     }

@@ -134,13 +134,13 @@ impl Overview {
     /// The last changes of presence and the last events, as one list.
     pub(super) fn changes(&self, events: &[Event], now_ms: i64) -> Changes {
         let moved = self.moved.iter().map(|(at_ms, node, state)| Change {
-            when: When { at_ms: *at_ms, now_ms },
+            when: When::at(at_ms, &now_ms),
             node: node.clone(),
             word: (*state).to_owned(),
             what: format!("is {state}"),
         });
         let told = events.iter().map(|event| Change {
-            when: When { at_ms: event.stored_ms, now_ms },
+            when: When::at(&event.stored_ms, &now_ms),
             node: event.node.clone(),
             word: event.severity.clone(),
             what: words::clip(&event.message),

@@ -2,22 +2,24 @@
 
 use askama::{Template, filters::HtmlSafe};
 
-use crate::cli::output::{bytes, count, number, time};
+use crate::cli::output::{bytes, count, number, time, time_in};
 
 /// Characters of a name or a message in a list; a node's own page has all of it.
 const CLIP: usize = 160;
 
 /// An instant, told as how long ago it was; pointed at, it tells the time. The script keeps it up to date.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Template)]
+#[derive(Debug, Clone, PartialEq, Eq, Template)]
 #[template(
     ext = "html",
-    source = r#"<time datetime="{{ self.iso() }}" title="{{ self.utc() }} UTC" data-ms="{{ at_ms }}">{{ self.ago() }}</time>"#
+    source = r#"<time datetime="{{ self.iso() }}" title="{{ self.shown() }}" data-ms="{{ at_ms }}">{{ self.ago() }}</time>"#
 )]
 pub(super) struct When {
     /// Unix milliseconds.
     pub(super) at_ms: i64,
     /// The hub's clock.
     pub(super) now_ms: i64,
+    /// The zone of the site that it concerns, where it has one.
+    pub(super) tz: Option<String>,
 }
 
 impl HtmlSafe for When {}
@@ -25,7 +27,20 @@ impl HtmlSafe for When {}
 impl When {
     /// An instant, seen from another.
     pub(super) fn at(at_ms: &i64, now_ms: &i64) -> Self {
-        Self { at_ms: *at_ms, now_ms: *now_ms }
+        Self { at_ms: *at_ms, now_ms: *now_ms, tz: None }
+    }
+
+    /// The same at a site, by its clocks.
+    pub(super) fn of(at_ms: &i64, now_ms: &i64, tz: &Option<String>) -> Self {
+        Self { tz: tz.clone(), ..Self::at(at_ms, now_ms) }
+    }
+
+    /// By the clocks of the site, and UTC.
+    fn shown(&self) -> String {
+        match &self.tz {
+            Some(tz) => format!("{}, {} UTC", time_in(self.at_ms, Some(tz)), self.utc()),
+            None => format!("{} UTC", self.utc()),
+        }
     }
 
     fn iso(&self) -> String {
@@ -103,16 +118,18 @@ mod tests {
 
     #[test]
     fn times_are_told_from_now() {
-        let ago = |at_ms| When { at_ms, now_ms: 1_000_000_000 }.ago();
+        let ago = |at_ms| When { at_ms, now_ms: 1_000_000_000, tz: None }.ago();
         assert_eq!(ago(1_000_000_000), "now");
         assert_eq!(ago(1_000_000_000 - 12_999), "12 s ago");
         assert_eq!(ago(1_000_000_000 - 3_600_000), "1 h ago");
         assert_eq!(ago(1_000_000_000 + 120_000), "in 2 min");
         assert_eq!(
-            When { at_ms: 1_790_000_000_000, now_ms: 1_790_000_090_000 }.render().unwrap(),
+            When::at(&1_790_000_000_000, &1_790_000_090_000).render().unwrap(),
             "<time datetime=\"2026-09-21T14:13:20Z\" title=\"2026-09-21 14:13:20 UTC\" \
              data-ms=\"1790000000000\">1 min ago</time>"
         );
+        let there = When::of(&1_790_000_000_000, &1_790_000_090_000, &Some("Europe/Berlin".to_owned()));
+        assert_eq!(there.shown(), "2026-09-21 16:13:20 CEST, 2026-09-21 14:13:20 UTC");
     }
 
     #[test]

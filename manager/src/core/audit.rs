@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::{
     config::Edit,
-    identity::{Change, Token},
+    identity::{Change, Operator, Token},
     registry::{Intent, NodePatch},
     rollout::{Act, Wanted},
 };
@@ -38,6 +38,12 @@ impl Entry {
     }
 }
 
+/// Whether an intent changes anything that the trail is for. That a token is used is known by its last use.
+#[must_use]
+pub fn is_told(intent: &Intent) -> bool {
+    !matches!(intent, Intent::Identity(Change::Used { .. }))
+}
+
 fn said(intent: &Intent) -> (&'static str, String, Value) {
     match intent {
         Intent::PatchNode { node, patch } => ("node.patch", node.to_string(), patched(patch)),
@@ -47,6 +53,8 @@ fn said(intent: &Intent) -> (&'static str, String, Value) {
         }
         Intent::PutGroup { name, selector } => ("group.put", name.clone(), json!({ "selector": selector })),
         Intent::RemoveGroup(name) => ("group.remove", name.clone(), Value::Null),
+        Intent::PutSite { name, tz } => ("site.put", name.clone(), json!({ "tz": tz })),
+        Intent::RemoveSite(name) => ("site.remove", name.clone(), Value::Null),
         Intent::Identity(change) => identity(change),
         Intent::Command(wanted) => {
             let ids: Vec<_> = wanted.nodes.iter().take(LISTED).map(NodeId::as_str).collect();
@@ -125,10 +133,12 @@ fn identity(change: &Change) -> (&'static str, String, Value) {
         }
         Change::RemoveAccess(name) => ("access.remove", name.clone(), Value::Null),
         Change::PutOperator(operator) => {
-            let detail = json!({ "role": operator.role, "expires_ms": operator.expires_ms });
+            let Operator { role, expires_ms, on, .. } = operator;
+            let detail = json!({ "role": role, "expires_ms": expires_ms, "on": on });
             ("operator.create", operator.name.clone(), detail)
         }
         Change::RemoveOperator(name) => ("operator.remove", name.clone(), Value::Null),
+        Change::Used { name, .. } => ("operator.use", name.clone(), Value::Null),
         Change::PutField(token) => {
             let node = token.node.as_ref().map(NodeId::as_str);
             let detail = json!({ "node": node, "expires_ms": token.expires_ms, "labels": token.labels });

@@ -237,6 +237,8 @@ pub struct Fleet {
     pub ids: BTreeMap<NodeNo, NodeId>,
     /// Saved selectors by name.
     pub groups: BTreeMap<String, String>,
+    /// Time zones of sites, by their IANA names.
+    pub sites: BTreeMap<String, String>,
     /// Commands that are not over.
     pub commands: Dispatch,
     /// Settings, and who is still to be told.

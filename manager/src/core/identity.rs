@@ -39,6 +39,8 @@ pub const FILTERS: usize = 64;
 pub const NAME_BYTES: usize = 63;
 /// Replaced keys that are remembered of one node; older ones have ended by themselves.
 const BARRED: usize = 16;
+/// How often it is written down that an operator's token is used, in milliseconds: looking must not write.
+pub const USE_KEPT_MS: i64 = 3_600_000;
 /// How long a token stays listed after it ended, so that its user is told what became of it.
 const TOKEN_KEPT_MS: i64 = 7 * 24 * 3_600_000;
 
@@ -55,6 +57,8 @@ pub struct Identities {
     pub operators: BTreeMap<String, Operator>,
     /// Tokens of agents that speak a field dialect, by id.
     pub field: BTreeMap<String, FieldToken>,
+    /// What operators were bound to that were removed since the start: requests of theirs may be on the way.
+    pub removed: BTreeMap<String, String>,
 }
 
 /// What an operator may do; each role may do what the one before may.
@@ -86,6 +90,12 @@ pub struct Operator {
     pub created_by: String,
     /// When it ends, Unix milliseconds.
     pub expires_ms: Option<i64>,
+    /// The selector of the nodes that the role is bound to, by [`super::bounds`]; absent: all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on: Option<String>,
+    /// When the token was last used, Unix milliseconds; written at most once in [`USE_KEPT_MS`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub used_ms: Option<i64>,
 }
 
 /// A third-party MQTT tool.
@@ -243,6 +253,13 @@ pub enum Change {
     PutOperator(Operator),
     /// Shut an operator out.
     RemoveOperator(String),
+    /// An operator's token was used.
+    Used {
+        /// Whose.
+        name: String,
+        /// When, Unix milliseconds.
+        at_ms: i64,
+    },
     /// Make a field token.
     PutField(FieldToken),
     /// Take a field token back: whoever comes with it is refused from then on.
@@ -362,6 +379,7 @@ pub fn take(
         }
         Change::PutOperator(operator) => identities.put_operator(operator)?,
         Change::RemoveOperator(name) => identities.remove_operator(name)?,
+        Change::Used { name, at_ms } => identities.used(name, at_ms)?,
         Change::PutField(token) => identities.put_field(token, now)?,
         Change::RemoveField(id) => identities.remove_field(id)?,
         Change::Serve(brought, node) => {

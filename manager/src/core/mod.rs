@@ -3,6 +3,7 @@
 
 pub mod alert;
 pub mod audit;
+pub mod bounds;
 pub mod command;
 pub mod config;
 pub mod devices;
@@ -19,5 +20,6 @@ pub mod selector;
 pub mod time;
 pub mod twins;
 pub mod why;
+pub mod zones;
 
 pub use time::Now;

@@ -6,18 +6,23 @@ use fleet_schemas::{CommandId, NodeId, limits};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{
-    Now, command,
+    Now,
+    bounds::{self, Outside},
+    command,
     config::{self, ConfigError},
     fleet::{Fleet, Location, Node, NodeNo, Record},
     identity::{self, Change, Identities, NotServed, Refused},
     intake::Effects,
     rollout::{self, RolloutError},
+    zones,
 };
 
 /// Longest name and site, in bytes.
 pub const NAME_BYTES: usize = 128;
 /// Most saved selectors.
 pub const GROUPS: usize = 1_000;
+/// Most sites with a time zone.
+pub const SITES: usize = 10_000;
 /// Longest selector, in bytes.
 pub const SELECTOR_BYTES: usize = 1_024;
 
@@ -75,6 +80,15 @@ pub enum Intent {
     },
     /// Remove a saved selector.
     RemoveGroup(String),
+    /// Say in which time zone a site is.
+    PutSite {
+        /// The site.
+        name: String,
+        /// The zone's IANA name.
+        tz: String,
+    },
+    /// Forget the time zone of a site; its nodes stay.
+    RemoveSite(String),
     /// Change who may speak to the hub.
     Identity(Change),
     /// Make a command.
@@ -154,6 +168,9 @@ pub enum RegistryError {
     /// A field agent is not served.
     #[error(transparent)]
     NotServed(#[from] NotServed),
+    /// It is not for whoever wants it to change.
+    #[error(transparent)]
+    Outside(Box<Outside>),
     /// A field breaks a rule.
     #[error("{pointer}: {why}")]
     Field {
@@ -176,10 +193,11 @@ pub fn take(
     fleet: &mut Fleet,
     identities: &mut Identities,
     effects: &mut Effects,
-    intent: Intent,
+    Order { by, mut intent }: Order,
     highest: NodeNo,
     now: Now,
 ) -> Result<(), RegistryError> {
+    bounds::check(fleet, identities, &by, &mut intent, now.wall_ms)?;
     match intent {
         Intent::PatchNode { node, patch } => {
             if !fleet.nodes.contains_key(&node) {
@@ -208,6 +226,14 @@ pub fn take(
             }
             None => Err(RegistryError::Unknown { what: "group", name }),
         },
+        Intent::PutSite { name, tz } => put_site(fleet, name, tz),
+        Intent::RemoveSite(name) => match fleet.sites.remove(&name) {
+            Some(_) => {
+                fleet.rollouts.look_again();
+                Ok(())
+            }
+            None => Err(RegistryError::Unknown { what: "time zone of site", name }),
+        },
         Intent::Rotated(_) | Intent::Noted(_) => Ok(()),
         Intent::EditConfig { edit, by } => Ok(config::take(fleet, &mut effects.config, &edit, &by, now)?),
         Intent::RetryConfig(node) => Ok(config::retry(fleet, &mut effects.config, &node)?),
@@ -220,6 +246,20 @@ pub fn take(
             Ok(())
         }
     }
+}
+
+fn put_site(fleet: &mut Fleet, name: String, tz: String) -> Result<(), RegistryError> {
+    let name = label("/name", name)?;
+    if zones::get(&tz).is_none() {
+        let why = format!("{tz:?} is no time zone; an example is Europe/Berlin (IANA names)");
+        return Err(field("/tz", why));
+    }
+    if fleet.sites.len() >= SITES && !fleet.sites.contains_key(&name) {
+        return Err(field("/name", format!("{SITES} sites have a time zone already; remove one first")));
+    }
+    fleet.sites.insert(name, tz);
+    fleet.rollouts.look_again();
+    Ok(())
 }
 
 fn patch_all(
@@ -246,13 +286,23 @@ fn patch_all(
     Ok(())
 }
 
-fn patched(mut record: Record, patch: NodePatch) -> Result<Record, RegistryError> {
-    let text = |pointer: &str, text: Option<String>| match text {
-        Some(text) if text.is_empty() || text.len() > NAME_BYTES || text.chars().any(char::is_control) => {
-            Err(field(pointer, format!("1 to {NAME_BYTES} bytes without control characters are allowed")))
-        }
-        checked => Ok(checked),
-    };
+/// A name or a site, if it may be one.
+fn label(pointer: &str, text: String) -> Result<String, RegistryError> {
+    if text.is_empty() || text.len() > NAME_BYTES || text.chars().any(char::is_control) {
+        return Err(field(
+            pointer,
+            format!("1 to {NAME_BYTES} bytes without control characters are allowed"),
+        ));
+    }
+    Ok(text)
+}
+
+/// A record with a patch applied.
+///
+/// # Errors
+/// [`RegistryError::Field`].
+pub(super) fn patched(mut record: Record, patch: NodePatch) -> Result<Record, RegistryError> {
+    let text = |pointer: &str, text: Option<String>| text.map(|text| label(pointer, text)).transpose();
     if let Some(name) = patch.name {
         record.name = text("/name", name)?;
     }

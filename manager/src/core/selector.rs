@@ -98,6 +98,12 @@ impl Selector {
         self.requirements.iter().any(|requirement| requirement.key == key)
     }
 
+    /// Whether it asks for this key and for no other.
+    #[must_use]
+    pub fn is_about(&self, key: &str) -> bool {
+        self.requirements.iter().all(|requirement| requirement.key == key)
+    }
+
     /// Whether all requirements hold.
     #[must_use]
     pub fn matches(&self, subject: &impl Subject) -> bool {

@@ -128,6 +128,7 @@ catalogue! {
     NOTICES = counter("fleet_alert_notifications_total", &["receiver", "outcome"], "Notifications by outcome: sent, or failed after all attempts.");
     NOTICES_DROPPED = counter("fleet_alert_notifications_dropped_total", &[], "Notifications that were dropped because too many waited.");
     NOTICES_PENDING = gauge("fleet_alert_notifications_pending", &["receiver"], "Notifications that wait for a receiver.");
+    CERTIFICATE_EXPIRES = gauge("fleet_certificate_expiry_timestamp_seconds", &["certificate"], "When a certificate ends: that of the hub's CA (the newest), that of its server, and the soonest of nodes that are online (soonest_node).");
     RELEASE_EXPIRES = gauge("fleet_release_expiry_timestamp_seconds", &["role"], "When signed metadata of releases ends; the hub renews snapshot and timestamp, people root and targets.");
     RELEASES = gauge("fleet_releases", &[], "Releases that are signed.");
     ARTIFACTS = gauge("fleet_artifacts", &[], "Artifacts that are stored.");

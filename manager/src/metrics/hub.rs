@@ -16,11 +16,13 @@ use crate::{
     core::{
         config,
         fleet::Node,
+        identity,
         ledger::{Account, Standing},
         presence::State,
         rollout,
     },
     hub::{Hub, Observer, Round},
+    pki::{self, Pki},
 };
 
 /// Most nodes with metrics of their own: four series each are what a scrape can bear.
@@ -61,7 +63,7 @@ pub fn observer(exporter: &Exporter) -> Observer {
 ///
 /// # Errors
 /// What the ledger's store says.
-pub fn scrape(hub: &Hub, streams: usize) -> Result<Scrape, crate::consume::Error> {
+pub fn scrape(hub: &Hub, pki: &Pki, streams: usize) -> Result<Scrape, crate::consume::Error> {
     let mut scrape = Scrape::default();
     scrape.set(&c::HUB_INFO, &[env!("CARGO_PKG_VERSION")], 1.0);
     scrape.set(&c::HUB_READY, &[], f64::from(u8::from(hub.readiness().ready)));
@@ -75,6 +77,7 @@ pub fn scrape(hub: &Hub, streams: usize) -> Result<Scrape, crate::consume::Error
     }
     broker(&stats.broker, &mut scrape);
     alerts(hub, &mut scrape);
+    certificates(hub, pki, &mut scrape);
     releases(hub, &mut scrape);
     rollouts(hub, &mut scrape);
     if let Some(process) = process::read() {
@@ -131,6 +134,30 @@ fn alerts(hub: &Hub, scrape: &mut Scrape) {
     scrape.count(&c::ALERT_JUDGEMENTS, &[], figures.judgements);
     scrape.set(&c::ALERT_LAG, &[], figures.lag_s);
     scrape.count(&c::NOTICES_DROPPED, &[], figures.dropped);
+}
+
+/// Which node it is that has the soonest end, `fleet doctor` says: as a label it would be one of ten thousand.
+fn certificates(hub: &Hub, pki: &Pki, scrape: &mut Scrape) {
+    let pki::Status { authorities, server_not_after_ms, .. } = pki.status();
+    let ca = authorities.iter().map(|authority| authority.not_after_ms).max();
+    // One that is away renews when it is back; until then its absence is what is wrong with it.
+    let here = |node: &Node| matches!(node.record.presence.state, State::Online | State::Suspect { .. });
+    let soonest = hub.with_fleet(|fleet| {
+        hub.with_identities(|known| {
+            let ends = known.enrolments.iter().filter(|(id, known)| {
+                known.standing == identity::Standing::Enrolled
+                    && fleet.nodes.get(*id).is_some_and(|node| here(node))
+            });
+            ends.filter_map(|(_, known)| Some(known.certificate.as_ref()?.not_after_ms)).min()
+        })
+    });
+    for (certificate, ends_ms) in
+        [("ca", ca), ("server", Some(server_not_after_ms)), ("soonest_node", soonest)]
+    {
+        if let Some(ends_ms) = ends_ms {
+            scrape.set(&c::CERTIFICATE_EXPIRES, &[certificate], ends_ms as f64 / 1_000.0);
+        }
+    }
 }
 
 fn releases(hub: &Hub, scrape: &mut Scrape) {

@@ -56,6 +56,8 @@ pub(super) async fn first(hub: &Hub, data: &Path) -> Result<Option<String>, Erro
         created_ms: hub.clock().now().wall_ms,
         created_by: "hub".to_owned(),
         expires_ms: None,
+        on: None,
+        used_ms: None,
     };
     hub.intend("hub", Intent::Identity(Change::PutOperator(operator))).await?;
     Ok(Some(token))

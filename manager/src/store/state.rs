@@ -57,6 +57,8 @@ const EVENTS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("events");
 const EVENTS_OF: TableDefinition<'_, (u32, u64), ()> = TableDefinition::new("events_of");
 // Name → selector.
 const GROUPS: TableDefinition<'_, &str, &str> = TableDefinition::new("groups");
+// Site → the IANA name of its time zone. One row a site that somebody gave one.
+const SITES: TableDefinition<'_, &str, &str> = TableDefinition::new("sites");
 // Node id → SHA-256 of its secret.
 const SECRETS: TableDefinition<'_, &str, &[u8; 32]> = TableDefinition::new("secrets");
 // Number → CBOR `QuarantineRow`. Appended; the front is removed above the limit.
@@ -131,6 +133,8 @@ pub struct Commit {
     pub quarantined: Vec<QuarantineRow>,
     /// Groups to save (`Some`) or remove.
     pub groups: Vec<(String, Option<String>)>,
+    /// Time zones of sites to save (`Some`) or to forget.
+    pub sites: Vec<(String, Option<String>)>,
     /// Who may speak to the hub, and the trail of changes.
     pub identities: Changes,
     /// Commands, their executions, and reports on them.
@@ -155,6 +159,7 @@ impl Commit {
             && self.events.is_empty()
             && self.quarantined.is_empty()
             && self.groups.is_empty()
+            && self.sites.is_empty()
             && self.identities.is_empty()
             && self.commands.nothing_to_write()
             && self.config.is_empty()
@@ -172,6 +177,8 @@ pub struct Found {
     pub marks: Vec<(NodeNo, Lane, StreamId, Mark)>,
     /// Groups.
     pub groups: BTreeMap<String, String>,
+    /// Time zones of sites.
+    pub sites: BTreeMap<String, String>,
     /// Highest node number ever given.
     pub highest_node: NodeNo,
 }
@@ -228,6 +235,7 @@ impl StateStore {
         write.open_table(EVENTS).map_err(store)?;
         write.open_table(EVENTS_OF).map_err(store)?;
         write.open_table(GROUPS).map_err(store)?;
+        write.open_table(SITES).map_err(store)?;
         write.open_table(SECRETS).map_err(store)?;
         write.open_table(QUARANTINE).map_err(store)?;
         identities::open(&write)?;
@@ -276,6 +284,10 @@ impl StateStore {
             let (name, selector) = row.map_err(store)?;
             found.groups.insert(name.value().to_owned(), selector.value().to_owned());
         }
+        for row in read.open_table(SITES).map_err(store)?.iter().map_err(store)? {
+            let (name, tz) = row.map_err(store)?;
+            found.sites.insert(name.value().to_owned(), tz.value().to_owned());
+        }
         let hub = read.open_table(HUB).map_err(store)?;
         let highest = hub.get("highest_node").map_err(store)?;
         found.highest_node =
@@ -317,14 +329,15 @@ impl StateStore {
         config::apply(&write, &commit.config, &commit.removed)?;
         devices::apply(&write, &commit.devices, &commit.removed)?;
         rollouts::apply(&write, &commit.rollouts)?;
-        let mut groups = write.open_table(GROUPS).map_err(store)?;
-        for (name, selector) in &commit.groups {
-            match selector {
-                Some(selector) => drop(groups.insert(name.as_str(), selector.as_str()).map_err(store)?),
-                None => drop(groups.remove(name.as_str()).map_err(store)?),
+        for (table, rows) in [(GROUPS, &commit.groups), (SITES, &commit.sites)] {
+            let mut table = write.open_table(table).map_err(store)?;
+            for (name, value) in rows {
+                match value {
+                    Some(value) => drop(table.insert(name.as_str(), value.as_str()).map_err(store)?),
+                    None => drop(table.remove(name.as_str()).map_err(store)?),
+                }
             }
         }
-        drop(groups);
         write.commit().map_err(store)?;
         Ok(first_event)
     }
@@ -587,6 +600,7 @@ mod tests {
                 counters: [((7, Lane::Event), counters)].into(),
                 events: vec![event(7, 10), event(7, 20)],
                 groups: vec![("roof".to_owned(), Some("site=roof".to_owned()))],
+                sites: vec![("roof".to_owned(), Some("Europe/Berlin".to_owned()))],
                 ..Commit::default()
             };
             assert_eq!(state.apply(&commit).unwrap(), 1);
@@ -598,6 +612,7 @@ mod tests {
         assert_eq!(found.nodes, [(7, record)]);
         assert_eq!(found.marks, [(7, Lane::Event, StreamId([1; 16]), mark)]);
         assert_eq!(found.groups["roof"], "site=roof");
+        assert_eq!(found.sites["roof"], "Europe/Berlin");
         assert_eq!(found.highest_node, 7);
         let numbers = |filter| state.events(filter).unwrap().iter().map(|(n, _)| *n).collect::<Vec<_>>();
         assert_eq!(numbers(EventFilter { limit: 2, ..EventFilter::default() }), [3, 2]);

@@ -289,6 +289,8 @@ pub(crate) async fn operator(hub: &Hub, name: &str, role: Role, expires_ms: Opti
         created_ms: hub.clock().now().wall_ms,
         created_by: "hub".to_owned(),
         expires_ms,
+        on: None,
+        used_ms: None,
     };
     hub.intend("hub", Intent::Identity(Change::PutOperator(operator))).await.unwrap();
     token

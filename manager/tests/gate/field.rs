@@ -89,6 +89,8 @@ impl Hub {
             created_ms: 0,
             created_by: "test".to_owned(),
             expires_ms: None,
+            on: None,
+            used_ms: None,
         };
         self.intend(Change::PutOperator(operator)).await;
         text

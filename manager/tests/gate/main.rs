@@ -10,6 +10,7 @@ mod first_start;
 mod given;
 mod join;
 mod keys;
+mod rollouts;
 mod sessions;
 mod tools;
 mod updates;

@@ -1,8 +1,8 @@
 //! Whether a target that was verified may run on this node.
 
-use fleet_schemas::update::{ANY_ARCH, Kind, Order, State};
+use fleet_schemas::update::{ANY_ARCH, Hours, Kind, Order, State};
 
-use super::{FAILURES, Found, RESERVE_BYTES, Update, Verdict, View, code, version, window::Hours};
+use super::{FAILURES, Found, RESERVE_BYTES, Update, Verdict, View, code, version};
 
 /// # Errors
 /// How the update ends without anything being done.

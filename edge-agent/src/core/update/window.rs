@@ -2,11 +2,10 @@
 
 use std::time::Duration;
 
-use fleet_schemas::update::Window;
+use fleet_schemas::update::{Hours, Window};
 
 /// How often it is looked again whether the window opened.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
-const MINUTES_PER_DAY: u16 = 24 * 60;
 
 /// What is known about the moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,41 +38,6 @@ pub enum Gate {
     Open,
     /// Not yet: why, and when to look again.
     Closed(&'static str, Duration),
-}
-
-/// Times of day, `22:00-04:00`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Hours {
-    from: u16,
-    to: u16,
-}
-
-impl Hours {
-    /// Reads them; `None` for what is no such text.
-    #[must_use]
-    pub fn parse(text: &str) -> Option<Self> {
-        let (from, to) = text.split_once('-')?;
-        let (from, to) = (minute(from)?, minute(to)?);
-        Some(Self { from, to })
-    }
-
-    /// Whether a minute of the day is within. Two equal times are the whole day.
-    #[must_use]
-    pub fn contains(self, minute: u16) -> bool {
-        let Self { from, to } = self;
-        if from < to { (from..to).contains(&minute) } else { minute >= from || minute < to }
-    }
-}
-
-fn minute(text: &str) -> Option<u16> {
-    let (hours, minutes) = text.trim().split_once(':')?;
-    let sound = |text: &str| text.len() == 2 && text.bytes().all(|byte| byte.is_ascii_digit());
-    if !sound(hours) || !sound(minutes) {
-        return None;
-    }
-    let (hours, minutes): (u16, u16) = (hours.parse().ok()?, minutes.parse().ok()?);
-    let whole = hours * 60 + minutes;
-    (minutes < 60 && whole <= MINUTES_PER_DAY).then_some(whole)
 }
 
 /// Whether switching may begin. Hours that cannot be read were refused before; here they are no limit.
@@ -116,20 +80,6 @@ mod tests {
 
     fn open(gate: Gate) -> bool {
         gate == Gate::Open
-    }
-
-    #[test]
-    fn hours_may_cross_midnight() {
-        let night = Hours::parse("22:00-04:00").unwrap();
-        let within = |hours: Hours, text| hours.contains(minute(text).unwrap());
-        assert!(within(night, "22:00") && within(night, "03:59") && within(night, "00:00"));
-        assert!(!within(night, "04:00") && !within(night, "21:59"));
-        let day = Hours::parse("08:30-09:00").unwrap();
-        assert!(within(day, "08:30") && !within(day, "09:00"));
-        assert!(within(Hours::parse("05:00-05:00").unwrap(), "12:00"));
-        for bad in ["", "22-04", "22:00", "25:00-01:00", "1:00-2:00", "10:60-11:00", "a:b-c:d"] {
-            assert_eq!(Hours::parse(bad), None, "{bad}");
-        }
     }
 
     #[test]

@@ -1,10 +1,13 @@
 //! The terms of a rollout as they are written, and as the core takes them.
 
-use fleet_schemas::update::Window;
+use fleet_schemas::update::{Hours, Window};
 
 use crate::{
     api::{problem::Refusal, shapes},
-    core::rollout::{Approval, DEADLINE, MaxUnavailable, OnFailure, Size, TIMEOUT, Terms},
+    core::{
+        rollout::{Approval, DEADLINE, MaxUnavailable, OnFailure, Size, TIMEOUT, Terms},
+        zones,
+    },
 };
 
 const WAVES: [&str; 4] = ["1", "5%", "25%", "100%"];
@@ -138,21 +141,11 @@ fn approval(text: Option<&str>) -> Result<Approval, Refusal> {
 }
 
 fn check_window(window: Window) -> Result<Window, Refusal> {
-    let time = |text: &str| {
-        let (hour, minute) = text.split_once(':')?;
-        let fits = hour.len() == 2 && minute.len() == 2;
-        let (hour, minute): (u32, u32) = (hour.parse().ok()?, minute.parse().ok()?);
-        (fits && hour < 24 && minute < 60).then_some(())
-    };
-    let hours = window.hours.as_deref().map(|text| {
-        let (from, to) = text.split_once('-')?;
-        time(from).and(time(to))
-    });
-    if hours == Some(None) {
+    if window.hours.as_deref().is_some_and(|hours| Hours::parse(hours).is_none()) {
         return Err(at("window/hours", "is written 22:00-04:00"));
     }
     if let Some(zone) = &window.zone
-        && jiff::tz::TimeZone::get(zone).is_err()
+        && zones::get(zone).is_none()
     {
         return Err(at("window/zone", format!("{zone:?} is no time zone; an example is Europe/Berlin")));
     }

@@ -103,6 +103,9 @@ pub struct Whoami {
     pub role: String,
     /// When the token ends; never, when absent.
     pub expires_ms: Option<i64>,
+    /// The selector of the nodes that it may change; all of them, when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on: Option<String>,
 }
 
 /// The answer that makes an operator; the only one that has the token.
@@ -117,6 +120,9 @@ pub struct NewOperator {
     pub token: String,
     /// When it ends; never, when absent.
     pub expires_ms: Option<i64>,
+    /// The selector of the nodes that it may change; all of them, when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on: Option<String>,
 }
 
 /// An operator in the list.
@@ -135,6 +141,12 @@ pub struct Operator {
     pub created_by: String,
     /// When it ends; never, when absent.
     pub expires_ms: Option<i64>,
+    /// The selector of the nodes that it may change; all of them, when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on: Option<String>,
+    /// When its token was last used; never, when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_used_ms: Option<i64>,
 }
 
 /// The answer that makes an access: a password, or a certificate with the CAs to trust.

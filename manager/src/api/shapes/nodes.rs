@@ -21,6 +21,9 @@ pub struct Node {
     /// Where it belongs.
     #[serde(default)]
     pub site: Option<String>,
+    /// The time zone of its site, by the IANA name; none was set when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tz: Option<String>,
     /// Where it is.
     #[serde(default)]
     pub location: Option<Location>,
@@ -135,6 +138,20 @@ pub struct ConfigVersions {
     /// `unmanaged|in_sync|pending|failed|offline`.
     #[serde(default)]
     pub state: String,
+}
+
+/// Where nodes are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
+pub struct Site {
+    /// Its name.
+    pub site: String,
+    /// Its time zone, by the IANA name; none was set, and it counts as UTC, when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tz: Option<String>,
+    /// How many nodes it has.
+    #[serde(default)]
+    pub nodes_count: usize,
 }
 
 /// A saved selector.

@@ -197,7 +197,7 @@ pub struct RolloutWindow {
     /// `22:00-04:00`; all day unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hours: Option<String>,
-    /// The time zone, by its IANA name; UTC unless given.
+    /// The time zone, by its IANA name; that of each node's site unless given, else UTC.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zone: Option<String>,
     /// Only on outside power.

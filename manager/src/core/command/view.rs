@@ -100,6 +100,11 @@ impl Dispatch {
         self.agendas.get(&node).map_or(0, |agenda| agenda.open.len())
     }
 
+    /// Nodes at which a command is not over.
+    pub fn nodes_of(&self, id: CommandId) -> impl Iterator<Item = NodeNo> {
+        self.commands.get(&id).into_iter().flat_map(|open| open.nodes.iter().copied())
+    }
+
     /// What of a node is not over, in the order in which its queues run it: what runs first, then by priority and
     /// age.
     #[must_use]

@@ -18,7 +18,7 @@ use crate::core::{
     fleet::{Fleet, Node, Record},
     identity::Identities,
     intake::{self, Input},
-    registry::{self, Intent, NodePatch, RegistryError},
+    registry::{self, Intent, NodePatch, Order, RegistryError},
 };
 
 fn layer(text: &str) -> Layer {
@@ -69,7 +69,8 @@ impl World {
 
     fn intend(&mut self, intent: Intent) -> Result<(), RegistryError> {
         self.group(|fleet, effects, now| {
-            registry::take(fleet, &mut Identities::default(), effects, intent, 99, now)
+            let order = Order { by: "operator ann".to_owned(), intent };
+            registry::take(fleet, &mut Identities::default(), effects, order, 99, now)
         })
     }
 

@@ -4,7 +4,7 @@ use fleet_schemas::topic;
 use subtle::ConstantTimeEq as _;
 
 use super::{Access, FILTERS, Hash, Identities, NAME_BYTES, NAMES, Operator, Role, Row, unknown};
-use crate::core::registry::RegistryError;
+use crate::core::{bounds, registry::RegistryError};
 
 impl Role {
     /// Its name.
@@ -55,6 +55,15 @@ impl Identities {
         if self.operators.len() >= NAMES {
             return Err(field("/name", format!("there are {NAMES} already; remove one first")));
         }
+        if let Some(on) = &operator.on {
+            if operator.role != Role::Operator {
+                let role = operator.role;
+                let why = format!("a {role} is not bound: viewers only look, and admins decide who is bound");
+                return Err(field("/on", why));
+            }
+            bounds::read(on).map_err(|why| field("/on", why))?;
+        }
+        self.removed.remove(&operator.name);
         let row = Row::Operator(operator.name.clone());
         self.operators.insert(operator.name.clone(), operator);
         Ok(row)
@@ -66,7 +75,15 @@ impl Identities {
         if admin(&known) && self.operators.values().filter(admin).count() == 1 {
             return Err(field("/name", "this is the last admin; make another one first"));
         }
-        self.operators.remove(&name);
+        if let Some(on) = self.operators.remove(&name).and_then(|operator| operator.on) {
+            self.removed.insert(name.clone(), on);
+        }
+        Ok(Row::Operator(name))
+    }
+
+    pub(super) fn used(&mut self, name: String, at_ms: i64) -> Result<Row, RegistryError> {
+        let operator = self.operators.get_mut(&name).ok_or_else(|| unknown("operator", &name))?;
+        operator.used_ms = operator.used_ms.max(Some(at_ms));
         Ok(Row::Operator(name))
     }
 }

@@ -267,6 +267,8 @@ fn access_and_operators_are_put_once_and_the_last_admin_stays() {
         created_ms: 0,
         created_by: "test".to_owned(),
         expires_ms,
+        on: None,
+        used_ms: None,
     };
     given.take(Change::PutOperator(operator("admin", Role::Admin, 1, None))).unwrap();
     given.take(Change::PutOperator(operator("brief", Role::Admin, 2, Some(NOW + 1)))).unwrap();

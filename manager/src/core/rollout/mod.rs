@@ -192,6 +192,12 @@ impl Rollouts {
         self.touched.remove(id);
     }
 
+    /// Looks again whether anybody waits for hours: zones of sites have changed.
+    pub(in crate::core) fn look_again(&mut self) {
+        let waits = |live: &&Box<Live>| !live.head.state.is_final() && live.head.spec.terms.window.is_some();
+        self.touched.extend(self.live.values().filter(waits).map(|live| live.head.spec.id.clone()));
+    }
+
     /// All that are known, oldest first.
     #[must_use]
     pub fn all(&self) -> Vec<&Live> {

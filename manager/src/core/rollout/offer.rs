@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use ciborium::Value;
 use fleet_schemas::{
     CommandId, DeviceId, MetricName, NodeId,
-    update::{self, Order, State as Said, Target},
+    update::{self, Order, State as Said, Target, Window},
 };
 use sha2::{Digest as _, Sha256};
 
@@ -20,6 +20,7 @@ use crate::core::{
     fleet::{Fleet, NodeNo},
     intake,
     presence::State as Presence,
+    zones::{self, Opens},
 };
 
 /// Most seats told or passed over in one step: bounds one transaction; the others come in the next.
@@ -38,6 +39,36 @@ struct Held {
     offline: usize,
     refused: Option<String>,
     by_rate: bool,
+    // By hours: how many, and when the first of them are open, Unix milliseconds.
+    closed: usize,
+    opens_ms: Option<i64>,
+}
+
+/// What nodes are told alike: the goal, the device, and the zone of their hours.
+type Told = (u16, DeviceId, Option<String>);
+
+/// Whether the hours of a rollout are open, by zone: many nodes have the same.
+#[derive(Debug, Default)]
+struct Hours(BTreeMap<String, Opens>);
+
+impl Hours {
+    /// The zone that counts for a seat, if there are hours, and when they are open there.
+    fn of(&mut self, fleet: &Fleet, live: &Live, seat: &Seat, now_ms: i64) -> (Option<String>, Opens) {
+        let window = live.head.spec.terms.window.as_ref().filter(|window| window.hours.is_some());
+        let Some(window) = window else { return (None, Opens::Now) };
+        let node = fleet.ids.get(&seat.0).and_then(|id| fleet.nodes.get(id));
+        let site = node.and_then(|node| node.record.site.as_deref());
+        let zone = zones::of(window, site, &fleet.sites);
+        let opens = match self.0.get(zone) {
+            Some(opens) => *opens,
+            None => {
+                let opens = zones::opens(window, zone, now_ms);
+                self.0.insert(zone.to_owned(), opens);
+                opens
+            }
+        };
+        (Some(zone.to_owned()), opens)
+    }
 }
 
 enum Turn {
@@ -63,7 +94,8 @@ pub(super) fn offer(
 ) {
     let now_us = now.wall_ms.saturating_mul(1_000);
     let mut held = Held::default();
-    let mut orders: BTreeMap<(u16, DeviceId), (CommandId, Vec<Seat>)> = BTreeMap::new();
+    let mut orders: BTreeMap<Told, (CommandId, Vec<Seat>)> = BTreeMap::new();
+    let mut hours = Hours::default();
     let (mut done, mut is_cut) = (0, false);
     let is_limited = live.head.spec.terms.rate.is_some();
     if is_limited && live.head.next_us > now_us {
@@ -80,6 +112,13 @@ pub(super) fn offer(
                 break;
             }
             let Some(member) = live.members().get(&seat) else { continue };
+            // The node looks at its hours, too. Told early it would only wait, as one that is down and may time out.
+            let (zone, opens) = hours.of(fleet, live, &seat, now.wall_ms);
+            if let Opens::At(at) = opens {
+                held.closed += 1;
+                held.opens_ms = Some(held.opens_ms.map_or(at, |first| first.min(at)));
+                continue;
+            }
             if !live.has_room(member.site) {
                 held.down += 1;
                 continue;
@@ -110,7 +149,8 @@ pub(super) fn offer(
                 Turn::Tell(goal) => {
                     done += 1;
                     let id = command_id(&live.head.spec.id, &seat, now);
-                    let (id, of) = orders.entry((goal, seat.1.clone())).or_insert_with(|| (id, Vec::new()));
+                    let told = (goal, seat.1.clone(), zone);
+                    let (id, of) = orders.entry(told).or_insert_with(|| (id, Vec::new()));
                     of.push(seat.clone());
                     tell(fleet, effects, live, &seat, (wave, goal, *id), now);
                     spend(live, now_us);
@@ -118,8 +158,8 @@ pub(super) fn offer(
             }
         }
     }
-    for ((goal, device), (id, seats)) in orders {
-        if let Err(error) = make(fleet, effects, live, (goal, &device), id, &seats, now) {
+    for (told, (id, seats)) in orders {
+        if let Err(error) = make(fleet, effects, live, &told, id, &seats, now) {
             held.refused = Some(error);
             for seat in seats {
                 live.stand(&mut effects.rollouts, &seat, Stand::Waiting, None, now.wall_ms);
@@ -138,6 +178,7 @@ pub(super) fn offer(
     } else {
         None
     };
+    live.again_ms = [live.again_ms, held.opens_ms].into_iter().flatten().min();
     live.blocked = held.sentence(live);
 }
 
@@ -280,13 +321,13 @@ fn make(
     fleet: &mut Fleet,
     effects: &mut intake::Effects,
     live: &Live,
-    (goal, device): (u16, &DeviceId),
+    (goal, device, zone): &Told,
     id: CommandId,
     seats: &[Seat],
     now: Now,
 ) -> Result<(), String> {
     let spec = &live.head.spec;
-    let Some((target, artifact)) = spec.goals.get(usize::from(goal)) else {
+    let Some((target, artifact)) = spec.goals.get(usize::from(*goal)) else {
         return Err("the release has no such target".to_owned());
     };
     let probation_ms = spec.terms.probation_ms.and_then(|ms| u64::try_from(ms).ok());
@@ -297,7 +338,11 @@ fn make(
         device: (!device.is_node()).then(|| device.clone()),
         back: spec.back_of.is_some(),
         probation_ms,
-        window: spec.terms.window.clone(),
+        window: spec
+            .terms
+            .window
+            .clone()
+            .map(|window| Window { zone: zone.clone().or(window.zone), ..window }),
         offline_ok: spec.terms.offline_ok,
     };
     let time = std::time::Duration::from_millis(u64::try_from(spec.terms.node_ms()).unwrap_or(0));
@@ -340,6 +385,15 @@ impl Held {
                 "{} because only {most}{of} may be down at once",
                 say(self.down, "waits", "wait")
             ));
+        }
+        if self.closed > 0
+            && let Some((window, at)) = live.head.spec.terms.window.as_ref().zip(self.opens_ms)
+        {
+            let hours = window.hours.as_deref().unwrap_or_default();
+            let whose = window.zone.as_deref().unwrap_or("the time of their sites");
+            let at = zones::shown(at, &jiff::tz::TimeZone::UTC);
+            let many = say(self.closed, "waits", "wait");
+            parts.push(format!("{many} for {hours} ({whose}), which begins at {at}"));
         }
         if let Some((id, many)) = &self.by {
             parts.push(format!(

@@ -22,7 +22,9 @@ use crate::core::{
     Now,
     command::{self, Command, Dispatch, Execution},
     fleet::{Fleet, NodeNo},
+    identity::Identities,
     intake::{self, Body, Effects, Input},
+    registry::{self, Intent, Order as Wish},
 };
 
 /// Hub time at the start, Unix milliseconds.
@@ -75,6 +77,8 @@ pub(super) struct Sim {
     pub online: bool,
     pub takes: bool,
     pub running: Option<String>,
+    /// Devices behind it: their kind, and what they run.
+    pub devices: BTreeMap<DeviceId, (String, Option<String>)>,
     /// The release that runs again when one does not pass.
     before: Option<String>,
     session: u64,
@@ -105,6 +109,8 @@ pub(super) struct Play {
     pub second: i64,
     /// Events that the hub raised, with their second.
     pub raised: Vec<(i64, String, String)>,
+    /// Orders as nodes got them.
+    pub ordered: Vec<(NodeId, Order)>,
     inputs: Vec<(NodeId, Input)>,
 }
 
@@ -137,7 +143,18 @@ impl Sim {
             digest: digest(version),
             device: None,
         });
-        let running = if self.takes { std::iter::once(agent).chain(skill).collect() } else { Vec::new() };
+        let devices = self.devices.iter().filter_map(|(device, (_, version))| {
+            let version = version.as_ref()?;
+            Some(Running {
+                kind: Kind::DeviceFirmware,
+                name: name("greeter"),
+                version: name(version),
+                digest: digest(version),
+                device: Some(device.clone()),
+            })
+        });
+        let all = std::iter::once(agent).chain(skill).chain(devices);
+        let running = if self.takes { all.collect() } else { Vec::new() };
         Versions { agent: "0.1.0".into(), running, ..Versions::default() }
     }
 
@@ -145,7 +162,10 @@ impl Sim {
     fn plan(&mut self, at: i64, id: CommandId, order: &Order) {
         let version = version_of(order.digest);
         self.before.clone_from(&self.running);
-        let old = self.running.clone();
+        let old = match &order.device {
+            Some(device) => self.devices[device].1.clone(),
+            None => self.running.clone(),
+        };
         let mut when = |after: i64, deed: Deed| self.deeds.entry(at + after).or_default().push((id, deed));
         let why = |code: &str, text: &str| Some((code.to_owned(), text.to_owned()));
         let steps = |when: &mut dyn FnMut(i64, Deed), to: usize| {
@@ -262,6 +282,7 @@ impl Play {
             kept: Kept::default(),
             second: 0,
             raised: Vec::new(),
+            ordered: Vec::new(),
             inputs: Vec::new(),
         }
     }
@@ -287,6 +308,7 @@ impl Play {
             online: false,
             takes: true,
             running: runs.map(str::to_owned),
+            devices: BTreeMap::new(),
             before: None,
             session: 0,
             sequences: BTreeMap::new(),
@@ -297,6 +319,18 @@ impl Play {
             updating: false,
         };
         self.sims.insert(id.to_owned(), sim);
+    }
+
+    /// An operator says in which time zone a site is.
+    pub(super) fn zone(&mut self, site: &str, zone: Option<&str>) {
+        self.group_with(|fleet, effects, now| {
+            let intent = match zone {
+                Some(tz) => Intent::PutSite { name: site.to_owned(), tz: tz.to_owned() },
+                None => Intent::RemoveSite(site.to_owned()),
+            };
+            let order = Wish { by: "operator ada".to_owned(), intent };
+            registry::take(fleet, &mut Identities::default(), effects, order, 0, now).unwrap();
+        });
     }
 
     /// A session of a node begins.
@@ -416,7 +450,7 @@ impl Play {
             target: order.target.clone(),
             digest: order.digest,
             rollout: order.rollout.clone(),
-            device: None,
+            device: order.device.clone(),
             state,
             reason: why,
             bytes: None,
@@ -436,7 +470,17 @@ impl Play {
                 let report = self.report(id, command, state, why.as_ref());
                 self.event(id, update::EVENT, report.to_data());
             }
-            Deed::Run(version) => self.run(id, &version),
+            Deed::Run(version) => {
+                let sim = self.sims.get_mut(id).unwrap();
+                match sim.orders[&command].device.clone() {
+                    Some(device) => {
+                        sim.devices.get_mut(&device).unwrap().1 = (!version.is_empty()).then_some(version);
+                        let data = ciborium::Value::serialized(&sim.versions()).unwrap();
+                        self.event(id, update::RUNNING, data);
+                    }
+                    None => self.run(id, &version),
+                }
+            }
             Deed::Vanish => self.offline(id),
             Deed::End(state, said, why) => {
                 let report = self.report(id, command, said, why.as_ref());
@@ -545,6 +589,7 @@ impl Play {
         }
         let order: Order = offer.params.deserialized().unwrap();
         sim.orders.insert(offer.id, order.clone());
+        self.ordered.push((node.clone(), order.clone()));
         sim.open.push(offer.id);
         sim.plan(second, offer.id, &order);
         let accepted = wire::Report {
@@ -598,6 +643,22 @@ impl Play {
             terms,
             by: "operator ada".to_owned(),
         }
+    }
+
+    /// The same for the devices of a kind behind those nodes.
+    pub(super) fn wanted_for(&self, kind: &str, wanted: Wanted) -> Wanted {
+        let mut release = wanted.release;
+        release.kind = Kind::DeviceFirmware;
+        release.targets.values_mut().for_each(|artifact| artifact.custom.device_kind = Some(kind.to_owned()));
+        let seats = wanted.seats.into_iter().flat_map(|(node, _, _)| {
+            let devices = &self.sims[node.as_str()].devices;
+            let of = devices.iter().filter(|(_, (of, _))| of == kind);
+            of.map(|(device, _)| (node.clone(), device.clone(), Some(kind.to_owned()))).collect::<Vec<_>>()
+        });
+        let before = wanted.before.into_iter().map(|(digest, (target, artifact))| {
+            (digest, (Target { kind: Kind::DeviceFirmware, ..target }, artifact))
+        });
+        Wanted { release, before: before.collect(), seats: seats.collect(), ..wanted }
     }
 
     pub(super) fn create(&mut self, wanted: &Wanted) -> Result<(), RolloutError> {
@@ -696,7 +757,9 @@ pub(super) fn read_terms(words: &[&str]) -> Terms {
             "offline" => terms.offline_ms = millis(value),
             "probation" => terms.probation_ms = Some(millis(value)),
             "allowance" => terms.allowance = part(value),
-            "arch" | "select" => {}
+            "hours" => terms.window.get_or_insert_default().hours = Some(value.to_owned()),
+            "zone" => terms.window.get_or_insert_default().zone = Some(value.to_owned()),
+            "arch" | "select" | "device-kind" => {}
             other => panic!("{other} is no term"),
         }
     }

@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, fmt::Write as _, fs, path::PathBuf};
 
-use fleet_schemas::update::State as Said;
+use fleet_schemas::{DeviceId, update::State as Said};
 
 use super::{
     Act, Head, Id, Seat, Stand, Verdict,
@@ -66,6 +66,23 @@ impl Script {
                 }
                 self.play.group();
             }
+            ["device", node, names, options @ ..] => {
+                let of = |key| option(options, key);
+                let sim = self.play.sims.get_mut(*node).unwrap();
+                for device in names_of(names) {
+                    let runs = of("runs").unwrap_or("1.1.0").to_owned();
+                    let kind = of("kind").unwrap_or("esp32").to_owned();
+                    sim.devices.insert(DeviceId::parse(&device).unwrap(), (kind, Some(runs)));
+                }
+                self.play.online(node);
+                self.play.group();
+            }
+            ["zone", site, "none"] => {
+                self.play.zone(site, None);
+            }
+            ["zone", site, zone] => {
+                self.play.zone(site, Some(zone));
+            }
             ["online", names] => {
                 names_of(names).iter().for_each(|id| self.play.online(id));
                 self.play.group();
@@ -85,8 +102,11 @@ impl Script {
             }
             ["create", version, options @ ..] => {
                 let archs: Vec<_> = option(options, "arch").unwrap_or("any").split(',').collect();
-                let wanted =
+                let mut wanted =
                     self.play.wanted(version, &archs, read_terms(options), option(options, "select"));
+                if let Some(kind) = option(options, "device-kind") {
+                    wanted = self.play.wanted_for(kind, wanted);
+                }
                 let draft = super::draft(&self.play.fleet, &wanted, self.play.now());
                 match draft {
                     Ok(draft) => {
@@ -178,7 +198,8 @@ impl Script {
                 let node = &self.play.fleet.ids[&seat.0];
                 let why = member.reason.as_ref().map_or_else(String::new, |why| format!(": {}", why.message));
                 let key = format!("{id} {{}} {}{why}", member.stand.as_str().replace('_', " "));
-                lines.push((key, node.to_string()));
+                let device = if seat.1.is_node() { String::new() } else { format!("/{}", seat.1) };
+                lines.push((key, format!("{node}{device}")));
             }
             let before = self.heads.insert(id.clone(), live.head.clone());
             if before.as_ref().map(|head| head.state) != Some(live.head.state) {
