@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::{
     Json,
     extract::State,
-    http::{HeaderMap, header},
+    http::{HeaderMap, StatusCode, header},
     response::{IntoResponse as _, Response},
 };
 use serde::Deserialize;
@@ -87,18 +87,21 @@ pub(super) async fn rotate(
         (What::Ca, false) => "ca",
         (What::Ca, true) => "ca.finish",
     };
-    // Makes keys and waits for the disk.
-    api.query(move |api| {
-        let pki = &api.config.pki;
-        Ok(match (what, finish) {
-            (What::Server, _) => pki.rotate_server(),
-            (What::Ca, false) => pki.rotate_ca(),
-            (What::Ca, true) => pki.finish(),
-        }?)
-    })
-    .await?;
-    api.hub.intend(&caller.by(), Intent::Rotated(done.to_owned())).await?;
-    Ok(Json(status(&api)).into_response())
+    let rotated = async {
+        // Makes keys and waits for the disk.
+        api.query(move |api| {
+            let pki = &api.config.pki;
+            Ok(match (what, finish) {
+                (What::Server, _) => pki.rotate_server(),
+                (What::Ca, false) => pki.rotate_ca(),
+                (What::Ca, true) => pki.finish(),
+            }?)
+        })
+        .await?;
+        api.hub.intend(&caller.by(), Intent::Rotated(done.to_owned())).await?;
+        Ok(status(&api))
+    };
+    api.keys.once(StatusCode::OK, &headers, &caller, &[b"pki/rotate", &body], rotated).await
 }
 
 /// `GET pki/ca.pem`: the CAs to paste into tools, the one first that vouches for this hub at present.

@@ -23,7 +23,8 @@ pub(super) enum SiteVerb {
     #[command(
         after_help = "The hours of rollouts (--window) are of this zone unless they name another, and times of the site's nodes are\n\
         shown in it. What the wall clock shows counts: hours that are skipped when clocks go forward do not come on that\n\
-        day, and hours that come twice when they go back are open twice.\n\n\
+        day, and hours that come twice when they go back are open twice. The hub brings the rules of all zones with it; a\n\
+        board needs its system's tzdata for hours in a zone that is not UTC, and refuses an update that it cannot place.\n\n\
         Examples:\n  fleet site set berlin --tz Europe/Berlin"
     )]
     Set {

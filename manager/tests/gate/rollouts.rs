@@ -358,3 +358,55 @@ async fn verbs_are_done_once_and_told_over_sse_and_mqtt() {
     assert!(messages.iter().any(|one| one["id"] == json!(id) && one["state"] == "paused"), "{text}");
     fleet.stop().await;
 }
+
+/// A board behind a node, as its firmware speaks: it says what it runs, and fetches what it is told to run.
+async fn board(listener: SocketAddr, id: &str) -> tokio::task::JoinHandle<()> {
+    let mut options = MqttOptions::new(id, listener.ip().to_string(), listener.port());
+    options.set_keep_alive(Duration::from_secs(60));
+    let (client, mut events) = AsyncClient::new(options, 16);
+    client.subscribe(format!("clawland/{id}/cmd"), QoS::AtMostOnce).await.unwrap();
+    let status = format!("clawland/{id}/status");
+    let first = r#"{"status":"online","version":"1.0.0"}"#;
+    client.publish(&status, QoS::AtLeastOnce, false, first).await.unwrap();
+    tokio::spawn(async move {
+        while let Ok(event) = events.poll().await {
+            let Event::Incoming(Packet::Publish(said)) = event else { continue };
+            let told: Value = serde_json::from_slice(&said.payload).unwrap();
+            assert_eq!(told["action"], "update");
+            let (client, status) = (client.clone(), status.clone());
+            tokio::spawn(async move {
+                let bytes = reqwest::get(told["url"].as_str().unwrap()).await.unwrap().bytes().await.unwrap();
+                let digest = Digest(Sha256::digest(&bytes).into()).to_string();
+                assert_eq!(digest, told["sha256"].as_str().unwrap());
+                let runs = json!({"status": "online", "version": told["version"]}).to_string();
+                client.publish(&status, QoS::AtLeastOnce, false, runs).await.unwrap();
+            });
+        }
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn firmware_of_boards_counts_when_each_board_says_that_it_runs_it() {
+    let fleet = Fleet::new(&["gateway-1"]).await;
+    let listener = fleet.agents["gateway-1"].devices().unwrap();
+    let boards = [board(listener, "probe-1").await, board(listener, "probe-2").await];
+    let devices = async || fleet.get("nodes/gateway-1/devices").await["items"].clone();
+    let all_run = |version: &'static str| {
+        move |devices: &Value| {
+            let devices = devices.as_array().map(Vec::as_slice).unwrap_or_default();
+            let of = |id: &str| devices.iter().any(|one| one["id"] == id && one["firmware"] == version);
+            of("probe-1") && of("probe-2")
+        }
+    };
+    until("the boards are known", devices, all_run("1.0.0")).await;
+    fleet.release("device-firmware/probe/2.0.0/any", b"another firmware", None);
+    let id = fleet.create("probe@2.0.0", json!({})).await;
+    let done = fleet.sees(&id, "both run it", is("done")).await;
+    assert_eq!((&done["kind"], &done["nodes_count"]), (&json!("device-firmware"), &json!(2)));
+    let seats = done["nodes"].as_array().unwrap().iter();
+    let seats: Vec<_> = seats.map(|seat| (seat["device"].clone(), seat["state"].clone())).collect();
+    assert!(seats.iter().all(|(_, state)| state == "confirmed"), "{seats:?}");
+    until("their own word", devices, all_run("2.0.0")).await;
+    boards.iter().for_each(tokio::task::JoinHandle::abort);
+    fleet.stop().await;
+}
