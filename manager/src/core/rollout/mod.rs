@@ -194,8 +194,9 @@ impl Rollouts {
 
     /// Looks again whether anybody waits for hours: zones of sites have changed.
     pub(in crate::core) fn look_again(&mut self) {
-        let waits = |live: &&Box<Live>| !live.head.state.is_final() && live.head.spec.terms.window.is_some();
-        self.touched.extend(self.live.values().filter(waits).map(|live| live.head.spec.id.clone()));
+        let waits = |live: &Live| !live.head.state.is_final() && live.head.spec.terms.window.is_some();
+        let waiting = self.live.iter().filter(|(_, live)| waits(live)).map(|(id, _)| id.clone());
+        self.touched.extend(waiting);
     }
 
     /// All that are known, oldest first.
