@@ -12,7 +12,7 @@ use std::{
 use fleet_schemas::{enrol, topic::check_form};
 use serde::{Deserialize, Serialize};
 
-use crate::{alerts, hub, mirror, notify, store::telemetry};
+use crate::{alerts, backup::trail, hub, mirror, notify, store::telemetry};
 
 /// Name of the file in the data folder.
 pub const FILE: &str = "fleet.toml";
@@ -31,6 +31,9 @@ pub struct Config {
     /// The data folder.
     #[serde(skip)]
     pub data: PathBuf,
+    /// The file of revocations; absent: `revocations.jsonl` in the data folder. On another disk it survives this one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub revocations: Option<PathBuf>,
     /// Where to listen.
     pub listen: Listen,
     /// How much is kept, for how long.
@@ -138,6 +141,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             data: PathBuf::from(DATA),
+            revocations: None,
             listen: Listen::default(),
             keep: Keep::default(),
             home_assistant: HomeAssistant::default(),
@@ -217,6 +221,8 @@ pub struct Overrides {
     pub legacy_http: Option<SocketAddr>,
     /// `--rules`.
     pub rules: Option<PathBuf>,
+    /// `--revocations`.
+    pub revocations: Option<PathBuf>,
 }
 
 /// The configuration cannot be used. The text fits after "failed to start: ".
@@ -275,6 +281,7 @@ impl Config {
         listen.node_https = overrides.node_https.unwrap_or(listen.node_https);
         listen.legacy_http = overrides.legacy_http.or(listen.legacy_http);
         config.alerts.rules = overrides.rules.clone().or(config.alerts.rules);
+        config.revocations = overrides.revocations.clone().or(config.revocations);
         notify::check(&config.alerts.receivers)
             .map_err(|why| ConfigError::Value { key: "alerts.receivers", why })?;
         if config.keep.days == 0 {
@@ -313,6 +320,12 @@ impl Config {
             ..telemetry::Config::default()
         };
         hub::Config { telemetry, retain_events: retain }
+    }
+
+    /// The file of revocations.
+    #[must_use]
+    pub fn trail(&self) -> PathBuf {
+        self.revocations.clone().unwrap_or_else(|| self.data.join(trail::FILE))
     }
 
     /// What the mirror is told.

@@ -8,6 +8,7 @@ mod speak;
 
 use std::{
     collections::BTreeMap,
+    path::Path,
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
     time::Duration,
 };
@@ -15,6 +16,7 @@ use std::{
 use fleet_schemas::{Lane, NodeId, StoreId, Topic, cbor::Unpacker};
 
 use crate::{
+    backup::trail::{Trail, TrailError},
     core::{
         Now,
         audit::{self, Entry},
@@ -57,6 +59,9 @@ pub enum Error {
     /// A row of the telemetry store that only this room can read.
     #[error("read a mark of the telemetry store: {0}; restore a backup")]
     Mark(String),
+    /// The file of revocations.
+    #[error(transparent)]
+    Trail(#[from] TrailError),
 }
 
 /// What the threads of the hub share: the registry in memory, and the stores behind it.
@@ -65,6 +70,8 @@ pub struct Shared {
     fleet: Arc<RwLock<Fleet>>,
     identities: Arc<RwLock<Identities>>,
     state: Arc<RwLock<StateStore>>,
+    // Held by the consumer from its first change in memory until all of it is committed: whoever compares the two waits.
+    group: Arc<RwLock<()>>,
     /// Samples.
     pub telemetry: Arc<TelemetryStore>,
 }
@@ -90,6 +97,12 @@ impl Shared {
         self.state.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Between two groups: what is in memory is committed while this is held. Not to be asked for by whoever looks at the
+    /// registry already: the consumer takes them in the other order.
+    pub fn settled(&self) -> RwLockReadGuard<'_, ()> {
+        self.group.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The counters of an account, whichever file keeps them.
     ///
     /// # Errors
@@ -111,6 +124,8 @@ pub struct Consumer {
     refusals: Refusals,
     // When each node was last seen, as its row says.
     written_ms: BTreeMap<NodeNo, i64>,
+    // Where revocations are written for hubs that are restored later.
+    trail: Option<Trail>,
 }
 
 /// Rows that an intent names by itself: what is saved, or removed.
@@ -135,6 +150,7 @@ impl Names {
             | Intent::Noted(_)
             | Intent::Command(_)
             | Intent::CancelCommand { .. }
+            | Intent::ApproveCommand { .. }
             | Intent::EditConfig { .. }
             | Intent::RetryConfig(_)
             | Intent::Rollout(_)
@@ -167,6 +183,7 @@ impl Consumer {
             fleet: Arc::default(),
             identities: Arc::default(),
             state: Arc::new(RwLock::new(state)),
+            group: Arc::default(),
             telemetry,
         };
         let mut consumer = Self {
@@ -176,9 +193,19 @@ impl Consumer {
             unpacker: Unpacker::default(),
             refusals: Refusals::default(),
             written_ms: BTreeMap::new(),
+            trail: None,
         };
         consumer.load(now)?;
         Ok(consumer)
+    }
+
+    /// From now on, whatever takes something back is written there, too, before it is answered.
+    ///
+    /// # Errors
+    /// [`TrailError`].
+    pub fn keep_trail(&mut self, path: &Path, now: Now) -> Result<(), TrailError> {
+        self.trail = Some(Trail::open(path, &self.shared.identities(), now.wall_ms)?);
+        Ok(())
     }
 
     fn load(&mut self, now: Now) -> Result<(), Error> {
@@ -217,6 +244,7 @@ impl Consumer {
         let (last, open) = self.shared.state().open_commands()?;
         fleet.commands = Dispatch::new(last, open);
         fleet.rollouts = Rollouts::new(self.shared.state().rollouts()?, now.wall_ms);
+        fleet.restored = self.shared.state().restored()?;
         *self.shared.fleet_mut() = fleet;
         let identities = self.shared.state().identities()?;
         *self.shared.identities.write().unwrap_or_else(PoisonError::into_inner) = identities;
@@ -254,6 +282,7 @@ impl Consumer {
             *state = StateStore::open(&*self.disk, id)?;
         }
         self.shared.telemetry.reopen(now.wall_ms)?;
+        self.trail.as_mut().map_or(Ok(()), Trail::retry)?;
         let sessions: Vec<_> = {
             let fleet = self.shared.fleet();
             fleet
@@ -307,6 +336,8 @@ impl Consumer {
         let mut effects = Effects::default();
         let mut commit = Commit::default();
         let mut forgotten = Vec::new();
+        let group = Arc::clone(&self.shared.group);
+        let _group = group.write().unwrap_or_else(PoisonError::into_inner);
         for node in self.shared.clone().fleet_mut().nodes.values_mut() {
             for (lane, stream) in node.fold(before_ms) {
                 effects.marks.insert((node.record.id.clone(), lane, mark::FOLDED));
@@ -348,6 +379,8 @@ impl Consumer {
                 Some((node, input))
             })
             .collect();
+        let group = Arc::clone(&self.shared.group);
+        let group = group.write().unwrap_or_else(PoisonError::into_inner);
         {
             let shared = self.shared.clone();
             let mut fleet = shared.fleet_mut();
@@ -389,10 +422,14 @@ impl Consumer {
         commit.identities = changes(&self.shared.identities(), &effects.identities);
         commit.identities.audit = audit;
         let first_event = if commit.is_empty() { 0 } else { self.shared.state().apply(&commit)? };
+        if let Some(trail) = self.trail.as_mut().filter(|_| !effects.identities.is_empty()) {
+            trail.append(&self.shared.identities(), &effects.identities, now.wall_ms)?;
+        }
         if let Some(highest) = commit.nodes.iter().map(|(number, _)| *number).max() {
             self.highest_node = self.highest_node.max(highest);
         }
         self.commit_telemetry(&effects, &[])?;
+        drop(group);
         Ok(speak::speak(&self.shared, effects, commit.events, first_event, outcomes, credit, now))
     }
 
@@ -415,6 +452,11 @@ impl Consumer {
             if let Some(node) = fleet.nodes.get(id) {
                 commit.nodes.push((node.number, node.record.clone()));
             }
+        }
+        for id in &effects.home {
+            let node = fleet.nodes.get(id).map(|node| node.number);
+            let home = |number| Some((number, fleet.restored.as_ref()?.home.get(&number)?.clone()));
+            commit.home.extend(node.and_then(home));
         }
         for (id, lane, stream) in effects.marks.iter().filter(|(_, lane, _)| !lane.carries_samples()) {
             if let Some((node, mark)) = mark_of(&fleet, id, *lane, *stream) {
@@ -508,7 +550,7 @@ fn mark_of<'a>(
 }
 
 /// The rows as they are to be written.
-fn changes(identities: &Identities, rows: &std::collections::BTreeSet<Row>) -> Changes {
+pub(crate) fn changes(identities: &Identities, rows: &std::collections::BTreeSet<Row>) -> Changes {
     let mut changes = Changes::default();
     for row in rows {
         match row {

@@ -298,6 +298,7 @@ impl Hub {
     /// # Errors
     /// [`consume::Error`].
     pub fn ledger(&self) -> Result<Vec<Account>, consume::Error> {
+        let _settled = self.0.shared.settled();
         let counters = self.0.shared.counters()?;
         Ok(self.0.shared.fleet().ledger(counters))
     }
@@ -307,6 +308,7 @@ impl Hub {
     /// # Errors
     /// [`consume::Error`].
     pub fn ledger_of(&self, node: &NodeId) -> Result<Vec<Account>, consume::Error> {
+        let _settled = self.0.shared.settled();
         let counters = self.0.shared.counters()?;
         let fleet = self.0.shared.fleet();
         Ok(fleet.nodes.get(node).map(|node| node.ledger(counters).collect()).unwrap_or_default())

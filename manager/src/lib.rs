@@ -8,6 +8,7 @@ pub mod alerts;
 pub mod api;
 pub mod artifact;
 mod attempts;
+pub mod backup;
 pub mod bench;
 pub mod cli;
 pub mod clock;

@@ -25,7 +25,7 @@ use tokio::{
 use crate::{
     admit::{self, Admission},
     alerts::{self, Alerts},
-    api, artifact,
+    api, artifact, backup,
     clock::{self, HubClock},
     config::{Config, ConfigError},
     console::Sessions,
@@ -98,6 +98,14 @@ pub enum StartError {
     /// Releases.
     #[error(transparent)]
     Releases(#[from] release::Error),
+    /// The file of revocations, or what a backup left.
+    #[error(transparent)]
+    Backup(#[from] backup::Error),
+    /// The data folder is no hub's yet.
+    #[error(
+        "a restore into {0} came to no end; begin it again with `fleet restore`, it empties the folder first"
+    )]
+    Unfinished(PathBuf),
     /// Who may connect.
     #[error(transparent)]
     Admit(#[from] admit::OpenError),
@@ -198,11 +206,17 @@ pub struct RunningHub {
 pub async fn start(config: &Config) -> Result<RunningHub, StartError> {
     let folder = |source| StartError::Folder { path: config.data.clone(), source };
     fs::DirBuilder::new().recursive(true).mode(0o700).create(&config.data).map_err(folder)?;
+    if backup::restore::is_unfinished(&config.data) {
+        return Err(StartError::Unfinished(config.data.clone()));
+    }
+    backup::make::remove(&config.data)?;
     let clock = Arc::new(HubClock::default());
     let disk = Arc::new(Folder::new(&config.data));
     let store = config.store();
     let fresh = StoreId(clock::random());
-    let consumer = Consumer::open(disk, store.telemetry, fresh, clock.now())?;
+    let mut consumer = Consumer::open(disk, store.telemetry, fresh, clock.now())?;
+    let trail = config.trail();
+    consumer.keep_trail(&trail, clock.now()).map_err(backup::Error::from)?;
     let http = config.listen.http;
     let listener =
         TcpListener::bind(http).await.map_err(|source| StartError::Http { address: http, source })?;
@@ -275,6 +289,8 @@ pub async fn start(config: &Config) -> Result<RunningHub, StartError> {
     let listeners = listeners.into_iter().filter_map(|(name, at)| Some((name.to_owned(), at?.to_string())));
     let sessions = Arc::new(Sessions::default());
     let serves = api::Config {
+        data: config.data.clone(),
+        trail,
         pki: pki.clone(),
         listeners: listeners.collect(),
         tls: http_tls,

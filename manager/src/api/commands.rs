@@ -28,10 +28,10 @@ use super::{
 use crate::{
     clock,
     core::{
-        command::{Rate, TIMEOUT, TTL, Wanted},
+        command::{Command, Rate, TIMEOUT, TTL, Wanted},
         registry::Intent,
     },
-    store::state::{CommandFilter, ExecutionFilter},
+    store::state::{CommandFilter, Counts, ExecutionFilter},
 };
 
 mod show;
@@ -80,6 +80,15 @@ pub(super) struct Ask {
 #[cfg_attr(test, derive(utoipa::ToSchema), schema(as = CancelBody))]
 #[serde(deny_unknown_fields)]
 pub(super) struct CancelAsk {
+    #[serde(default)]
+    nodes: Option<Vec<String>>,
+}
+
+/// The body of an approval; nothing at all approves everywhere.
+#[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema), schema(as = ApproveHeldBody))]
+#[serde(deny_unknown_fields)]
+pub(super) struct ApproveAsk {
     #[serde(default)]
     nodes: Option<Vec<String>>,
 }
@@ -228,7 +237,8 @@ async fn brief(api: &Arc<Api>, id: CommandId, filter: ExecutionFilter) -> Result
         let named = page.items.iter().filter_map(|(number, execution)| {
             let node = fleet.ids.get(number)?.to_string();
             let state = execution.state().as_str().to_owned();
-            Some(shapes::BriefExecution { node, state, cancel_asked: execution.cancel_ms.is_some() })
+            let cancel_asked = execution.cancel_ms.is_some();
+            Some(shapes::BriefExecution { node, state, cancel_asked, held: execution.is_held() })
         });
         named.collect()
     });
@@ -275,7 +285,12 @@ pub(crate) async fn read(
     filter: CommandFilter,
 ) -> Result<shapes::Page<shapes::Command>, Refusal> {
     let page = api.query(move |api| Ok(api.hub.state().commands(&filter)?)).await?;
-    let items = page.items.iter().map(|(command, counts)| show::command(command, counts)).collect();
+    let held = |id: &CommandId| api.hub.with_fleet(|fleet| fleet.commands.held_of(id));
+    let shown = |(command, counts): &(Command, Counts)| shapes::Command {
+        held_count: u32::try_from(held(&command.id)).unwrap_or(u32::MAX),
+        ..show::command(command, counts)
+    };
+    let items = page.items.iter().map(shown).collect();
     Ok(shapes::Page { items, next: page.next.map(|id| id.to_string()) })
 }
 
@@ -362,6 +377,35 @@ pub(super) async fn cancel(
         content_type(&headers, &["application/json"])?;
     }
     Ok(accepted(unmake(&api, &caller, &headers, id, body).await?))
+}
+
+/// `POST commands/{id}/approve-held` with `{nodes?}`: what is held since the hub was restored goes on.
+pub(super) async fn approve(
+    Shared(api): Shared<Arc<Api>>,
+    caller: Caller,
+    Path(id): Path<String>,
+    params: Params,
+    headers: HeaderMap,
+    Body(body): Body,
+) -> Result<Response, Refusal> {
+    params.only(&[])?;
+    let id = command_id(&id)?;
+    let ask: ApproveAsk = match body.is_empty() {
+        true => ApproveAsk::default(),
+        false => super::query::json(&headers, &body)?,
+    };
+    let nodes = ask.nodes.map(|names| named(&api, &names)).transpose()?;
+    let known = api.query(move |api| Ok(api.hub.state().command(id)?)).await?;
+    if known.is_none() {
+        return Err(no_command(&id.to_string()));
+    }
+    if api.hub.with_fleet(|fleet| fleet.commands.held_of(&id)) == 0 {
+        let why = "it is held nowhere: `fleet why` says what it waits for";
+        return Err(Refusal::Conflict(why.to_owned()));
+    }
+    api.hub.intend(&caller.by(), Intent::ApproveCommand { id, nodes }).await?;
+    let filter = ExecutionFilter { limit: ANSWERED, ..ExecutionFilter::default() };
+    Ok(accepted(brief(&api, id, filter).await?))
 }
 
 /// Cancels a command by the JSON that `POST commands/{id}/cancel` takes; gives the JSON that it answers.

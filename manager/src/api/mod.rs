@@ -8,6 +8,7 @@ pub(crate) mod alerts;
 pub mod any;
 mod artifacts;
 pub(crate) mod audit;
+mod backup;
 pub(crate) mod commands;
 pub(crate) mod config;
 mod devices;
@@ -48,6 +49,7 @@ use std::{
     future::Future,
     io,
     net::SocketAddr,
+    path::PathBuf,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -93,6 +95,10 @@ const DRAIN: Duration = Duration::from_secs(5);
 /// How the API is served.
 #[derive(Clone)]
 pub struct Config {
+    /// The data folder.
+    pub data: PathBuf,
+    /// The file of revocations.
+    pub trail: PathBuf,
     /// The hub's certificates.
     pub pki: Arc<Pki>,
     /// Where the hub listens, for `status`: see [`shapes::Status::listeners`].
@@ -121,6 +127,7 @@ pub(crate) struct Api {
     queries: Semaphore,
     streams: Semaphore,
     feeds: Arc<Semaphore>,
+    backups: Arc<Semaphore>,
     request_seconds: metrics::Histogram,
     streams_cut: metrics::Counter,
     loopback: bool,
@@ -213,6 +220,7 @@ impl Api {
             queries: Semaphore::new(QUERIES),
             streams: Semaphore::new(stream::STREAMS),
             feeds: Arc::new(Semaphore::new(feed::FEEDS)),
+            backups: Arc::new(Semaphore::new(backup::BACKUPS)),
             loopback,
             stopping,
             live: console::live::Live::default(),
@@ -248,6 +256,7 @@ fn routes() -> Routes {
     let import = nodes::import.layer(DefaultBodyLimit::max(IMPORT_BYTES));
     let metadata = releases::put.layer(DefaultBodyLimit::max(releases::BODY_BYTES));
     let rollout = rollouts::create.layer(DefaultBodyLimit::max(rollouts::BODY_BYTES));
+    let backup = backup::create.layer(DefaultBodyLimit::max(backup::BODY_BYTES));
     let command = commands::create.layer(DefaultBodyLimit::max(commands::BODY_BYTES));
     console::routes(Routes::new())
         .on(Needs::Nothing, Method::GET, "/livez", status::livez)
@@ -270,6 +279,7 @@ fn routes() -> Routes {
         .on(viewer, Method::GET, "/api/v1/commands/{id}", commands::get)
         .on(viewer, Method::GET, "/api/v1/commands/{id}/why", why::of_command)
         .on(operator, Method::POST, "/api/v1/commands/{id}/cancel", commands::cancel)
+        .on(operator, Method::POST, "/api/v1/commands/{id}/approve-held", commands::approve)
         .on(viewer, Method::GET, "/api/v1/events", events::list)
         .on(viewer, Method::GET, "/api/v1/nodes/{id}/config", config::of_node)
         .on(operator, Method::POST, "/api/v1/nodes/{id}/config/retry", config::retry)
@@ -320,6 +330,7 @@ fn routes() -> Routes {
         .on(admin, Method::POST, "/api/v1/access", access::create)
         .on(admin, Method::DELETE, "/api/v1/access/{name}", access::remove)
         .on(admin, Method::GET, "/api/v1/audit", audit::list)
+        .on(admin, Method::POST, "/api/v1/backup", backup)
         .on(admin, Method::GET, "/api/v1/pki", pki::get)
         .on(admin, Method::POST, "/api/v1/pki/rotate", pki::rotate)
         .on(viewer, Method::GET, "/api/v1/pki/ca.pem", pki::ca)

@@ -24,8 +24,8 @@ mod tests {
     use utoipa::{ToSchema, openapi::RefOr};
 
     use super::super::{
-        access, alerts, artifacts, commands, config, enrolment, field_tokens, groups, join_tokens, operators,
-        pki, releases,
+        access, alerts, artifacts, backup, commands, config, enrolment, field_tokens, groups, join_tokens,
+        operators, pki, releases,
         rights::{Needs, Right},
         shapes::{self, config as settings},
         sites, table,
@@ -186,6 +186,8 @@ mod tests {
             ("GET", "/api/v1/commands/{id}", does("One command and where it stands.", s.of::<shapes::Command>()).query(&["node", "state", "limit", "cursor"])),
             ("GET", "/api/v1/commands/{id}/why", does("Why a command stands where it does.", s.of::<shapes::CommandWhy>()).query(&["node", "state", "limit", "cursor"])),
             ("POST", "/api/v1/commands/{id}/cancel", does("Cancels what is not over.", s.of::<shapes::BriefCommand>()).status(202).takes(s.of::<commands::CancelAsk>())),
+            ("POST", "/api/v1/commands/{id}/approve-held", does("Lets a command go on that is held since the hub was restored.", s.of::<shapes::BriefCommand>()).status(202).takes(s.of::<commands::ApproveAsk>())),
+            ("POST", "/api/v1/backup", does("The hub at this moment: a tar, compressed by zstd, with everything that `fleet restore` needs. Not encrypted, and whole only if its last entry is there.", json!({"type": "string", "format": "binary"})).given_as("application/zstd").takes(s.of::<backup::Wanted>())),
             ("GET", "/api/v1/events", does("Events, newest first.", s.page::<shapes::Event>()).query(PAGE)),
             ("GET", "/api/v1/nodes/{id}/config", does("What a node is to be and is, with where each key comes from.", s.of::<settings::NodeConfig>())),
             ("POST", "/api/v1/nodes/{id}/config/retry", does("Has a node try a document again that failed.", s.of::<settings::NodeConfig>()).takes(any())),

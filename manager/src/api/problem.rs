@@ -336,6 +336,7 @@ impl From<consume::Error> for Refusal {
             consume::Error::State(error) => error.into(),
             consume::Error::Telemetry(error) => error.into(),
             consume::Error::Mark(_) => Self::Internal(error.to_string()),
+            consume::Error::Trail(_) => Self::Unavailable(error.to_string()),
         }
     }
 }

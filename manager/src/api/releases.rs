@@ -120,6 +120,7 @@ fn standing(releases: &Releases) -> Result<shapes::ReleaseMetadata, Refusal> {
     let roles: Vec<_> = releases.standings().into_iter().map(role).collect();
     Ok(shapes::ReleaseMetadata {
         initialised: !roles.is_empty(),
+        next_targets: releases.next_targets(),
         roles,
         snapshot_key: key(snapshot)?,
         timestamp_key: key(timestamp)?,

@@ -12,7 +12,11 @@ use serde_json::json;
 
 use super::{Api, problem::Refusal, query::Params, shapes, stream::STREAMS};
 use crate::{
-    core::disk::{Act, Forecast},
+    core::{
+        disk::{Act, Forecast},
+        fleet::Fleet,
+        restored,
+    },
     hub::Hub,
     metrics,
 };
@@ -74,6 +78,7 @@ pub(super) async fn status(State(api): State<Arc<Api>>, params: Params) -> Resul
                 }
             }
             status.disk = disk(&api.hub);
+            status.restored = api.hub.with_fleet(restored);
             let broker = api.hub.stats().broker;
             status.counters = [
                 ("sessions", broker.sessions.get()),
@@ -123,4 +128,23 @@ fn disk(hub: &Hub) -> Option<shapes::DiskSpace> {
             full_days,
         });
     Some(shown)
+}
+
+/// How far the nodes have come since the hub was restored.
+fn restored(fleet: &Fleet) -> Option<shapes::Restored> {
+    let restore = &fleet.restored.as_ref()?.restore;
+    let tally = restored::tally(fleet)?;
+    Some(shapes::Restored {
+        at_ms: restore.at_ms,
+        backup_ms: restore.backup_ms,
+        nodes: tally.nodes as u64,
+        nodes_back: tally.back as u64,
+        nodes_settled: tally.settled as u64,
+        nodes_missing: tally.missing.iter().map(ToString::to_string).collect(),
+        records_again: tally.again,
+        records_due: tally.due,
+        records_lost: tally.lost,
+        samples_missing: restore.samples_missing,
+        held: fleet.commands.held() as u64,
+    })
 }

@@ -35,6 +35,12 @@ pub(super) struct Events {
     ready: VecDeque<sse::Message>,
 }
 
+/// A body that is still coming.
+pub(super) struct Pieces {
+    client: Client,
+    reply: Reply,
+}
+
 /// A client of one hub.
 #[derive(Debug, Clone)]
 pub(super) struct Client {
@@ -214,6 +220,16 @@ impl Client {
         decode(&self.answer(request, body.into()).await?.1)
     }
 
+    /// POST of JSON, answered by a stream of bytes that may take its time.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub(super) async fn stream(&self, path: &[&str], body: &Value) -> Result<Pieces, Failure> {
+        let request = self.request(Method::POST, path, &[])?.header(header::CONTENT_TYPE, "application/json");
+        let reply = self.send(request, body.to_string().into(), None).await?;
+        Ok(Pieces { client: self.clone(), reply })
+    }
+
     /// Follows a stream of server-sent events until it ends or `each` says stop.
     ///
     /// # Errors
@@ -314,6 +330,19 @@ impl Client {
                 "no hub answers at {base} ({error}); start one with `fleet hub`, or name another with --hub"
             )),
         }
+    }
+}
+
+impl Pieces {
+    /// The next piece; none at the end.
+    ///
+    /// # Errors
+    /// [`Failure::Failed`] when the hub breaks off.
+    pub(super) async fn next(&mut self) -> Result<Option<Bytes>, Failure> {
+        self.reply.chunk().await.map_err(|error| {
+            let base = self.client.base();
+            Failure::Failed(format!("{base} broke off ({error}); the hub's log says why"))
+        })
     }
 }
 

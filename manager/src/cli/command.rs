@@ -65,6 +65,18 @@ pub(super) enum CommandVerb {
         #[arg(value_name = "NODE")]
         nodes: Vec<NodeId>,
     },
+    /// Let a command go on that is held since the hub was restored from a backup: it may have been done already
+    #[command(
+        after_help = "Examples:\n  fleet command approve 0199…\n  fleet command approve 0199… edge-1\n\n\
+        Look first what became of it at the node. `fleet command cancel` ends it instead."
+    )]
+    Approve {
+        /// The command's id
+        id: CommandId,
+        /// Only at these nodes
+        #[arg(value_name = "NODE")]
+        nodes: Vec<NodeId>,
+    },
 }
 
 /// Whom to tell, what, and how.
@@ -170,5 +182,6 @@ pub(super) async fn run(verb: CommandVerb, context: &Context) -> Result<(), Fail
         CommandVerb::Get(args) => show::get(&args, context).await,
         CommandVerb::Ls(args) => show::ls(&args, context).await,
         CommandVerb::Cancel { id, nodes } => show::cancel(id, &nodes, context).await,
+        CommandVerb::Approve { id, nodes } => show::approve(id, &nodes, context).await,
     }
 }

@@ -16,7 +16,7 @@ use super::{
     output::{Cell, Table, Tone, ago, count, until},
 };
 use crate::{
-    api::shapes::{Node, Pki, Status},
+    api::shapes::{Node, Pki, Restored, Status},
     clock,
 };
 
@@ -99,6 +99,7 @@ fn judge(found: &Found, base: &str) -> Vec<Check> {
             checks.extend([ready(status), clocks(status, found.here_ms), disk(status)]);
             checks.extend(room::room(status));
             checks.push(ledger(status));
+            checks.extend(status.restored.as_ref().map(restored));
         }
         Err(failure) => checks.push(Check::unknown("readiness", failure)),
     }
@@ -183,6 +184,30 @@ fn ledger(status: &Status) -> Check {
         found
     } else {
         found.bad(Verdict::Wrong, "`fleet ledger` names the accounts and says why")
+    }
+}
+
+fn restored(restored: &Restored) -> Check {
+    let Restored { nodes, nodes_back, nodes_settled, records_due, records_lost, held, .. } = restored;
+    let found = Check::ok(
+        "restore",
+        format!(
+            "{} of {} nodes came back since, {} settled; {} records due, {} lost",
+            count(*nodes_back),
+            count(*nodes),
+            count(*nodes_settled),
+            count(*records_due),
+            count(*records_lost)
+        ),
+    );
+    match (*held, nodes_settled == nodes) {
+        (0, true) => found,
+        (0, false) => found
+            .bad(Verdict::Warning, "`fleet status` names nodes that are not back; they keep what they have"),
+        (_, _) => found.bad(
+            Verdict::Warning,
+            "commands are held: `fleet command ls --state queued`, then `fleet command approve` or `cancel`",
+        ),
     }
 }
 

@@ -7,6 +7,7 @@ mod access;
 mod alert;
 mod artifact;
 mod audit;
+mod backup;
 mod bench;
 mod client;
 mod command;
@@ -29,6 +30,7 @@ mod period;
 mod pki;
 mod place;
 mod release;
+mod restore;
 mod rollout;
 mod rule;
 mod selector;
@@ -43,6 +45,7 @@ mod target;
 mod telemetry;
 mod top;
 mod trust;
+mod upgrade;
 mod why;
 mod wire;
 mod yaml;
@@ -168,6 +171,12 @@ enum Verb {
     /// Bytes that nodes may run, once they are signed
     #[command(subcommand)]
     Artifact(artifact::ArtifactVerb),
+    /// Keep a copy of a hub, while it runs; and check one
+    Backup(backup::BackupArgs),
+    /// Make a hub's data folder out of a backup
+    Restore(restore::RestoreArgs),
+    /// Bring a data folder to this build's formats, or back
+    Upgrade(upgrade::UpgradeArgs),
     /// Which artifacts nodes may run: make keys, sign, list
     #[command(subcommand)]
     Release(Box<release::ReleaseVerb>),
@@ -255,6 +264,9 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Pki(verb) => pki::run(verb, &context()?).await,
         Verb::Artifact(verb) => artifact::run(verb, &context()?).await,
         Verb::Release(verb) => release::run(*verb, &common, context).await,
+        Verb::Backup(args) => backup::run(args, &common, out).await,
+        Verb::Restore(args) => restore::run(args, &common, out).await,
+        Verb::Upgrade(args) => upgrade::run(args, &common, out).await,
         Verb::Audit(args) => audit::run(args, &context()?).await,
         Verb::Login(args) => login::run(args, &common, out).await,
         Verb::Why(args) => why::run(args, &context()?).await,

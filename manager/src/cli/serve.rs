@@ -41,6 +41,10 @@ pub struct ListenArgs {
     /// The file of rules, rules.yaml in the data folder unless given
     #[arg(long, env = "FLEET_RULES", value_name = "FILE")]
     pub rules: Option<PathBuf>,
+    /// The file that revocations are appended to, revocations.jsonl in the data folder unless given: on another disk it
+    /// survives this one, and `fleet restore --revocations` shuts out again whom it names
+    #[arg(long, env = "FLEET_REVOCATIONS", value_name = "FILE")]
+    pub revocations: Option<PathBuf>,
 }
 
 /// Flags of `fleet hub`; unset ones leave `fleet.toml` and the defaults alone.
@@ -122,6 +126,7 @@ fn load(listen: &ListenArgs, file: Option<PathBuf>, common: &Common) -> Result<C
         node_https: listen.node_https,
         legacy_http: listen.legacy_http,
         rules: listen.rules.clone(),
+        revocations: listen.revocations.clone(),
     };
     Config::load(common.data(), &overrides).map_err(|error| failed(&StartError::Config(error)))
 }

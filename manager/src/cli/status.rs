@@ -7,9 +7,9 @@ use serde_json::Value;
 
 use super::{
     Context, Failure,
-    output::{Tone, clean, count, paint, tone},
+    output::{Tone, clean, count, paint, time, tone},
 };
-use crate::api::shapes::Status;
+use crate::api::shapes::{Restored, Status};
 
 /// Takes the common flags only.
 #[derive(Debug, Args)]
@@ -56,6 +56,43 @@ fn text(status: &Status, base: &str, color: bool) -> String {
             status.listeners.iter().map(|(name, at)| clean(&format!("{name} {at}"))).collect();
         text.push_str(&format!("listens  {}\n", listeners.join(", ")));
     }
+    if let Some(restored) = &status.restored {
+        text.push_str(&came(restored, color));
+    }
+    text
+}
+
+/// How far the nodes have come since the hub was restored.
+fn came(restored: &Restored, color: bool) -> String {
+    let Restored { nodes, nodes_back, nodes_settled, records_again, records_due, records_lost, .. } =
+        restored;
+    let word = match nodes_settled == nodes && restored.held == 0 {
+        true => paint("settled", Tone::Good, color),
+        false => paint("under way", Tone::Warning, color),
+    };
+    let mut text = format!(
+        "restored {} from a backup of {}: {word}\n         {} of {} nodes are back, {} settled; {} records came again, \
+         {} are due, {} are lost\n",
+        time(restored.at_ms),
+        time(restored.backup_ms),
+        count(*nodes_back),
+        count(*nodes),
+        count(*nodes_settled),
+        count(*records_again),
+        count(*records_due),
+        count(*records_lost),
+    );
+    if restored.samples_missing > 0 {
+        let missing = count(restored.samples_missing);
+        text.push_str(&format!("         {missing} samples of past weeks were not in the backup\n"));
+    }
+    if restored.held > 0 {
+        let held = count(restored.held);
+        text.push_str(&format!("         {held} executions wait for `fleet command approve` or `cancel`\n"));
+    }
+    if !restored.nodes_missing.is_empty() {
+        text.push_str(&format!("         not back: {}\n", clean(&restored.nodes_missing.join(", "))));
+    }
     text
 }
 
@@ -72,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_hub_is_told_in_five_lines() {
+    fn a_hub_is_told_in_a_few_lines() {
         let status = Status {
             version: "0.1.0".to_owned(),
             ready: false,
@@ -80,6 +117,19 @@ mod tests {
             nodes_by_state: [("offline".to_owned(), 2), ("online".to_owned(), 1_500)].into(),
             listeners: [("mqtts".to_owned(), "0.0.0.0:8883".to_owned())].into(),
             records: [("produced".to_owned(), 10_000), ("stored".to_owned(), 9_990)].into(),
+            restored: Some(Restored {
+                at_ms: 1_790_000_600_000,
+                backup_ms: 1_790_000_000_000,
+                nodes: 3,
+                nodes_back: 2,
+                nodes_settled: 1,
+                nodes_missing: vec!["edge-3".to_owned()],
+                records_again: 1_234,
+                records_due: 10,
+                records_lost: 5,
+                held: 1,
+                ..Restored::default()
+            }),
             ..Status::default()
         };
         insta::assert_snapshot!(text(&status, "http://127.0.0.1:8080", false), @r"
@@ -89,6 +139,10 @@ mod tests {
         ledger   none yet
         records  10,000 produced, 9,990 stored, 0 at edge, 0 lost, 0 quarantined
         listens  mqtts 0.0.0.0:8883
+        restored 2026-09-21 14:23:20 from a backup of 2026-09-21 14:13:20: under way
+                 2 of 3 nodes are back, 1 settled; 1,234 records came again, 10 are due, 5 are lost
+                 1 executions wait for `fleet command approve` or `cancel`
+                 not back: edge-3
         ");
     }
 }

@@ -166,6 +166,12 @@ fn packaged(data: &Path) -> Option<Result<Target, Failure>> {
     }
 }
 
+/// Whether a hub runs on a data folder.
+#[must_use]
+pub(super) fn runs_on(data: &Path) -> bool {
+    local(data).is_ok_and(|local| runs(&local))
+}
+
 /// Whether somebody listens there: a hub that was killed leaves its addresses behind.
 fn runs(local: &Target) -> bool {
     let address = local.base.socket_addrs(|| None).ok().and_then(|found| found.first().copied());

@@ -69,6 +69,11 @@ fn said(intent: &Intent) -> (&'static str, String, Value) {
                 nodes.as_ref().map(|nodes| nodes.iter().take(LISTED).map(NodeId::as_str).collect());
             ("command.cancel", id.to_string(), json!({ "nodes": ids }))
         }
+        Intent::ApproveCommand { id, nodes } => {
+            let ids: Option<Vec<_>> =
+                nodes.as_ref().map(|nodes| nodes.iter().take(LISTED).map(NodeId::as_str).collect());
+            ("command.approve", id.to_string(), json!({ "nodes": ids }))
+        }
         Intent::EditConfig { edit, .. } => edited(edit),
         Intent::RetryConfig(node) => ("config.retry", node.to_string(), Value::Null),
         Intent::Rollout(wanted) => ("rollout.create", wanted.id.to_string(), made(wanted)),

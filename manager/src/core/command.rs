@@ -4,6 +4,7 @@
 //! remembers that a message arrived: what is offered follows from the states, from births and from time.
 
 mod advance;
+mod hold;
 mod make;
 mod orders;
 mod settle;
@@ -28,6 +29,7 @@ use fleet_schemas::{
 use serde::{Deserialize, Serialize};
 
 pub use advance::advance;
+pub use hold::{approve, hold};
 pub use make::{KINDS, LIFE, OPEN, Rate, TIMEOUT, TTL, Wanted, cancel, make};
 pub use settle::{Born, abandon, born, late, relisted, report};
 pub use view::{Change, Due, OpenAt, Waiting};
@@ -109,6 +111,10 @@ pub struct Execution {
     pub cut: bool,
     /// The node's storage was set back after this was sent: nobody can tell whether it ran.
     pub doubt: bool,
+    /// The hub was restored from a backup that has this as not accepted yet: nobody can tell whether it was sent and done
+    /// since, so it waits for an operator's word.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub held: bool,
     /// What the node said after it was over here.
     pub after: Option<Step>,
     /// Where it is, as far as births tell.
@@ -261,6 +267,7 @@ impl Execution {
             output_bytes: 0,
             cut: false,
             doubt: false,
+            held: false,
             after: None,
             place: Place::Unsure,
             offered_in: None,
@@ -271,6 +278,12 @@ impl Execution {
     #[must_use]
     pub fn state(&self) -> State {
         self.history.last().map_or(State::Queued, |step| step.state)
+    }
+
+    /// Whether it waits for an operator's word since a restore.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        self.held && !self.state().is_terminal()
     }
 
     fn step(&mut self, state: State, at_ms: i64, reason: Option<Reason>) -> bool {

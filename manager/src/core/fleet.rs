@@ -21,6 +21,7 @@ use super::{
     ledger::{self, Account, Counters},
     mark::{self, Mark},
     presence::Presence,
+    restored::Restored,
     rollout::Rollouts,
     time::Boots,
     twins::Twins,
@@ -245,6 +246,8 @@ pub struct Fleet {
     pub config: config::Plan,
     /// Rollouts, and who takes part in them.
     pub rollouts: Rollouts,
+    /// The last restore from a backup, and who came back since.
+    pub restored: Option<Restored>,
     deadlines: BTreeSet<(Duration, NodeId)>,
 }
 

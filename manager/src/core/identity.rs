@@ -9,6 +9,7 @@ mod field;
 mod rights;
 #[cfg(test)]
 mod tests;
+pub mod trail;
 
 use std::collections::BTreeMap;
 

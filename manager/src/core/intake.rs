@@ -168,6 +168,8 @@ pub struct Effects {
     pub rollouts: rollout::Effects,
     /// Rows of who may speak to the hub that are to be written.
     pub identities: BTreeSet<identity::Row>,
+    /// Nodes whose return after a restore is to be written.
+    pub home: BTreeSet<NodeId>,
     /// Sessions to end after the commit.
     pub cuts: BTreeSet<identity::Cut>,
 }
@@ -186,6 +188,7 @@ impl Effects {
             && self.config.rows.is_empty()
             && self.rollouts.nothing_to_write()
             && self.identities.is_empty()
+            && self.home.is_empty()
     }
 
     fn book(&mut self, number: NodeNo, lane: Lane, counters: Counters) {
@@ -301,7 +304,10 @@ fn take_birth(fleet: &mut Fleet, effects: &mut Effects, id: &NodeId, birth: &Bir
         effects.by_hub(node, "two_instances", Severity::Error, message, now);
     }
     let said = Said { boot: birth.boot, up_ms: birth.up_ms };
-    let rolled_back = settle(node, effects, birth, said, is_new, now);
+    let (rolled_back, lost) = settle(node, effects, birth, said, is_new, now);
+    if fleet.restored.as_mut().is_some_and(|restored| restored.born(node, &birth.lanes, lost, now.wall_ms)) {
+        effects.home.insert(id.clone());
+    }
     let set_back = rolled_back || set_back;
     if set_back {
         let message =
@@ -335,9 +341,16 @@ fn take_birth(fleet: &mut Fleet, effects: &mut Effects, id: &NodeId, birth: &Bir
 }
 
 /// Compares what the birth says with the marks, and books what neither side has. Says whether the edge came back with
-/// less than it had delivered.
-fn settle(node: &mut Node, effects: &mut Effects, birth: &Birth, said: Said, is_new: bool, now: Now) -> bool {
-    let mut rolled_back = false;
+/// less than it had delivered, and how many records were booked as lost.
+fn settle(
+    node: &mut Node,
+    effects: &mut Effects,
+    birth: &Birth,
+    said: Said,
+    is_new: bool,
+    now: Now,
+) -> (bool, u64) {
+    let (mut rolled_back, mut lost) = (false, 0);
     for (lane, states) in &birth.lanes {
         for state in states {
             let settled =
@@ -345,6 +358,7 @@ fn settle(node: &mut Node, effects: &mut Effects, birth: &Birth, said: Said, is_
             effects.marks.insert((node.record.id.clone(), *lane, state.stream));
             effects.book(node.number, *lane, Counters { lost: settled.hole, ..Counters::default() });
             rolled_back |= settled.rolled_back;
+            lost += settled.hole;
             if settled.hole > 0 {
                 let reason = mark::reason_for_hole(is_new);
                 lost_event(node, effects, *lane, settled.hole, reason, now);
@@ -373,12 +387,13 @@ fn settle(node: &mut Node, effects: &mut Effects, birth: &Birth, said: Said, is_
         for (lane, stream, missing) in gone {
             effects.marks.insert((node.record.id.clone(), lane, stream));
             effects.book(node.number, lane, Counters { lost: missing, ..Counters::default() });
+            lost += missing;
             if missing > 0 {
                 lost_event(node, effects, lane, missing, Lost::EdgeStateLost, now);
             }
         }
     }
-    rolled_back
+    (rolled_back, lost)
 }
 
 fn lost_event(node: &Node, effects: &mut Effects, lane: Lane, records: u64, reason: Lost, now: Now) {

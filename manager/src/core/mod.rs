@@ -15,6 +15,7 @@ pub mod ledger;
 pub mod mark;
 pub mod presence;
 pub mod registry;
+pub mod restored;
 pub mod rollout;
 pub mod selector;
 pub mod time;

@@ -100,6 +100,13 @@ pub enum Intent {
         /// At which nodes; none: at all.
         nodes: Option<Vec<NodeId>>,
     },
+    /// Let a command go on that waits since a restore.
+    ApproveCommand {
+        /// Which.
+        id: CommandId,
+        /// At which nodes; none: at all.
+        nodes: Option<Vec<NodeId>>,
+    },
     /// Change a layer of the configuration, or its schema.
     EditConfig {
         /// How.
@@ -243,6 +250,10 @@ pub fn take(
         Intent::Command(wanted) => command::make(fleet, &mut effects.commands, *wanted, now),
         Intent::CancelCommand { id, nodes } => {
             command::cancel(fleet, &mut effects.commands, id, nodes.as_deref(), now);
+            Ok(())
+        }
+        Intent::ApproveCommand { id, nodes } => {
+            command::approve(fleet, &mut effects.commands, id, nodes.as_deref());
             Ok(())
         }
     }

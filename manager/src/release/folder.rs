@@ -20,6 +20,8 @@ use crate::pki::file::replace;
 /// Name of the folder in the data folder.
 pub const FOLDER: &str = "releases";
 const NEXT: &str = "next.json";
+/// The lowest version of the next targets, after a restore.
+const FLOOR: &str = "floor.json";
 const ONLINE: &str = "online.json";
 /// The file that makes a change count.
 pub(super) const TIMESTAMP: &str = "timestamp.json";
@@ -58,6 +60,11 @@ struct Kept {
     timestamp: String,
 }
 
+#[derive(Serialize, Deserialize)]
+struct Floor {
+    targets: u64,
+}
+
 #[derive(Debug)]
 pub(super) struct Folder(PathBuf);
 
@@ -91,6 +98,26 @@ impl Folder {
             Err(error) => return Err(at(&next)(error)),
         }
         Ok(folder)
+    }
+
+    /// The lowest version that the next targets may have; 0 unless the hub was restored.
+    pub(super) fn floor(&self) -> Result<u64, Error> {
+        let path = self.0.join(FLOOR);
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+            Err(error) => return Err(at(&path)(error)),
+        };
+        let floor: Floor = serde_json::from_slice(&bytes)
+            .map_err(|error| Error::Damaged { path: path.clone(), why: error.to_string() })?;
+        Ok(floor.targets)
+    }
+
+    /// Raises it; durable when this returns.
+    pub(super) fn raise(&self, targets: u64) -> Result<(), Error> {
+        let targets = targets.max(self.floor()?);
+        let text = serde_json::to_vec(&Floor { targets }).expect("numbers make JSON");
+        self.replace(FLOOR, &text)
     }
 
     /// Changes files; durable when it returns.

@@ -15,7 +15,10 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -171,6 +174,8 @@ pub struct Releases {
     clock: Clock,
     state: RwLock<Arc<State>>,
     changes: Mutex<()>,
+    // Targets of lower versions may have been signed for the hub that this one was restored from.
+    floor: AtomicU64,
 }
 
 /// All that is known of the repository.
@@ -195,7 +200,8 @@ impl Releases {
         let state = State::read(folder.files()?)
             .map_err(|error| Error::Damaged { path: data.join(FOLDER), why: error.to_string() })?;
         let state = RwLock::new(Arc::new(state));
-        let releases = Self { folder, online, artifacts, clock, state, changes: Mutex::default() };
+        let floor = AtomicU64::new(folder.floor()?);
+        let releases = Self { folder, online, artifacts, clock, state, changes: Mutex::default(), floor };
         // A hub without sound releases is a hub all the same; what goes on trying says so again.
         if let Err(error) = releases.renew() {
             tracing::error!(%error, "releases cannot be renewed, and nodes take no updates until they are");
@@ -306,7 +312,7 @@ impl Releases {
                 "the present targets are not signed by its keys; send targets that are, in the same request";
             return Err(Error::Refused { file: "root.json", why: why.to_owned() });
         }
-        self.make_online(&before, &mut next, true, now_ms)?;
+        self.make_online(&before, &mut next, (true, 0), now_ms)?;
         self.apply(&before, &next, now_ms)
     }
 
@@ -332,12 +338,56 @@ impl Releases {
             return Ok(false);
         }
         let mut next = Next::default();
-        self.make_online(&before, &mut next, snapshot, now_ms)?;
+        self.make_online(&before, &mut next, (snapshot, 0), now_ms)?;
         let state = State::read(overlaid(&before.files, &next))?;
         state.is_signed_by_its_root()?;
         self.folder.change(&next)?;
         self.set(state);
         Ok(true)
+    }
+
+    /// The files of the repository as they belong together, for a backup.
+    #[must_use]
+    pub fn files(&self) -> BTreeMap<String, Bytes> {
+        self.state().files.clone()
+    }
+
+    /// After a restore: makes a snapshot and a timestamp whose versions are at least `floor`, so that nodes which saw
+    /// later ones of the hub before take these for newer, and has the next targets begin there, too. Gives the versions
+    /// of timestamp and snapshot; none where nothing was released.
+    ///
+    /// # Errors
+    /// [`Error`]: nothing was changed.
+    pub fn reissue(&self, floor: u64) -> Result<Option<(u64, u64)>, Error> {
+        let _alone = self.alone();
+        let before = self.state();
+        if before.targets.is_none() {
+            return Ok(None);
+        }
+        let now_ms = self.now_ms()?;
+        self.folder.raise(floor)?;
+        self.floor.store(self.floor.load(Ordering::Acquire).max(floor), Ordering::Release);
+        let mut next = Next::default();
+        self.make_online(&before, &mut next, (true, floor), now_ms)?;
+        let state = State::read(overlaid(&before.files, &next))?;
+        state.is_signed_by_its_root()?;
+        self.folder.change(&next)?;
+        let version = |file: Option<u64>| file.unwrap_or(0);
+        let timestamp = version(state.timestamp.as_ref().map(|file| file.signed.version.get()));
+        let snapshot = version(state.snapshot.as_ref().map(|file| file.signed.version.get()));
+        self.set(state);
+        Ok(Some((timestamp, snapshot)))
+    }
+
+    /// The version that the next targets have to have.
+    #[must_use]
+    pub fn next_targets(&self) -> u64 {
+        self.targets_after(&self.state())
+    }
+
+    fn targets_after(&self, before: &State) -> u64 {
+        let next = before.targets.as_ref().map_or(1, |targets| targets.signed.version.get() + 1);
+        next.max(self.floor.load(Ordering::Acquire))
     }
 
     /// Removes an artifact that no release names.
@@ -420,7 +470,7 @@ impl Releases {
         }
         let targets: Signed<Targets> =
             make::read(text.as_bytes()).map_err(|error| refused(error.to_string()))?;
-        let wanted = before.targets.as_ref().map_or(1, |targets| targets.signed.version.get() + 1);
+        let wanted = self.targets_after(before);
         let has = targets.signed.version.get();
         if has != wanted {
             return Err(Error::Version { file: FILE, has, wanted });
@@ -472,8 +522,15 @@ impl Releases {
         }
     }
 
-    /// Adds the snapshot and the timestamp that belong to the targets, and removes what nobody reads any more.
-    fn make_online(&self, before: &State, next: &mut Next, snapshot: bool, now_ms: i64) -> Result<(), Error> {
+    /// Adds the snapshot and the timestamp that belong to the targets, with versions from `floor` on, and removes what
+    /// nobody reads any more.
+    fn make_online(
+        &self,
+        before: &State,
+        next: &mut Next,
+        (snapshot, floor): (bool, u64),
+        now_ms: i64,
+    ) -> Result<(), Error> {
         let files = overlaid(&before.files, next);
         let newest = |role: &str| {
             let of = files.keys().filter_map(|name| versioned(name)).filter(|(_, of)| *of == role);
@@ -482,7 +539,7 @@ impl Releases {
         let Some(targets) = newest("targets") else { return Ok(()) };
         let mut current = before.snapshot.as_ref().map_or(0, |file| file.signed.version.get());
         if snapshot || current == 0 {
-            current += 1;
+            current = (current + 1).max(floor);
             let made =
                 make::snapshot(current, (targets, &files[&format!("{targets}.targets.json")]), now_ms)?;
             next.write
@@ -493,6 +550,7 @@ impl Releases {
         let bytes = bytes
             .ok_or_else(|| Error::Refused { file: "snapshot.json", why: format!("{name} is missing") })?;
         let version = before.timestamp.as_ref().map_or(0, |file| file.signed.version.get()) + 1;
+        let version = version.max(floor);
         let made = make::timestamp(version, (current, bytes), now_ms)?;
         next.write.insert(TIMESTAMP.to_owned(), make::sign(made, &[&self.online.timestamp])?);
         for name in files.keys() {
@@ -597,6 +655,19 @@ pub fn verify(files: &BTreeMap<String, Bytes>, now_ms: i64) -> Result<tuf::Trust
             return ended.map(|()| trusted);
         }
     }
+}
+
+/// Whether a file of the folder is part of the repository, and not the hub's own.
+#[must_use]
+pub fn is_metadata(name: &str) -> bool {
+    name == TIMESTAMP || versioned(name).is_some()
+}
+
+/// The lowest version that a hub gives which was restored then: seconds since 1970. Versions grow by one a change, so no
+/// hub has counted up to there, and one that is restored again begins higher.
+#[must_use]
+pub fn restored_from(now_ms: i64) -> u64 {
+    u64::try_from(now_ms / 1_000).unwrap_or(0)
 }
 
 fn overlaid(files: &Files, next: &Next) -> Files {

@@ -228,7 +228,7 @@ fn a_change_that_a_crash_cuts_short_is_made_or_not_begun() {
     let before = site.releases.state();
     let mut next = Next::default();
     next.write.insert("2.targets.json".to_owned(), text);
-    site.releases.make_online(&before, &mut next, true, START).unwrap();
+    site.releases.make_online(&before, &mut next, (true, 0), START).unwrap();
     next.remove.insert("1.targets.json".to_owned());
     let steps = next.steps();
     assert!(steps.len() > 4);

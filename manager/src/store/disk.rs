@@ -5,6 +5,7 @@
 
 mod held;
 mod memory;
+pub mod migrate;
 
 use std::{
     fs, io,
@@ -50,6 +51,27 @@ pub enum DiskError {
         found: u32,
         /// The newest we read.
         known: u32,
+    },
+    /// Written by an older build that this one does not know any more.
+    #[error(
+        "{name} has format {found}, and this build knows no way from there to {known}; run the builds in between first, \
+         one after the other"
+    )]
+    Older {
+        /// The file.
+        name: String,
+        /// Its format.
+        found: u32,
+        /// The one that it is to have.
+        known: u32,
+    },
+    /// There is no way back.
+    #[error(
+        "{name} was written to since it was brought to today's format; restore a backup of before instead"
+    )]
+    Touched {
+        /// The file.
+        name: String,
     },
     /// Not a redb file of ours, or its pages contradict each other.
     #[error("{name} is damaged: {why}")]
@@ -121,6 +143,11 @@ pub trait Disk: Send + Sync + 'static {
     /// # Errors
     /// [`DiskError::Io`].
     fn set_aside(&self, name: &str) -> Result<String, DiskError>;
+    /// Gives a file another name, in the place of whatever has it.
+    ///
+    /// # Errors
+    /// [`DiskError::Io`].
+    fn rename(&self, from: &str, to: &str) -> Result<(), DiskError>;
     /// Bytes a file takes; 0 when it is missing.
     fn size(&self, name: &str) -> u64;
     /// Space on the filesystem, where it can be told.
@@ -204,6 +231,13 @@ impl Disk for Folder {
         Ok(aside)
     }
 
+    fn rename(&self, from: &str, to: &str) -> Result<(), DiskError> {
+        let path = self.0.join(to);
+        fs::rename(self.0.join(from), &path)
+            .and_then(|()| Self::sync_folder(&path))
+            .map_err(Self::io("rename", from))
+    }
+
     fn size(&self, name: &str) -> u64 {
         fs::metadata(self.0.join(name)).map_or(0, |meta| meta.len())
     }
@@ -230,13 +264,34 @@ pub struct Open {
     pub cache_bytes: usize,
     /// Identity of the store: written to a new file, compared with that of an existing one.
     pub store_id: Option<[u8; 16]>,
+    /// The ways from older formats, one for each.
+    pub migrations: &'static [migrate::Migration],
 }
 
-/// Opens a redb database for writing, creates it when missing, and checks its `meta`.
+/// Opens a redb database for writing, creates it when missing, and checks its `meta`. A file of an older format is
+/// copied and migrated first.
 ///
 /// # Errors
 /// [`DiskError`]; [`DiskError::is_corrupt`] tells whether setting the file aside helps.
 pub fn open(disk: &dyn Disk, name: &str, how: Open) -> Result<Database, DiskError> {
+    match open_as_it_is(disk, name, how) {
+        Err(DiskError::Older { found, .. }) => {
+            tracing::warn!(
+                name,
+                from = found,
+                to = how.format,
+                "a file of an older format is brought to today's"
+            );
+            migrate::migrate(disk, name, how, &mut |progress| {
+                tracing::info!(?progress, "a file is brought to today's format");
+            })?;
+            open_as_it_is(disk, name, how)
+        }
+        opened => opened,
+    }
+}
+
+fn open_as_it_is(disk: &dyn Disk, name: &str, how: Open) -> Result<Database, DiskError> {
     let database = (Builder::new().set_cache_size(how.cache_bytes))
         .create_with_backend(Held::for_writing(disk.open(name)?))
         .map_err(|error| classify(name, error))?;
@@ -246,6 +301,9 @@ pub fn open(disk: &dyn Disk, name: &str, how: Open) -> Result<Database, DiskErro
         Ok(meta) => check(name, &meta, how)?,
         Err(TableError::TableDoesNotExist(_)) => stamp(&database, how).map_err(wrong)?,
         Err(error) => return Err(wrong(error.into())),
+    }
+    if !how.migrations.is_empty() && !migrate::format_of(name, &read)?.1 {
+        migrate::forget_copies(disk, name, how.format)?;
     }
     Ok(database)
 }
@@ -275,6 +333,9 @@ fn check(name: &str, meta: &redb::ReadOnlyTable<&str, &[u8]>, how: Open) -> Resu
     let format = format.ok_or_else(|| corrupt("it does not tell its format"))?;
     if format > how.format {
         return Err(DiskError::Newer { name: name.to_owned(), found: format, known: how.format });
+    }
+    if format < how.format {
+        return Err(DiskError::Older { name: name.to_owned(), found: format, known: how.format });
     }
     match (how.store_id, get(STORE_ID)?) {
         (Some(ours), Some(theirs)) if ours[..] != theirs[..] => {
@@ -322,7 +383,7 @@ fn failed(name: &str, error: redb::Error) -> DiskError {
 mod tests {
     use super::*;
 
-    const HOW: Open = Open { format: 2, cache_bytes: 1 << 20, store_id: Some([7; 16]) };
+    const HOW: Open = Open { format: 2, cache_bytes: 1 << 20, store_id: Some([7; 16]), migrations: &[] };
 
     #[test]
     fn a_newer_format_and_another_store_are_refused_by_name() {

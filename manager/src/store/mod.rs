@@ -2,5 +2,7 @@
 
 pub mod disk;
 pub mod log;
+pub mod moment;
 pub mod state;
 pub mod telemetry;
+pub mod upgrade;

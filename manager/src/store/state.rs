@@ -10,9 +10,16 @@ mod disk;
 mod feed;
 mod genes;
 mod identities;
+mod restores;
 mod rollouts;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use fleet_schemas::{Lane, NodeId, StoreId, StreamId, cbor, event::Event};
 use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition};
@@ -23,8 +30,15 @@ pub use commands::{CommandFilter, CommandPage, Counts, ExecutionFilter, OpenComm
 pub use feed::EventPage;
 pub use genes::{GENES, GeneRow, Kept};
 pub use identities::{AuditFilter, Changed, Changes, RetainedRow};
+pub use restores::Rows as HomeRows;
 
-use super::disk::{self as files, Disk, DiskError, Open};
+use super::{
+    disk::{
+        self as files, Disk, DiskError, Open,
+        migrate::{self, Migration},
+    },
+    moment::{Copier, Cut, Holds, Still},
+};
 use crate::core::{
     command,
     config::Rows,
@@ -35,9 +49,11 @@ use crate::core::{
     rollout,
 };
 
-/// Its name in the data folder.
+/// The file's name in the data folder.
 pub const FILE: &str = "state.redb";
 const FORMAT: u32 = 1;
+/// The ways from older formats; there is none yet.
+const MIGRATIONS: &[Migration] = &[];
 const CACHE_BYTES: usize = 64 * 1024 * 1024;
 /// Raw batches kept of the event and command lanes; the oldest go.
 const QUARANTINE_ROWS: u64 = 10_000;
@@ -76,6 +92,11 @@ pub enum Error {
     /// A row is not what we wrote.
     #[error("{FILE} is damaged: {0}; restore a backup")]
     Damaged(String),
+}
+
+/// How the file is opened.
+pub(in crate::store) fn how() -> Open {
+    Open { format: FORMAT, cache_bytes: CACHE_BYTES, store_id: None, migrations: MIGRATIONS }
 }
 
 /// What redb says, in our words.
@@ -145,6 +166,8 @@ pub struct Commit {
     pub devices: DeviceChanges,
     /// Rollouts, and who takes part in them.
     pub rollouts: rollout::Rows,
+    /// Nodes that came back after a restore.
+    pub home: restores::Rows,
 }
 
 impl Commit {
@@ -165,6 +188,7 @@ impl Commit {
             && self.config.is_empty()
             && self.devices.is_empty()
             && self.rollouts.is_empty()
+            && self.home.is_empty()
     }
 }
 
@@ -201,6 +225,8 @@ pub struct EventFilter {
 pub struct StateStore {
     db: Arc<Database>,
     store_id: StoreId,
+    // Migrated, and not written to since.
+    untouched: Arc<AtomicBool>,
 }
 
 impl std::fmt::Debug for StateStore {
@@ -215,7 +241,8 @@ impl StateStore {
     /// # Errors
     /// [`Error`].
     pub fn open(disk: &dyn Disk, fresh: StoreId) -> Result<Self, Error> {
-        let db = files::open(disk, FILE, Open { format: FORMAT, cache_bytes: CACHE_BYTES, store_id: None })?;
+        let db = files::open(disk, FILE, how())?;
+        let untouched = migrate::is_untouched(&db).map_err(store)?;
         let write = db.begin_write().map_err(store)?;
         let store_id = {
             let mut hub = write.open_table(HUB).map_err(store)?;
@@ -245,8 +272,9 @@ impl StateStore {
         devices::open(&write)?;
         rollouts::open(&write)?;
         alerts::open(&write)?;
+        restores::open(&write)?;
         write.commit().map_err(store)?;
-        Ok(Self { db: Arc::new(db), store_id })
+        Ok(Self { db: Arc::new(db), store_id, untouched: Arc::new(AtomicBool::new(untouched)) })
     }
 
     /// Lets go of the file, so that it can be opened again: every later use fails.
@@ -255,6 +283,23 @@ impl StateStore {
         if let Ok(stand_in) = stand_in {
             self.db = Arc::new(stand_in);
         }
+    }
+
+    fn begin_write(&self) -> Result<redb::WriteTransaction, Error> {
+        let write = self.db.begin_write().map_err(store)?;
+        if self.untouched.swap(false, Ordering::Relaxed) {
+            migrate::touch(&write).map_err(store)?;
+        }
+        Ok(write)
+    }
+
+    /// The file as it is now, to be copied later.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn still(&self) -> Result<Still, Error> {
+        let read = self.db.begin_read().map_err(store)?;
+        Ok(Still::new(FILE.to_owned(), Holds::State, read, self.clone()))
     }
 
     /// Which life of the store this is.
@@ -300,7 +345,7 @@ impl StateStore {
     /// # Errors
     /// [`Error`]: open the store again.
     pub fn apply(&self, commit: &Commit) -> Result<u64, Error> {
-        let write = self.db.begin_write().map_err(store)?;
+        let write = self.begin_write()?;
         let first_event = {
             let mut hub = write.open_table(HUB).map_err(store)?;
             let mut nodes = write.open_table(NODES).map_err(store)?;
@@ -329,6 +374,7 @@ impl StateStore {
         config::apply(&write, &commit.config, &commit.removed)?;
         devices::apply(&write, &commit.devices, &commit.removed)?;
         rollouts::apply(&write, &commit.rollouts)?;
+        restores::apply(&write, &commit.home)?;
         for (table, rows) in [(GROUPS, &commit.groups), (SITES, &commit.sites)] {
             let mut table = write.open_table(table).map_err(store)?;
             for (name, value) in rows {
@@ -419,7 +465,7 @@ impl StateStore {
     /// # Errors
     /// [`Error`].
     pub fn expire_events(&self, before_ms: i64, limit: usize) -> Result<usize, Error> {
-        let write = self.db.begin_write().map_err(store)?;
+        let write = self.begin_write()?;
         let mut gone = Vec::new();
         {
             let mut events = write.open_table(EVENTS).map_err(store)?;
@@ -469,7 +515,7 @@ impl StateStore {
     /// # Errors
     /// [`Error`].
     pub fn put_secrets(&self, secrets: &[(NodeId, [u8; 32])]) -> Result<(), Error> {
-        let write = self.db.begin_write().map_err(store)?;
+        let write = self.begin_write()?;
         {
             let mut table = write.open_table(SECRETS).map_err(store)?;
             for (node, hash) in secrets {
@@ -478,6 +524,39 @@ impl StateStore {
         }
         write.commit().map_err(store)
     }
+}
+
+/// Copies every table that this build knows.
+pub(in crate::store) fn copy(copier: &mut Copier<'_>) -> Result<(), Cut> {
+    copier.table(HUB)?;
+    copier.table(NODES)?;
+    copier.table(MARKS)?;
+    copier.table(COUNTERS)?;
+    copier.table(EVENTS)?;
+    copier.table(EVENTS_OF)?;
+    copier.table(GROUPS)?;
+    copier.table(SITES)?;
+    copier.table(SECRETS)?;
+    copier.table(QUARANTINE)?;
+    identities::copy(copier)?;
+    commands::copy(copier)?;
+    config::copy(copier)?;
+    genes::copy(copier)?;
+    devices::copy(copier)?;
+    rollouts::copy(copier)?;
+    alerts::copy(copier)?;
+    restores::copy(copier)
+}
+
+/// Gives the store another id, in a file that has one of its own.
+pub(in crate::store) fn rename_store(
+    write: &redb::WriteTransaction,
+    id: [u8; 16],
+) -> Result<(), redb::Error> {
+    if write.list_tables()?.any(|table| redb::TableHandle::name(&table) == redb::TableHandle::name(&HUB)) {
+        write.open_table(HUB)?.insert("store_id", &id[..])?;
+    }
+    Ok(())
 }
 
 fn apply_lanes(write: &redb::WriteTransaction, commit: &Commit) -> Result<(), Error> {

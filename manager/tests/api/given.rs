@@ -156,7 +156,17 @@ impl Site {
         ];
         let listeners = listeners.map(|(name, address)| (name.to_owned(), address)).into();
         let sessions = Arc::new(fleet_manager::console::Sessions::default());
-        let config = api::Config { pki, listeners, tls, anonymous_viewer, sessions: sessions.clone() };
+        let trail = data.path().join("revocations.jsonl");
+        let data_folder = data.path().to_owned();
+        let config = api::Config {
+            data: data_folder,
+            trail,
+            pki,
+            listeners,
+            tls,
+            anonymous_viewer,
+            sessions: sessions.clone(),
+        };
         let (stop, stopped) = oneshot::channel();
         let until = async { drop(stopped.await) };
         let serving = tokio::spawn(api::serve(listener, hub.clone(), exporter, config, until));

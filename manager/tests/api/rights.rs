@@ -13,8 +13,8 @@ use serde_json::json;
 use crate::given::{Node, Site, operator, sign_greeter};
 
 /// Nothing of these may be decided by less than an admin.
-const ADMINS: [&str; 7] =
-    ["join-tokens", "field-tokens", "operators", "access", "audit", "approve", "revoke"];
+const ADMINS: [&str; 8] =
+    ["join-tokens", "field-tokens", "operators", "access", "audit", "approve", "revoke", "backup"];
 
 #[test]
 fn looking_takes_a_viewer_changing_an_operator_and_letting_in_an_admin() {

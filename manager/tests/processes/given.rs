@@ -77,6 +77,8 @@ pub(crate) struct Hub {
     pub(crate) data: PathBuf,
     pub(crate) http: SocketAddr,
     pub(crate) mqtt: SocketAddr,
+    pub(crate) node_https: SocketAddr,
+    mqtts: SocketAddr,
     // Put before the hub's own words, to run it under some restriction.
     wrapped: Vec<String>,
     child: Option<Child>,
@@ -96,7 +98,8 @@ impl Hub {
     pub(crate) async fn start_wrapped(data: &Path, wrapped: &[&str]) -> Self {
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let wrapped = wrapped.iter().map(|word| (*word).to_owned()).collect();
-        let mut hub = Self { data: data.to_owned(), http: any, mqtt: any, wrapped, child: None };
+        let data = data.to_owned();
+        let mut hub = Self { data, http: any, mqtt: any, node_https: any, mqtts: any, wrapped, child: None };
         hub.up().await;
         hub
     }
@@ -119,7 +122,8 @@ impl Hub {
         words.extend(["--data".to_owned(), self.data.display().to_string(), "hub".to_owned()]);
         words.extend(["--http".to_owned(), self.http.to_string()]);
         words.extend(["--mqtt".to_owned(), self.mqtt.to_string()]);
-        words.extend(["--mqtts", "127.0.0.1:0", "--node-https", "127.0.0.1:0"].map(str::to_owned));
+        words.extend(["--mqtts".to_owned(), self.mqtts.to_string()]);
+        words.extend(["--node-https".to_owned(), self.node_https.to_string()]);
         let log = File::options().create(true).append(true).open(self.log()).unwrap();
         let (program, arguments) = words.split_first().unwrap();
         let child = Command::new(program)
@@ -150,8 +154,9 @@ impl Hub {
     fn read_addresses(&mut self) {
         let Ok(text) = std::fs::read(self.data.join("addresses.json")) else { return };
         let addresses: Value = serde_json::from_slice(&text).unwrap();
-        self.http = addresses["http"].as_str().unwrap().parse().unwrap();
-        self.mqtt = addresses["mqtt"].as_str().unwrap().parse().unwrap();
+        let of = |name: &str| addresses[name].as_str().unwrap().parse().unwrap();
+        (self.http, self.mqtt) = (of("http"), of("mqtt"));
+        (self.mqtts, self.node_https) = (of("mqtts"), of("node_https"));
     }
 
     pub(crate) fn pid(&self) -> Pid {
@@ -224,6 +229,8 @@ pub(crate) struct Agent {
     pub(crate) door: Door,
     data: PathBuf,
     hub: SocketAddr,
+    // It has a certificate, and knows where its hub is.
+    has_joined: bool,
     settings: Vec<(String, String)>,
     child: Option<Child>,
 }
@@ -248,7 +255,22 @@ impl Agent {
         let all = usual.iter().chain(settings);
         let settings = all.map(|(key, value)| (format!("FLEET_{key}"), (*value).to_owned())).collect();
         let data = folder.join(node);
-        Self { node: node.to_owned(), door: Door::default(), data, hub, settings, child: None }
+        let (node, door) = (node.to_owned(), Door::default());
+        Self { node, door, data, hub, has_joined: false, settings, child: None }
+    }
+
+    /// One that joins by a token and speaks over TLS from then on.
+    pub(crate) async fn joined(folder: &Path, node: &str, hub: &Hub, token: &str) -> Self {
+        let mut agent = Self::new(folder, node, hub.mqtt, &[]);
+        agent.has_joined = true;
+        agent.settings.retain(|(key, _)| key != "FLEET_SECRET");
+        let mut join = Command::new(agent_binary());
+        join.arg("join").arg(hub.node_https.to_string()).args(["--token", token, "--node", node]);
+        join.arg("--data").arg(&agent.data).stdin(Stdio::null()).stdout(Stdio::null());
+        let output = tokio::task::spawn_blocking(move || join.output().unwrap()).await.unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        agent.up().await;
+        agent
     }
 
     pub(crate) async fn started(mut self) -> Self {
@@ -260,13 +282,24 @@ impl Agent {
         self.settings.push((format!("FLEET_{key}"), value.to_owned()));
     }
 
+    fn who(&self) -> Vec<String> {
+        match self.has_joined {
+            true => Vec::new(),
+            false => {
+                let hub = format!("mqtt://{}", self.hub);
+                vec!["--hub".to_owned(), hub, "--node".to_owned(), self.node.clone()]
+            }
+        }
+    }
+
     /// Starts it; returns when it tells where it listens.
     pub(crate) async fn up(&mut self) {
         let mut child = Command::new(agent_binary())
             .arg("run")
             .arg("--data")
             .arg(&self.data)
-            .args(["--hub", &format!("mqtt://{}", self.hub), "--node", &self.node, "--api", "127.0.0.1:0"])
+            .args(["--api", "127.0.0.1:0"])
+            .args(self.who())
             .env_clear()
             .envs(self.settings.clone())
             .stdin(Stdio::null())

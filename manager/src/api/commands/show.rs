@@ -35,6 +35,7 @@ pub(super) fn command(command: &Command, counts: &Counts) -> shapes::Command {
         by: command.by.clone(),
         selector: command.selector.clone(),
         nodes_count: counts.sum(),
+        held_count: 0,
         states: states.map(|state| (state.as_str().to_owned(), counts.of(state))).collect(),
         executions: Vec::new(),
         next: None,
@@ -53,6 +54,7 @@ pub(super) fn execution(node: &str, command: &Command, execution: &Execution) ->
         not_before_ms: waits.then_some(waits_ms),
         cancel_asked_ms: execution.cancel_ms,
         too_late: execution.too_late,
+        held: execution.is_held(),
         exit_code: execution.exit_code,
         output: None,
         output_bytes: u64::from(execution.output_bytes),
@@ -85,6 +87,8 @@ pub(super) fn whole(
     let Some((known, counts)) = store.command(id)? else { return Ok(None) };
     let mut shown = command(&known, &counts);
     shown.params = Some(any::json(&known.params));
+    let held = api.hub.with_fleet(|fleet| fleet.commands.held_of(&id));
+    shown.held_count = u32::try_from(held).unwrap_or(u32::MAX);
     let page = store.executions(id, filter)?;
     let mut next = page.next;
     let mut bytes = 0;

@@ -95,6 +95,38 @@ pub struct Status {
     /// Where it listens: `http`, `https` (instead of it), `mqtt`, `mqtts`, `node_https`.
     #[serde(default)]
     pub listeners: BTreeMap<String, String>,
+    /// How far the nodes have come since this hub was restored from a backup, where it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restored: Option<Restored>,
+}
+
+/// What became of a restore.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
+pub struct Restored {
+    /// When it was restored.
+    pub at_ms: i64,
+    /// When the backup was made.
+    pub backup_ms: i64,
+    /// Nodes that the hub knows.
+    pub nodes: u64,
+    /// Those of them that were born since.
+    pub nodes_back: u64,
+    /// Those of them that delivered all they had at that birth.
+    pub nodes_settled: u64,
+    /// Some of those that did not come back yet.
+    #[serde(default)]
+    pub nodes_missing: Vec<String>,
+    /// Records that nodes had at that birth, and that this hub has by now: kept by them, or never delivered before.
+    pub records_again: u64,
+    /// Those of them that did not come yet.
+    pub records_due: u64,
+    /// Records that neither side had, booked as lost at that birth.
+    pub records_lost: u64,
+    /// Samples of past weeks that the backup left out, booked as lost.
+    pub samples_missing: u64,
+    /// Executions of commands that wait for approval.
+    pub held: u64,
 }
 
 /// A filesystem.

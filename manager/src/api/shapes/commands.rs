@@ -4,6 +4,11 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+fn is_zero(count: &u32) -> bool {
+    *count == 0
+}
+
 /// A new command, or one that is being canceled.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(utoipa::ToSchema))]
@@ -28,6 +33,9 @@ pub struct BriefExecution {
     /// The node was asked to cancel it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub cancel_asked: bool,
+    /// It waits for approval, because the hub was restored from a backup of before.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub held: bool,
 }
 
 /// One command.
@@ -70,6 +78,9 @@ pub struct Command {
     /// How many nodes it is for.
     #[serde(default)]
     pub nodes_count: u32,
+    /// At how many of them it waits for approval since the hub was restored.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub held_count: u32,
     /// Executions by state, without zeros.
     #[serde(default)]
     pub states: BTreeMap<String, u32>,
@@ -101,6 +112,9 @@ pub struct Execution {
     /// The node said that the cancel came too late.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub too_late: bool,
+    /// It waits for approval, because the hub was restored from a backup of before.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub held: bool,
     /// The exit code of a program.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i32>,

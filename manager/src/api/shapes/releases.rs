@@ -98,6 +98,9 @@ pub struct ReleaseMetadata {
     pub initialised: bool,
     /// The roles that there are.
     pub roles: Vec<ReleaseRole>,
+    /// The version that the next targets have to have.
+    #[serde(default)]
+    pub next_targets: u64,
     /// The hub's public key for snapshots, as a root has it.
     pub snapshot_key: serde_json::Value,
     /// The hub's public key for timestamps, as a root has it.

@@ -103,6 +103,7 @@ fn row(execution: &Execution, now_ms: i64) -> Vec<Cell> {
     });
     let why = match (why, execution.not_before_ms) {
         (Some(why), _) => why,
+        (None, _) if execution.held => "held since the hub was restored: approve or cancel it".to_owned(),
         (None, Some(at_ms)) if execution.state == "queued" => format!("its turn comes at {}", time(at_ms)),
         (None, _) if execution.too_late => "the cancel came too late".to_owned(),
         (None, _) if execution.cancel_asked_ms.is_some() && execution.state != "canceled" => {
@@ -122,7 +123,11 @@ fn row(execution: &Execution, now_ms: i64) -> Vec<Cell> {
 fn states(command: &Command, color: bool) -> String {
     let words = command.states.iter();
     let words = words.map(|(state, count)| format!("{count} {}", paint(state, tone(state), color)));
-    words.collect::<Vec<_>>().join(", ")
+    let mut words = words.collect::<Vec<_>>();
+    if command.held_count > 0 {
+        words.push(format!("{} of them {}", command.held_count, paint("held", Tone::Warning, color)));
+    }
+    words.join(", ")
 }
 
 /// `fleet command ls`.
@@ -161,6 +166,25 @@ fn table(commands: &[Command], now_ms: i64) -> Table {
         ]);
     }
     table
+}
+
+/// `fleet command approve`.
+///
+/// # Errors
+/// [`Failure`], also when it is held nowhere.
+pub(super) async fn approve(id: CommandId, nodes: &[NodeId], context: &Context) -> Result<(), Failure> {
+    let text = id.to_string();
+    let body = if nodes.is_empty() { json!({}) } else { json!({ "nodes": nodes }) };
+    let path = ["api", "v1", "commands", text.as_str(), "approve-held"];
+    let value = context.client.change(Method::POST, &path, Some(&body)).await?;
+    let brief: BriefCommand = read(std::slice::from_ref(&value))?.remove(0);
+    context.out.show(&value, || {
+        let held = brief.executions.iter().filter(|one| one.held).count();
+        match held {
+            0 => format!("it goes on; `fleet command get {text} --follow` watches it\n"),
+            held => format!("it goes on there, and is held at {held} others still\n"),
+        }
+    })
 }
 
 /// `fleet command cancel`.

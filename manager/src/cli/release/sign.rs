@@ -30,6 +30,13 @@ struct Present {
     standing: ReleaseMetadata,
 }
 
+impl Present {
+    /// The version of the next targets: a hub that was restored lets some out.
+    fn next_targets(&self) -> u64 {
+        (self.targets.signed.version.get() + 1).max(self.standing.next_targets)
+    }
+}
+
 /// `fleet release init`.
 pub(super) async fn init(mut keys: Keys, context: &Context) -> Result<(), Failure> {
     let Context { client, out } = context;
@@ -158,7 +165,7 @@ pub(super) async fn rotate(args: RotateArgs, common: &Common, context: &Context)
         make::root(version + 1, &signers, now_ms).and_then(|next| make::sign(next, &[root_key, &old_root]));
     let root_text = made(text)?;
     let entries = made(make::entries(&present.targets.signed))?;
-    let next = present.targets.signed.version.get() + 1;
+    let next = present.next_targets();
     let text = make::targets(next, &entries, now_ms).and_then(|next| make::sign(next, &[targets_key]));
     let body = json!({ "root": root_text, "targets": made(text)? });
     let path = [&PATH[..], &["metadata"]].concat();
@@ -180,7 +187,7 @@ async fn send(
     key: &Key,
     now_ms: i64,
 ) -> Result<Value, Failure> {
-    let next = present.targets.signed.version.get() + 1;
+    let next = present.next_targets();
     let text = made(make::targets(next, entries, now_ms).and_then(|targets| make::sign(targets, &[key])))?;
     let path = [&PATH[..], &["metadata"]].concat();
     context.client.change(Method::PUT, &path, Some(&json!({ "targets": text }))).await

@@ -64,19 +64,25 @@ fn end_of(command: &Command, execution: &Execution, now: Now) -> Option<(State, 
     let is_late = command.has_ended(now);
     let lost =
         || doubtful("agent_state_lost", "the node accepted it and has it no more; look there what it did");
+    let ended = |code: &str, message: &str| match execution.held {
+        true => {
+            doubtful("held", "nobody approved it after the hub was restored; it may have been sent before")
+        }
+        false => reason(code, message),
+    };
     match execution.state() {
         State::Queued if is_late => {
-            Some((State::Expired, reason("not_sent", "its time ended before the node could be told")))
+            Some((State::Expired, ended("not_sent", "its time ended before the node could be told")))
         }
         State::Sent if execution.place == Place::Absent && execution.doubt => {
             let why = "the node's storage was set back after this was sent; look there what it did";
             Some((State::Failed, doubtful("agent_state_lost", why)))
         }
         State::Sent if execution.place == Place::Absent && execution.cancel_ms.is_some() => {
-            Some((State::Canceled, reason("canceled", "the node never had it")))
+            Some((State::Canceled, ended("canceled", "the node never had it")))
         }
         State::Sent if execution.place == Place::Absent && is_late => {
-            Some((State::Expired, reason("not_received", "its time ended and the node never had it")))
+            Some((State::Expired, ended("not_received", "its time ended and the node never had it")))
         }
         State::Accepted | State::Running if execution.place == Place::Absent => {
             let may_again = command.idempotent && !is_late && execution.cancel_ms.is_none();

@@ -6,7 +6,7 @@ use ciborium::Value;
 use fleet_schemas::{CommandId, MetricName, NodeId, cbor, command::State, limits};
 use serde::{Deserialize, Serialize};
 
-use super::{Change, Command, Effects, Execution, millis, reason};
+use super::{Change, Command, Effects, Execution, doubtful, millis, reason};
 use crate::core::{
     Now,
     fleet::{Fleet, NodeNo},
@@ -257,7 +257,9 @@ fn supersede(fleet: &mut Fleet, effects: &mut Effects, node: NodeNo, key: &Metri
     };
     let old: Vec<u64> = agenda.open.iter().filter_map(gives_way).collect();
     for no in old {
-        let why = reason("superseded", format!("a newer command with the key {key} took its place"));
+        let mut why = reason("superseded", format!("a newer command with the key {key} took its place"));
+        let held = dispatch.agendas.get(&node).and_then(|agenda| agenda.open.get(&no));
+        why.may_have_executed = held.is_some_and(|execution| execution.held);
         dispatch.end(effects, (no, node), State::Superseded, now.wall_ms, Some(why));
     }
 }
@@ -279,7 +281,12 @@ pub fn cancel(fleet: &mut Fleet, effects: &mut Effects, id: CommandId, nodes: Op
         let Some(agenda) = dispatch.agendas.get_mut(&node) else { continue };
         let Some(execution) = agenda.open.get(&command.no) else { continue };
         if execution.state() == State::Queued {
-            let why = reason("canceled", "canceled before it was sent");
+            let why = match execution.held {
+                true => {
+                    doubtful("canceled", "canceled after the hub was restored; it may have been sent before")
+                }
+                false => reason("canceled", "canceled before it was sent"),
+            };
             dispatch.end(effects, key, State::Canceled, now.wall_ms, Some(why));
             continue;
         }

@@ -33,7 +33,7 @@ pub(super) struct Plan {
 
 /// Whether the hub wants the node to have it now.
 pub(super) fn is_wanted(command: &Command, execution: &Execution, now: Now) -> bool {
-    if command.has_ended(now) || execution.cancel_ms.is_some() || execution.doubt {
+    if command.has_ended(now) || execution.cancel_ms.is_some() || execution.doubt || execution.held {
         return false;
     }
     match execution.state() {

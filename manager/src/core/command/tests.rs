@@ -532,3 +532,61 @@ fn a_fork_that_was_told_is_waited_for_until_it_is_sealed_anew() {
     let effects = scene.heartbeat(1);
     assert_eq!(told(&effects), Some((vec![id], vec![])));
 }
+
+/// The scene as a store has it that was restored from a backup of now: what is in doubt is held. Gives how many are.
+fn restore(scene: &mut Scene) -> u64 {
+    let at = scene.fleet.commands.open_at(1).into_iter();
+    let mut open: Vec<_> = at.map(|at| ((*at.command).clone(), vec![(1, at.execution)])).collect();
+    let mut effects = Effects::default();
+    let held = hold(&mut effects, &mut open);
+    assert_eq!(effects.rows.len() as u64, held);
+    let last = open.iter().map(|(command, _)| command.no).max().unwrap_or(0);
+    scene.fleet.commands = Dispatch::new(last, open);
+    held
+}
+
+#[test]
+fn what_a_restored_hub_is_in_doubt_of_waits_for_an_operator() {
+    let mut scene = Scene::new();
+    let (once, _) = scene.make(ping(&["a"]));
+    let (again, _) = scene.make(Wanted { idempotent: true, ..ping(&["a"]) });
+    assert_eq!(restore(&mut scene), 1);
+    assert_eq!(told(&scene.born(&[], 1)), Some((vec![again], vec![])), "what may be done twice goes on");
+    assert_eq!(scene.fleet.commands.held_of(&once), 1);
+    let approved = scene.take(|fleet, effects| approve(fleet, &mut effects.commands, once, None));
+    assert!(told(&approved).is_some_and(|(offers, _)| offers.contains(&once)), "{approved:?}");
+    assert_eq!((ended(&approved, once).unwrap().0, scene.fleet.commands.held()), (State::Sent, 0));
+    // Nothing of it is held any more: a second word changes nothing.
+    let again = scene.take(|fleet, effects| approve(fleet, &mut effects.commands, once, None));
+    assert!(again.rows.is_empty());
+}
+
+#[test]
+fn what_is_held_ends_by_its_time_by_a_cancel_or_by_the_nodes_own_word() {
+    for (end, state) in [(0, State::Expired), (1, State::Canceled), (2, State::Succeeded)] {
+        let mut scene = Scene::new();
+        let (id, _) = scene.make(ping(&["a"]));
+        assert_eq!(restore(&mut scene), 1);
+        scene.born(&[], 1);
+        let effects = match end {
+            0 => scene.wait(601),
+            1 => scene.cancel(id),
+            _ => scene.report(id, State::Succeeded),
+        };
+        let step = effects.rows[&(id, 1)].execution.history.last().unwrap().clone();
+        assert_eq!(step.state, state);
+        let may = step.reason.is_some_and(|why| why.may_have_executed);
+        assert_eq!(may, end < 2, "only the node knows");
+        assert!(!effects.rows[&(id, 1)].execution.is_held());
+    }
+}
+
+#[test]
+fn what_the_node_has_accepted_is_not_held() {
+    let mut scene = Scene::new();
+    let (id, _) = scene.make(ping(&["a"]));
+    scene.born(&[], 1);
+    scene.report(id, State::Accepted);
+    assert_eq!(restore(&mut scene), 0);
+    assert_eq!(told(&scene.born(&[id], 2)), None, "and never sent again");
+}

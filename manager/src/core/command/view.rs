@@ -132,7 +132,7 @@ impl Dispatch {
         let due = |OpenAt { command, execution }: OpenAt| {
             let begins_ms = command.not_before_ms.unwrap_or(0).max(execution.slot_ms);
             Due {
-                is_due: begins_ms <= now_ms && now_ms < command.not_after_ms,
+                is_due: begins_ms <= now_ms && now_ms < command.not_after_ms && !execution.held,
                 cancel: execution.cancel_ms.is_some() && !execution.too_late,
                 since_ms: execution.history.last().map_or(command.created_ms, |step| step.at_ms),
                 state: execution.state(),
@@ -140,6 +140,23 @@ impl Dispatch {
             }
         };
         self.open_at(node).into_iter().map(due).collect()
+    }
+
+    /// At how many nodes a command waits for approval after a restore.
+    #[must_use]
+    pub fn held_of(&self, id: &CommandId) -> usize {
+        let Some(open) = self.commands.get(id) else { return 0 };
+        let held = |node: &&NodeNo| {
+            let execution = self.agendas.get(node).and_then(|agenda| agenda.open.get(&open.command.no));
+            execution.is_some_and(|execution| execution.held)
+        };
+        open.nodes.iter().filter(held).count()
+    }
+
+    /// Executions that wait for approval after a restore.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.commands.keys().map(|id| self.held_of(id)).sum()
     }
 
     /// How much waits.

@@ -38,6 +38,12 @@ pub fn execution(view: &ExecutionView<'_>) -> Cause {
         };
         because.push(Cause::new(at_ms, format!("an operator wanted it canceled{answer}")));
     }
+    if execution.held && !state.is_terminal() {
+        because.push(Cause::still(
+            "the hub was restored from a backup of before it was accepted, so it may have been done since: `fleet command approve` \
+             sends it, `fleet command cancel` ends it",
+        ));
+    }
     if execution.doubt && !state.is_terminal() {
         because.push(Cause::still(
             "the node's storage was set back after it was told: once all it has to say is here, this ends as failed, because it may have run",

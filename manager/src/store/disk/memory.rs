@@ -156,6 +156,17 @@ impl Disk for Memory {
         Ok(aside)
     }
 
+    fn rename(&self, from: &str, to: &str) -> Result<(), DiskError> {
+        let mut state = self.lock();
+        let failed = |source| DiskError::Io { doing: "rename", name: from.to_owned(), source };
+        if state.frozen {
+            return Err(failed(frozen()));
+        }
+        let file = state.files.remove(from).ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
+        state.files.insert(to.to_owned(), file);
+        Ok(())
+    }
+
     fn size(&self, name: &str) -> u64 {
         self.lock().files.get(name).map_or(0, |file| file.live.len() as u64)
     }

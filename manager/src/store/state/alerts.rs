@@ -126,6 +126,17 @@ pub(super) fn open(write: &redb::WriteTransaction) -> Result<(), Error> {
     Ok(())
 }
 
+/// Copies every table of this room.
+pub(super) fn copy(copier: &mut crate::store::moment::Copier<'_>) -> Result<(), crate::store::moment::Cut> {
+    copier.table(ALERTS)?;
+    copier.table(OPEN)?;
+    copier.table(OF_NODE)?;
+    copier.table(SILENCES)?;
+    copier.table(LOSSES)?;
+    copier.table(NOTICES)?;
+    copier.table(META)
+}
+
 fn number(meta: &impl ReadableTable<&'static str, &'static [u8]>, key: &str) -> Result<Option<u64>, Error> {
     let row = meta.get(key).map_err(store)?;
     Ok(row.and_then(|row| row.value().try_into().ok()).map(u64::from_le_bytes))
@@ -183,7 +194,7 @@ impl StateStore {
     /// # Errors
     /// [`Error`].
     pub fn apply_alerts(&self, commit: &AlertCommit) -> Result<u64, Error> {
-        let write = self.db.begin_write().map_err(store)?;
+        let write = self.begin_write()?;
         write_alerts(&write, &commit.effects)?;
         let first = {
             let mut meta = write.open_table(META).map_err(store)?;
@@ -238,7 +249,7 @@ impl StateStore {
     /// # Errors
     /// [`Error`].
     pub fn begin_alerts(&self, since_ms: i64, place: Place) -> Result<(), Error> {
-        let write = self.db.begin_write().map_err(store)?;
+        let write = self.begin_write()?;
         {
             let mut meta = write.open_table(META).map_err(store)?;
             meta.insert("since_ms", &since_ms.to_le_bytes()[..]).map_err(store)?;
@@ -344,7 +355,7 @@ impl StateStore {
     /// # Errors
     /// [`Error`].
     pub fn keep_rules(&self, texts: &[u8]) -> Result<(), Error> {
-        let write = self.db.begin_write().map_err(store)?;
+        let write = self.begin_write()?;
         write.open_table(META).map_err(store)?.insert("rules", texts).map_err(store)?;
         write.commit().map_err(store)?;
         Ok(())
@@ -392,7 +403,7 @@ impl StateStore {
     /// # Errors
     /// [`Error`].
     pub fn expire_alerts(&self, before_ms: i64, limit: usize) -> Result<usize, Error> {
-        let write = self.db.begin_write().map_err(store)?;
+        let write = self.begin_write()?;
         let mut gone = Vec::new();
         {
             let mut alerts = write.open_table(ALERTS).map_err(store)?;

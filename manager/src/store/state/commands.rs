@@ -126,6 +126,18 @@ pub(super) fn open(write: &redb::WriteTransaction) -> Result<(), Error> {
     Ok(())
 }
 
+/// Copies every table of this room.
+pub(super) fn copy(copier: &mut crate::store::moment::Copier<'_>) -> Result<(), crate::store::moment::Cut> {
+    copier.table(COMMANDS)?;
+    copier.table(PARAMS)?;
+    copier.table(COUNTS)?;
+    copier.table(BY_WORD)?;
+    copier.table(EXECUTIONS)?;
+    copier.table(EXECUTIONS_OF)?;
+    copier.table(OPEN)?;
+    copier.table(REPORTS)
+}
+
 pub(super) fn apply(write: &redb::WriteTransaction, effects: &Effects) -> Result<(), Error> {
     if effects.nothing_to_write() {
         return Ok(());
@@ -216,7 +228,7 @@ impl StateStore {
     /// # Errors
     /// [`Error`].
     pub fn expire_commands(&self, before_ms: i64, limit: usize) -> Result<usize, Error> {
-        let write = self.db.begin_write().map_err(store)?;
+        let write = self.begin_write()?;
         let gone = {
             let commands = write.open_table(COMMANDS).map_err(store)?;
             let counts = write.open_table(COUNTS).map_err(store)?;

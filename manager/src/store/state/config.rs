@@ -34,6 +34,13 @@ pub(super) fn open(write: &redb::WriteTransaction) -> Result<(), Error> {
     Ok(())
 }
 
+/// Copies every table of this room.
+pub(super) fn copy(copier: &mut crate::store::moment::Copier<'_>) -> Result<(), crate::store::moment::Cut> {
+    copier.table(LAYERS)?;
+    copier.table(HISTORY)?;
+    copier.table(WANTED)
+}
+
 pub(super) fn apply(write: &redb::WriteTransaction, rows: &Rows, removed: &[NodeNo]) -> Result<(), Error> {
     if rows.is_empty() && removed.is_empty() {
         return Ok(());
@@ -126,7 +133,7 @@ impl StateStore {
     /// # Errors
     /// [`Error`].
     pub fn raise_config_epoch(&self) -> Result<u64, Error> {
-        let write = self.db.begin_write().map_err(store)?;
+        let write = self.begin_write()?;
         let epoch = {
             let mut hub = write.open_table(HUB).map_err(store)?;
             let known = hub.get(EPOCH).map_err(store)?.and_then(|row| row.value().try_into().ok());

@@ -16,6 +16,11 @@ pub(super) fn open(write: &WriteTransaction) -> Result<(), Error> {
     write.open_table(DEVICES).map(drop).map_err(store)
 }
 
+/// Copies every table of this room.
+pub(super) fn copy(copier: &mut crate::store::moment::Copier<'_>) -> Result<(), crate::store::moment::Cut> {
+    copier.table(DEVICES)
+}
+
 pub(super) fn apply(write: &WriteTransaction, changes: &Changes, removed: &[NodeNo]) -> Result<(), Error> {
     if changes.is_empty() && removed.is_empty() {
         return Ok(());

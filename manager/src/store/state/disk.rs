@@ -26,7 +26,7 @@ impl StateStore {
     /// # Errors
     /// [`Error`].
     pub fn put_disk_history(&self, history: &History) -> Result<(), Error> {
-        let write = self.db.begin_write().map_err(store)?;
+        let write = self.begin_write()?;
         write.open_table(HUB).map_err(store)?.insert(DISK, &cbor::encode(history)[..]).map_err(store)?;
         write.commit().map_err(store)
     }

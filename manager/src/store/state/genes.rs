@@ -43,13 +43,18 @@ pub(super) fn open(write: &redb::WriteTransaction) -> Result<(), Error> {
     Ok(())
 }
 
+/// Copies every table of this room.
+pub(super) fn copy(copier: &mut crate::store::moment::Copier<'_>) -> Result<(), crate::store::moment::Cut> {
+    copier.table(TABLE)
+}
+
 impl StateStore {
     /// Keeps a gene.
     ///
     /// # Errors
     /// [`Error`].
     pub fn put_gene(&self, digest: &str, row: &GeneRow) -> Result<Kept, Error> {
-        let write = self.db.begin_write().map_err(store)?;
+        let write = self.begin_write()?;
         {
             let mut table = write.open_table(TABLE).map_err(store)?;
             if table.get(digest).map_err(store)?.is_some() {

@@ -91,6 +91,17 @@ pub(super) fn open(write: &redb::WriteTransaction) -> Result<(), Error> {
     Ok(())
 }
 
+/// Copies every table of this room.
+pub(super) fn copy(copier: &mut crate::store::moment::Copier<'_>) -> Result<(), crate::store::moment::Cut> {
+    copier.table(TOKENS)?;
+    copier.table(ENROLMENTS)?;
+    copier.table(ACCESS)?;
+    copier.table(OPERATORS)?;
+    copier.table(FIELD)?;
+    copier.table(AUDIT)?;
+    copier.table(RETAINED)
+}
+
 pub(super) fn apply(write: &redb::WriteTransaction, changes: &Changes) -> Result<(), Error> {
     put(write, TOKENS, changes.tokens.iter().map(|(key, row)| (key.as_str(), row.as_ref())))?;
     put(write, ENROLMENTS, changes.enrolments.iter().map(|(key, row)| (key.as_str(), row.as_ref())))?;
@@ -190,7 +201,7 @@ impl StateStore {
     /// # Errors
     /// [`Error`].
     pub fn put_retained(&self, rows: &Changed<String, RetainedRow>) -> Result<(), Error> {
-        let write = self.db.begin_write().map_err(store)?;
+        let write = self.begin_write()?;
         put(&write, RETAINED, rows.iter().map(|(topic, row)| (topic.as_str(), row.as_ref())))?;
         write.commit().map_err(store)
     }

@@ -24,6 +24,14 @@ pub(super) fn open(write: &WriteTransaction) -> Result<(), Error> {
     Ok(())
 }
 
+/// Copies every table of this room.
+pub(super) fn copy(copier: &mut crate::store::moment::Copier<'_>) -> Result<(), crate::store::moment::Cut> {
+    copier.table(ROLLOUTS)?;
+    copier.table(PLANS)?;
+    copier.table(SEATS)?;
+    copier.table(STRIKES)
+}
+
 pub(super) fn apply(write: &WriteTransaction, rows: &Rows) -> Result<(), Error> {
     if rows.is_empty() {
         return Ok(());

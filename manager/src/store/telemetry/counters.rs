@@ -38,6 +38,10 @@ impl Delta {
         Self([-count.cast_signed(), 0, count.cast_signed(), 0, 0, 0])
     }
 
+    pub(super) fn missing(count: u64) -> Self {
+        Self([-count.cast_signed(), 0, 0, count.cast_signed(), 0, 0])
+    }
+
     pub(super) fn add(&mut self, other: &Self) {
         for (number, other) in self.0.iter_mut().zip(other.0) {
             *number = number.saturating_add(other);

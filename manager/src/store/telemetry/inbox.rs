@@ -6,7 +6,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
-    sync::RwLock,
+    sync::{
+        RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use fleet_schemas::{Lane, StreamId};
@@ -25,11 +28,16 @@ use super::{
 };
 use crate::{
     core::ledger::Counters,
-    store::disk::{self, Disk, META},
+    store::disk::{
+        self, Disk, META,
+        migrate::{self, Migration},
+    },
 };
 
 pub(super) const NAME: &str = "telemetry/inbox.redb";
 const FORMAT: u32 = 1;
+/// The ways from older formats; there is none yet.
+const MIGRATIONS: &[Migration] = &[];
 
 /// First seq → chunk of batches and notes, see `row`. Appended, removed from the front.
 const ROWS: TableDefinition<u64, &[u8]> = TableDefinition::new("rows");
@@ -56,9 +64,26 @@ const CHUNK_BYTES: usize = 8 * 4096 - 32;
 /// Notes and marks kept as a cache: beyond it a checkpoint forgets them (350 bytes each).
 const MARKS_CACHED: usize = 200_000;
 
+/// How the inbox is opened, whichever store's it is.
+pub(super) fn how(cache_bytes: usize) -> disk::Open {
+    disk::Open { format: FORMAT, cache_bytes, store_id: None, migrations: MIGRATIONS }
+}
+
+/// Copies every table of this room.
+pub(super) fn copy(copier: &mut crate::store::moment::Copier<'_>) -> Result<(), crate::store::moment::Cut> {
+    copier.table(ROWS)?;
+    copier.table(MARKS)?;
+    copier.table(COUNTERS)?;
+    copier.table(QUARANTINE)?;
+    copier.table(DOOMED)?;
+    copier.table(ROTTEN)
+}
+
 #[derive(Debug)]
 pub(super) struct Inbox {
     pub db: Database,
+    // Migrated, and not written to since.
+    untouched: AtomicBool,
     /// What readers see; moves only after a commit.
     pub memory: RwLock<Memory>,
 }
@@ -167,9 +192,9 @@ impl Inbox {
         sealed: &HashMap<u32, u64>,
         floor: u64,
     ) -> Result<Self, Error> {
-        let how =
-            disk::Open { format: FORMAT, cache_bytes: config.inbox_cache_bytes, store_id: config.store_id };
+        let how = disk::Open { store_id: config.store_id, ..how(config.inbox_cache_bytes) };
         let db = disk::open(disk, NAME, how)?;
+        let untouched = AtomicBool::new(migrate::is_untouched(&db).map_err(|e| Error::Redb(Box::new(e)))?);
         create_tables(&db)?;
         let mut memory = Memory::default();
         let read = db.begin_read()?;
@@ -201,7 +226,7 @@ impl Inbox {
             memory.load_chunk(seq.value(), value.value(), checkpoint, sealed);
         }
         drop(read);
-        Ok(Self { db, memory: RwLock::new(memory) })
+        Ok(Self { db, untouched, memory: RwLock::new(memory) })
     }
 
     /// When the inbox is new but there are week files (it was damaged and set aside): their samples are stored.
@@ -234,7 +259,7 @@ impl Inbox {
         }
         let chunks = chunks(&ends);
         let mut kept = quarantined;
-        let write = self.db.begin_write()?;
+        let write = self.begin_write()?;
         {
             let mut rows = write.open_table(ROWS)?;
             for (first, chunk) in &chunks {
@@ -282,7 +307,7 @@ impl Inbox {
         if !super::read_lock(&self.memory).rotten.keys().any(|spot| is_gone(spot.file)) {
             return Ok(());
         }
-        let write = self.db.begin_write()?;
+        let write = self.begin_write()?;
         write.open_table(ROTTEN)?.retain(|key, _| !is_gone(key.0))?;
         write.commit()?;
         super::write_lock(&self.memory).rotten.retain(|spot, _| !is_gone(spot.file));
@@ -308,7 +333,7 @@ impl Inbox {
         };
         let mut removed_bytes = 0;
         let kept;
-        let write = self.db.begin_write()?;
+        let write = self.begin_write()?;
         {
             save_marks(&write, marks)?;
             save_counters(&write, counters)?;
@@ -342,6 +367,14 @@ impl Inbox {
             memory.marks = HashMap::new();
         }
         Ok(kept.saturating_sub(before))
+    }
+
+    fn begin_write(&self) -> Result<redb::WriteTransaction, Error> {
+        let write = self.db.begin_write()?;
+        if self.untouched.swap(false, Ordering::Relaxed) {
+            migrate::touch(&write).map_err(|error| Error::Redb(Box::new(error)))?;
+        }
+        Ok(write)
     }
 
     /// A mark as committed.
@@ -393,7 +426,7 @@ impl Inbox {
 
     /// Forgets a doomed file: it is unlinked.
     pub(super) fn unlinked(&self, name: &str) -> Result<(), Error> {
-        let write = self.db.begin_write()?;
+        let write = self.begin_write()?;
         write.open_table(DOOMED)?.remove(name)?;
         Ok(write.commit()?)
     }

@@ -24,9 +24,11 @@ use super::{
     week::{FOLDER, FileId, NodeRow},
     write_lock,
 };
-use crate::store::disk::{self, Disk};
+use crate::store::disk::{self, Disk, migrate::Migration};
 
 const FORMAT: u32 = 1;
+/// The ways from older formats; there is none yet.
+const MIGRATIONS: &[Migration] = &[];
 /// Length of a rollup: five minutes.
 pub(super) const STEP_MS: i64 = 300_000;
 const DAY_MS: i64 = 86_400_000;
@@ -43,8 +45,19 @@ const COLUMNS: usize = 6;
 const STEP_CELLS: usize = 200_000;
 const STEP_SAMPLES: u64 = 1_000_000;
 
+/// How a file of rollups is opened, whichever store's it is.
+pub(super) fn how(cache_bytes: usize) -> disk::Open {
+    disk::Open { format: FORMAT, cache_bytes, store_id: None, migrations: MIGRATIONS }
+}
+
+/// Copies every table of this room.
+pub(super) fn copy(copier: &mut crate::store::moment::Copier<'_>) -> Result<(), crate::store::moment::Cut> {
+    copier.table(ROLLUPS)?;
+    copier.table(ROLLED)
+}
+
 /// A quarter of thirteen weeks.
-type Quarter = (u16, u8);
+pub(super) type Quarter = (u16, u8);
 
 pub(super) struct Rollups {
     files: RwLock<BTreeMap<Quarter, Arc<Database>>>,
@@ -65,7 +78,7 @@ fn name((year, quarter): Quarter) -> String {
     format!("{FOLDER}/rollup-{year:04}-Q{quarter}.redb")
 }
 
-fn parse(text: &str) -> Option<Quarter> {
+pub(super) fn parse(text: &str) -> Option<Quarter> {
     let stem = text.strip_prefix(FOLDER)?.strip_prefix("/rollup-")?.strip_suffix(".redb")?;
     let (year, quarter) = stem.split_once("-Q")?;
     let found = (year.parse().ok()?, quarter.parse().ok()?);
@@ -73,13 +86,20 @@ fn parse(text: &str) -> Option<Quarter> {
 }
 
 fn open(disk: &dyn Disk, config: &Config, quarter: Quarter) -> Result<Arc<Database>, Error> {
-    let how = disk::Open { format: FORMAT, cache_bytes: config.week_cache_bytes, store_id: config.store_id };
+    let how = disk::Open { store_id: config.store_id, ..how(config.week_cache_bytes) };
     let db = disk::open(disk, &name(quarter), how)?;
     let write = db.begin_write()?;
     write.open_table(ROLLUPS)?;
     write.open_table(ROLLED)?;
     write.commit()?;
     Ok(Arc::new(db))
+}
+
+impl View {
+    /// The snapshot, and what keeps the file open.
+    pub(super) fn into_parts(self) -> (ReadTransaction, Arc<Database>) {
+        (self.read, self._db)
+    }
 }
 
 impl Rollups {

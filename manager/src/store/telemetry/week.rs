@@ -16,9 +16,11 @@ use super::{
     blob::Blob,
     row::{self, Reader},
 };
-use crate::store::disk::{self, Disk, DiskError};
+use crate::store::disk::{self, Disk, DiskError, migrate::Migration};
 
 const FORMAT: u32 = 1;
+/// The ways from older formats; there is none yet.
+const MIGRATIONS: &[Migration] = &[];
 /// Where the week files and the inbox are.
 pub(super) const FOLDER: &str = "telemetry";
 
@@ -112,6 +114,35 @@ pub(super) struct Sink {
     dense: Vec<u8>,
     loose: Vec<(u64, Vec<u8>)>,
     next_loose: u64,
+}
+
+/// How a week file is opened, whichever store's it is.
+pub(super) fn how(cache_bytes: usize) -> disk::Open {
+    disk::Open { format: FORMAT, cache_bytes, store_id: None, migrations: MIGRATIONS }
+}
+
+/// Copies every table of this room.
+pub(super) fn copy(copier: &mut crate::store::moment::Copier<'_>) -> Result<(), crate::store::moment::Cut> {
+    copier.table(BLOBS)?;
+    copier.table(NODES)?;
+    copier.table(DENSE)?;
+    copier.table(LOOSE)?;
+    copier.table(LATEST)
+}
+
+/// Shows what tells a week file from an earlier state of it: every node's row, which moves with each seal and each
+/// merging, and how many blobs there are.
+pub(super) fn content(read: &ReadTransaction, show: &mut dyn FnMut(&[u8])) -> Result<(), redb::Error> {
+    use redb::{ReadableTable as _, ReadableTableMetadata as _};
+    for row in read.open_table(NODES)?.iter()? {
+        let (node, row) = row?;
+        show(&node.value().to_le_bytes());
+        show(row.value());
+    }
+    let counts =
+        [read.open_table(BLOBS)?.len()?, read.open_table(DENSE)?.len()?, read.open_table(LOOSE)?.len()?];
+    counts.iter().for_each(|count| show(&count.to_le_bytes()));
+    Ok(())
 }
 
 impl FileId {
@@ -270,7 +301,7 @@ impl WeekFile {
         store_id: Option<[u8; 16]>,
     ) -> Result<Self, Error> {
         let name = id.name();
-        let how = disk::Open { format: FORMAT, cache_bytes, store_id };
+        let how = disk::Open { store_id, ..how(cache_bytes) };
         if !current {
             match disk::open_read_only(disk, &name, how) {
                 Ok(db) => return Ok(Self { id, db: Db::Read(db) }),
@@ -310,6 +341,11 @@ impl WeekFile {
 }
 
 impl View {
+    /// The file's name, the snapshot, and what keeps the file open.
+    pub(super) fn into_parts(self) -> (String, ReadTransaction, Arc<WeekFile>) {
+        (self.id.name(), self.read, self._file)
+    }
+
     /// What the file has of a node.
     pub(super) fn node(&self, node: u32) -> Result<Option<NodeRow>, Error> {
         let table = self.read.open_table(NODES)?;

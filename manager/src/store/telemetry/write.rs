@@ -125,6 +125,11 @@ impl<'a> InboxWrite<'a> {
         }
     }
 
+    /// Books stored samples that are in no file as lost.
+    pub(super) fn miss(&mut self, node: u32, lane: Lane, samples: u64) {
+        self.count(node, lane, &Delta::missing(samples));
+    }
+
     fn count(&mut self, node: u32, lane: Lane, delta: &Delta) {
         self.staged.counters.entry((node, lane)).or_default().add(delta);
     }

@@ -1,0 +1,155 @@
+//! `backup`: the hub as it is at one moment, streamed while it goes on.
+//!
+//! The answer is a backup in the form of [`crate::backup`], not encrypted: whoever asks is an admin and encrypts it
+//! before it is written. An answer that is cut off has no manifest, and is none.
+
+use std::{
+    collections::BTreeSet,
+    io::{self, Write},
+    sync::Arc,
+};
+
+use axum::{
+    body::Body as Stream,
+    extract::State,
+    http::{HeaderMap, HeaderName, header},
+    response::{IntoResponse as _, Response},
+};
+use bytes::{Bytes, BytesMut};
+use serde::Deserialize;
+use serde_json::json;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::{
+    Api,
+    problem::Refusal,
+    query::{Body, Params, json},
+    rights::Caller,
+};
+use crate::{
+    backup::make::{self, Ask, Sources},
+    core::registry::{Intent, Noted},
+};
+
+/// Backups at once: each reads everything, and holds what is replaced meanwhile.
+pub(super) const BACKUPS: usize = 1;
+/// Bytes between the stores and the socket.
+const PIECE: usize = 256 * 1024;
+/// Pieces that wait for whoever reads.
+const WAITING: usize = 8;
+/// Most tags that need not come.
+const TAGS: usize = 20_000;
+/// About how many bytes are read for the answer, before they are compressed.
+const BYTES: HeaderName = HeaderName::from_static("fleet-backup-bytes");
+
+/// Largest body of a request, in bytes: every tag that may be named.
+pub(super) const BODY_BYTES: usize = 2 * 1024 * 1024;
+
+/// The body of a POST.
+#[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema), schema(as = BackupAsk))]
+#[serde(deny_unknown_fields)]
+pub(super) struct Wanted {
+    /// With the samples of all weeks.
+    #[serde(default)]
+    telemetry: bool,
+    /// Week files and artifacts come as `objects/TAG/PATH`, to be kept beside the backup.
+    #[serde(default)]
+    objects: bool,
+    /// Tags of those that are there already.
+    #[serde(default)]
+    have: BTreeSet<String>,
+}
+
+/// Hands pieces over; fails when nobody takes them any more.
+struct Pipe {
+    to: mpsc::Sender<io::Result<Bytes>>,
+    piece: BytesMut,
+}
+
+impl Pipe {
+    fn send(&mut self) -> io::Result<()> {
+        if self.piece.is_empty() {
+            return Ok(());
+        }
+        let piece = self.piece.split().freeze();
+        self.to.blocking_send(Ok(piece)).map_err(|_| io::ErrorKind::BrokenPipe.into())
+    }
+}
+
+impl Write for Pipe {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.piece.extend_from_slice(bytes);
+        if self.piece.len() >= PIECE {
+            self.send()?;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.send()
+    }
+}
+
+/// `POST backup {telemetry?, objects?, have?}`: the hub at this moment.
+pub(super) async fn create(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    params: Params,
+    headers: HeaderMap,
+    Body(body): Body,
+) -> Result<Response, Refusal> {
+    params.only(&[])?;
+    let Wanted { telemetry, objects, have } = match body.is_empty() {
+        true => Wanted::default(),
+        false => json(&headers, &body)?,
+    };
+    if have.len() > TAGS {
+        return Err(Refusal::at("/have", format!("at most {TAGS} tags are taken")));
+    }
+    let turn = api.backups.clone().try_acquire_owned().map_err(|_| {
+        Refusal::Unavailable("another backup is being made; wait until it is done".to_owned())
+    })?;
+    let ask = Ask { telemetry, objects, have };
+    let detail = json!({ "telemetry": telemetry });
+    let noted = Noted { action: "hub.backup", target: api.hub.store_id().to_string(), detail };
+    api.hub.intend(&caller.by(), Intent::Noted(noted)).await?;
+    let sources = api.query(sources).await?;
+    let bytes = make::estimate(&sources, &ask);
+    let (to, from) = mpsc::channel(WAITING);
+    let (stopping, hub) = (api.stopping(), api.hub.clone());
+    let write = move || {
+        let _turn = turn;
+        let gone = to.clone();
+        // Stores that failed are opened again only when nobody holds them any more.
+        let go_on = || !*stopping.borrow() && !gone.is_closed() && hub.readiness().ready;
+        let mut pipe = Pipe { to: to.clone(), piece: BytesMut::with_capacity(2 * PIECE) };
+        match make::write(sources, &ask, &mut pipe, &go_on) {
+            Ok(_) => {}
+            Err(error) => {
+                tracing::error!(%error, "a backup was not made");
+                // Nobody takes half of it for a whole: the answer breaks off.
+                drop(to.blocking_send(Err(io::Error::other(error.to_string()))));
+            }
+        }
+    };
+    tokio::task::spawn_blocking(write);
+    let stream = Stream::from_stream(ReceiverStream::new(from));
+    let headers = [(header::CONTENT_TYPE, "application/zstd".to_owned()), (BYTES, bytes.to_string())];
+    Ok((headers, stream).into_response())
+}
+
+fn sources(api: &Api) -> Result<Sources, Refusal> {
+    let state = api.hub.state();
+    let moment = api.hub.telemetry().moment(&state)??;
+    let trail = &api.config.trail;
+    Ok(Sources {
+        data: api.config.data.clone(),
+        moment,
+        releases: api.hub.releases().map(|releases| releases.files()),
+        trail: (!trail.starts_with(&api.config.data)).then(|| trail.clone()),
+        store_id: state.store_id().to_string(),
+        now_ms: api.hub.clock().now().wall_ms,
+    })
+}
