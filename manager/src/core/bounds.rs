@@ -108,7 +108,7 @@ pub fn check(
         // An artifact that nobody rolled out runs nowhere.
         Intent::Noted(_) => {}
         Intent::Command(wanted) => bounds.nodes(fleet, wanted.nodes.iter())?,
-        Intent::CancelCommand { id, nodes } => match nodes {
+        Intent::CancelCommand { id, nodes } | Intent::ApproveCommand { id, nodes } => match nodes {
             Some(nodes) => bounds.nodes(fleet, nodes.iter())?,
             None => bounds.numbers(fleet, fleet.commands.nodes_of(*id))?,
         },
