@@ -135,7 +135,7 @@ fn parse_boot_id(text: &str) -> Option<[u8; 8]> {
 }
 
 #[expect(clippy::disallowed_methods, reason = "the agent's only wall clock")]
-fn wall_ms() -> i64 {
+pub(crate) fn wall_ms() -> i64 {
     let millis = |span: Duration| i64::try_from(span.as_millis()).unwrap_or(i64::MAX);
     match SystemTime::now().duration_since(UNIX_EPOCH) {
         Ok(after) => millis(after),

@@ -16,7 +16,9 @@ use toml::{Table, Value};
 use crate::{
     api, clock,
     collect::{driver, file, scrape, system},
-    commands, desired, devices, log, mqtt, outbox, rules, update, upload,
+    commands, desired, devices,
+    identity::join::{WishedId, host_part},
+    log, logs, mqtt, outbox, rules, update, upload,
 };
 
 /// The file's name in the data folder.
@@ -50,6 +52,8 @@ pub struct Config {
     pub desired: desired::Config,
     /// How much is logged.
     pub log: log::Config,
+    /// Whose logs are kept.
+    pub logs: logs::Config,
     /// When records go up, and how many bytes they may take.
     pub upload: upload::Config,
     /// Local rules and their outputs.
@@ -73,7 +77,7 @@ pub struct Config {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Node {
-    /// Its id, never to change; absent: the host's name.
+    /// Its id, never to change; absent: as it joined, else the host's name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<NodeId>,
     /// A name for people.
@@ -113,6 +117,7 @@ impl Default for Config {
             commands: commands::Config::default(),
             desired: desired::Config::default(),
             log: log::Config::default(),
+            logs: logs::Config::default(),
             upload: upload::Config::default(),
             rules: rules::Config::default(),
             devices: devices::Config::default(),
@@ -333,6 +338,9 @@ impl Config {
         if let Err(why) = self.update.check() {
             return wrong("update", "", why);
         }
+        if let Err(why) = self.logs.check() {
+            return wrong("logs", "", why);
+        }
         if let Err(why) = self.devices.check() {
             return wrong("devices", "", why);
         }
@@ -358,11 +366,16 @@ impl Config {
             return Ok(id.clone());
         }
         let name = sysinfo::System::host_name().unwrap_or_default();
-        let lower = name.to_ascii_lowercase();
-        let fitting =
-            |c: char| if c.is_ascii_lowercase() || c.is_ascii_digit() || c == '.' { c } else { '-' };
-        let id: String = lower.chars().map(fitting).take(limits::NODE_ID_BYTES).collect();
-        NodeId::parse(id.trim_matches(['-', '.'])).map_err(|source| ConfigError::Host { name, source })
+        NodeId::parse(&host_part(&name)).map_err(|source| ConfigError::Host { name, source })
+    }
+
+    /// The id to ask a hub for: as configured, else one of the host's name.
+    #[must_use]
+    pub fn wished_id(&self) -> WishedId {
+        match &self.node.id {
+            Some(id) => WishedId::Told(id.clone()),
+            None => WishedId::OfHost(sysinfo::System::host_name().unwrap_or_default()),
+        }
     }
 
     /// The configuration as `agent.toml`.
@@ -408,9 +421,9 @@ const OTHER_VARIABLES: [&str; 9] = [
     "FLEET_TOKEN",
 ];
 /// The sections whose settings have variables: `FLEET_OUTBOX_UPLOAD_S` is `upload_s` under `[outbox]`.
-const SECTIONS: [&str; 13] = [
-    "node", "hub", "api", "outbox", "clock", "system", "commands", "desired", "devices", "log", "rules",
-    "update", "upload",
+const SECTIONS: [&str; 14] = [
+    "node", "hub", "api", "outbox", "clock", "system", "commands", "desired", "devices", "log", "logs",
+    "rules", "update", "upload",
 ];
 
 /// Puts `FLEET_{SECTION}_{KEY}` over the file. The value is TOML where it reads as such, else text.

@@ -17,6 +17,7 @@ mod fetch;
 pub mod identity;
 pub mod launch;
 pub mod log;
+pub mod logs;
 pub mod metrics;
 pub mod mqtt;
 pub mod outbox;

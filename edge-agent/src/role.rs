@@ -2,7 +2,11 @@
 //!
 //! Reads configuration and the folder `identity/`; dials nobody.
 
-use std::{fs, io, path::Path, sync::Arc};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use fleet_schemas::NodeId;
 
@@ -10,6 +14,7 @@ use crate::{
     clock,
     config::Config,
     identity::{
+        first,
         folder::{Folder, replace},
         live::{self, Live},
         record::Joined,
@@ -40,11 +45,19 @@ pub(crate) fn role(config: &Config) -> Result<Role, StartError> {
             let (node, name) = own(joined.as_ref())?;
             Ok(Role { node, name, way: Some((hub, Proof::Secret(read_secret(config)?))) })
         }
+        // It is about to join.
+        (Some(Scheme::Mqtts), Some(_), None) if invitation(config).is_some() => {
+            let (node, name) = own(None)?;
+            Ok(Role { node, name, way: None })
+        }
         (Some(Scheme::Mqtts), Some(hub), None) => Err(StartError::NotJoined(hub)),
         (_, url, Some(joined)) => {
             let (node, name) = own(Some(&joined))?;
             if node != joined.node {
                 return Err(StartError::OtherNode { joined: joined.node, told: node });
+            }
+            if config.commands.restarts {
+                first::tidy(&config.data, &joined);
             }
             let host = url.as_ref().map(|url| url.host.clone());
             let hub = url.unwrap_or_else(|| HubUrl::from(&joined.hub));
@@ -56,6 +69,12 @@ pub(crate) fn role(config: &Config) -> Result<Role, StartError> {
             Ok(Role { node, name, way: None })
         }
     }
+}
+
+/// The file with the join token by which a machine that has not joined does so while it runs: only if whoever runs the
+/// agent starts it again then.
+pub(crate) fn invitation(config: &Config) -> Option<PathBuf> {
+    first::find(&config.data).filter(|_| config.commands.restarts)
 }
 
 /// The node's secret. The default file is made at the first start: a hub on this machine takes the first secret that it

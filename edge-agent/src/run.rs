@@ -32,12 +32,16 @@ use crate::{
     },
     desired,
     devices::{self, Line},
-    identity::{live, upkeep},
-    launch,
+    identity::{
+        first, live,
+        moving::{self, Mover},
+        upkeep,
+    },
+    launch, logs,
     metrics::Metrics,
     mqtt::{self, HubUrl, Proof},
     outbox::{self, OpenError, Silent, SubmitError},
-    role::{Role, role},
+    role::{Role, invitation, role},
     rules,
     stop::{self, Stop, Stopper},
     supervised,
@@ -52,8 +56,14 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 const SOURCES: Duration = Duration::from_millis(2_000);
 /// Time that the session has to say goodbye.
 const LINK: Duration = Duration::from_millis(1_700);
+/// Time that a hub which the node leaves has to acknowledge what came last; the node leaves later if it does not.
+const LAST_ACK: Duration = Duration::from_millis(1_000);
+/// How often that is looked for.
+const ACK_LOOK: Duration = Duration::from_millis(20);
 /// Time that the outbox has for its last write.
-const OUTBOX: Duration = Duration::from_millis(1_200);
+const OUTBOX: Duration = Duration::from_millis(1_000);
+/// Time that the last lines have.
+const LOGS: Duration = Duration::from_millis(100);
 
 /// The agent cannot start. The text fits after "failed to start: ".
 #[derive(Debug, thiserror::Error)]
@@ -232,7 +242,9 @@ pub async fn start(mut config: Config) -> Result<Handle, StartError> {
     config.check()?;
     config.outbox.policy = config.upload.policy().map_err(ConfigError::upload)?;
     make_folder(&config.data)?;
+    let invitation = invitation(&config);
     let Role { node, name, way } = role(&config)?;
+    let invitation = invitation.filter(|_| way.is_none());
     // Bound first: an address that is taken must not cost an opening of the outbox.
     let auth = api::Auth::load(&config.api, &config.data)?;
     let tls = api::Tls::load(&config.api, &config.data, &node)?;
@@ -264,6 +276,7 @@ pub async fn start(mut config: Config) -> Result<Handle, StartError> {
         metrics.clone(),
     )
     .await?;
+    let (way, again) = resumed(way, &config, &outbox).await;
     let facts = Facts {
         node: node.clone(),
         name,
@@ -279,10 +292,13 @@ pub async fn start(mut config: Config) -> Result<Handle, StartError> {
     if let Some(front) = &front {
         front.line.offers().found_at(devices::offers::base(address, tls_at_api, front.address));
     }
+    let (kept, keeping) = kept(&config, &clock);
     let (stop, stopping) = stop::channel();
-    let (restarter, restart) = watch::channel(false);
+    let (restarter, restart) = watch::channel(again);
     let parts = Parts {
         restart: Arc::new(restarter),
+        invitation,
+        mover: Mover::new(&config.data),
         config,
         updates,
         node: node.clone(),
@@ -290,9 +306,12 @@ pub async fn start(mut config: Config) -> Result<Handle, StartError> {
         clock: clock.clone(),
         outbox: outbox.clone(),
         metrics: metrics.clone(),
+        logs: kept,
     };
     info!(%node, api = %address, hub = facts.hub.as_deref().unwrap_or("none"), "the agent runs");
-    if facts.hub.is_none() {
+    if let Some(file) = &parts.invitation {
+        info!(file = %file.display(), "this machine joins by the token that it was given; until then records are kept");
+    } else if facts.hub.is_none() {
         warn!(
             "no hub: records are only collected until this machine joins one (`fleet-agent join HUB --token T`)"
         );
@@ -301,7 +320,8 @@ pub async fn start(mut config: Config) -> Result<Handle, StartError> {
     #[cfg(test)]
     let line = front.as_ref().map(|front| front.line.clone());
     let doors = Doors { bound, auth, front };
-    let ended = tokio::spawn(parts.run(doors, opened, facts.clone(), thread, stopping));
+    let threads = Threads { outbox: thread, logs: keeping };
+    let ended = tokio::spawn(parts.run(doors, opened, facts.clone(), threads, stopping));
     Ok(Handle {
         node,
         address,
@@ -316,6 +336,42 @@ pub async fn start(mut config: Config) -> Result<Handle, StartError> {
         #[cfg(test)]
         line,
     })
+}
+
+/// The way to the hub, or none where the node has just left it and is to start again as another's.
+async fn resumed(
+    way: Option<(HubUrl, Proof)>,
+    config: &Config,
+    outbox: &outbox::Handle,
+) -> (Option<(HubUrl, Proof)>, bool) {
+    let Some(live) = way.as_ref().and_then(|(_, proof)| proof.identity().cloned()) else {
+        return (way, false);
+    };
+    let Ok(delivery) = outbox.delivery().await else { return (way, false) };
+    let data = config.data.clone();
+    let resumed = task::spawn_blocking(move || moving::resume(&data, &live, delivery.unheard)).await;
+    match resumed {
+        Ok(true) => (None, true),
+        Ok(false) | Err(_) => (way, false),
+    }
+}
+
+/// The ring of logs, and its thread. A node without one works all the same.
+fn kept(config: &Config, clock: &Clock) -> (Option<logs::Handle>, Option<thread::JoinHandle<()>>) {
+    match logs::spawn(&config.data, clock.clone()) {
+        Ok((logs, thread)) => {
+            if let Some(own) = &config.logs.own {
+                own.attach(&logs);
+            }
+            (Some(logs), Some(thread))
+        }
+        Err(error) => {
+            warn!(
+                "the logs of this node cannot be kept: {error}; check the disk and the rights on the data folder"
+            );
+            (None, None)
+        }
+    }
 }
 
 /// Who the node is, as it is told to the hub.
@@ -363,6 +419,8 @@ struct Releases {
 
 struct Parts {
     restart: Arc<watch::Sender<bool>>,
+    invitation: Option<PathBuf>,
+    mover: Mover,
     config: Config,
     updates: commands::Updates,
     node: NodeId,
@@ -370,6 +428,13 @@ struct Parts {
     clock: Clock,
     outbox: outbox::Handle,
     metrics: Arc<Metrics>,
+    logs: Option<logs::Handle>,
+}
+
+/// Threads that are waited for at the end.
+struct Threads {
+    outbox: thread::JoinHandle<()>,
+    logs: Option<thread::JoinHandle<()>>,
 }
 
 /// Where others come in.
@@ -412,7 +477,7 @@ impl Parts {
         doors: Doors,
         releases: Option<Releases>,
         facts: Facts,
-        thread: thread::JoinHandle<()>,
+        threads: Threads,
         mut stopping: Stop,
     ) {
         let (hang_up, hanging_up) = stop::channel();
@@ -430,19 +495,43 @@ impl Parts {
         stopping.wanted().await;
         info!("stopping");
         sources.join(SOURCES).await;
+        // Nothing more comes; what came last is to be acknowledged before the last goodbye.
+        let _ = time::timeout(LAST_ACK, self.last_acks()).await;
         hang_up.stop();
         link.join(LINK).await;
+        self.settle().await;
         let (joined, done) = oneshot::channel();
         let last = async {
             self.outbox.stop().await;
             // A thread blocks who joins it, and this one may be in the middle of a write.
-            thread::spawn(move || joined.send(thread.join().is_ok()));
+            thread::spawn(move || joined.send(threads.outbox.join().is_ok()));
             done.await
         };
         match time::timeout(OUTBOX, last).await {
             Ok(Ok(true)) => info!("stopped"),
             Ok(Ok(false) | Err(_)) => error!("the outbox's thread ended badly"),
             Err(_) => error!("the outbox's thread did not end in time: the disk hangs"),
+        }
+        if let (Some(logs), Some(thread)) = (self.logs, threads.logs) {
+            // Nothing is lost that a disk which hangs would have kept.
+            let _ = time::timeout(LOGS, logs.stop()).await;
+            let _ = time::timeout(LOGS, task::spawn_blocking(move || thread.join())).await;
+        }
+    }
+
+    /// Until the hub that the node leaves has everything; at once if it leaves none.
+    async fn last_acks(&self) {
+        while self.outbox.delivery().await.is_ok_and(|delivery| delivery.leaving && !delivery.delivered) {
+            time::sleep(ACK_LOOK).await;
+        }
+    }
+
+    /// A node that has said its last goodbye is another hub's.
+    async fn settle(&self) {
+        let Some(live) = self.way.as_ref().and_then(|(_, proof)| proof.identity().cloned()) else { return };
+        if let Ok(delivery) = self.outbox.delivery().await {
+            let mover = self.mover.clone();
+            let _ = task::spawn_blocking(move || mover.settle(&live, delivery.unheard)).await;
         }
     }
 
@@ -453,7 +542,13 @@ impl Parts {
 
     fn kinds(&self) -> commands::Kinds {
         let devices = self.config.devices.listen.is_some();
-        self.config.commands.kinds(&self.config.data, devices, self.updates)
+        let joined = self.way.as_ref().is_some_and(|(_, proof)| proof.identity().is_some());
+        let moves = match (joined, &self.config.hub.url) {
+            (false, _) => commands::Moves::NotJoined,
+            (true, Some(_)) => commands::Moves::Bound,
+            (true, None) => commands::Moves::Can,
+        };
+        self.config.commands.kinds(&self.config.data, devices, self.updates, moves)
     }
 
     /// What does updates.
@@ -511,6 +606,8 @@ impl Parts {
             facts: facts.clone(),
             clock: self.clock.clone(),
             outbox: self.outbox.clone(),
+            logs: self.logs.clone(),
+            mover: self.mover.clone(),
             restart: self.restart.clone(),
         };
         tasks.spawn("commands".to_owned(), commands::run(surroundings, acts, stop.clone()));
@@ -552,6 +649,8 @@ impl Parts {
             metrics: self.metrics.clone(),
         };
         tasks.spawn("config".to_owned(), desired::run(surroundings, runs, stop.clone()));
+        let leave = self.mover.clone().leave(self.outbox.clone(), self.restart.clone(), stop.clone());
+        tasks.spawn("move".to_owned(), leave);
         self.collectors(&mut tasks, stop);
         tasks
     }
@@ -571,11 +670,32 @@ impl Parts {
             let name = format!("scrape {}", config.url);
             tasks.spawn(name, scrape::run(config.clone(), surroundings.clone(), stop.clone()));
         }
+        let Some(logs) = &self.logs else { return };
+        let logs::Config { units, files, own: _ } = &self.config.logs;
+        if !units.is_empty() {
+            tasks
+                .spawn("journal".to_owned(), logs::follow_journal(units.clone(), logs.clone(), stop.clone()));
+        }
+        for path in files {
+            let name = format!("log {}", path.display());
+            tasks.spawn(name, logs::follow_file(path.clone(), logs.clone(), stop.clone()));
+        }
     }
 
     /// What speaks to the hub.
     fn link(&self, stop: Stop) -> Tasks {
         let mut tasks = Tasks(Vec::new());
+        if let Some(file) = self.invitation.clone() {
+            let surroundings = first::Surroundings {
+                data: self.config.data.clone(),
+                file,
+                hub: self.config.hub.url.clone(),
+                node: self.config.wished_id(),
+                name: self.config.node.name.clone(),
+                restart: self.restart.clone(),
+            };
+            tasks.spawn("join".to_owned(), first::run(surroundings, stop.clone()));
+        }
         let Some((hub, proof)) = self.way.clone() else { return tasks };
         let (clock, outbox, metrics) = (self.clock.clone(), self.outbox.clone(), self.metrics.clone());
         if let Some(live) = proof.identity().cloned() {

@@ -8,6 +8,7 @@
 mod accept;
 mod commands;
 mod config;
+mod depart;
 mod devices;
 mod evict;
 mod once;
@@ -220,6 +221,7 @@ pub struct Uplink {
     following: Following,
     used: once::Used,
     devices: Devices,
+    leaving: bool,
     // Stamps of the latest batch and of the latest birth or heartbeat. A batch that a heartbeat does not know is
     // stamped later than it, so that the hub can order them whatever the network does.
     sealed_up_ms: u64,
@@ -273,6 +275,7 @@ impl Uplink {
             following: Following::new(found.config),
             used: once::Used::found(found.names),
             devices: Devices::found(config.devices, found.devices, now),
+            leaving: false,
             sealed_up_ms: 0,
             said_up_ms: 0,
         })
@@ -314,18 +317,17 @@ impl Uplink {
         self.lanes.rewind();
     }
 
-    /// A clean end: writes down what is only in memory and gives the message that says goodbye.
+    /// A clean end: writes down what is only in memory and gives what is still to be said, a goodbye last.
     ///
     /// # Errors
     /// [`Error`].
-    pub fn goodbye(&mut self) -> Result<Option<Outgoing>, Error> {
+    pub fn goodbye(&mut self, now: Now) -> Result<Vec<Outgoing>, Error> {
         self.stage_lazy();
         self.commit()?;
-        let session = self.session.take();
-        Ok(session.map(|session| {
-            let (topic, payload) = self.will(session.id);
-            Outgoing { topic, payload, qos: 1 }
-        }))
+        let Some(session) = self.session.take() else { return Ok(Vec::new()) };
+        let last = self.depart(session.id, now)?;
+        let (topic, payload) = self.will(session.id);
+        Ok(last.into_iter().chain([Outgoing { topic, payload, qos: 1 }]).collect())
     }
 
     /// The figures that the next heartbeats carry, by metric name.

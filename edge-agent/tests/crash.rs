@@ -321,7 +321,8 @@ impl World {
             }
             Step::Deaf(deaf) => self.deaf = deaf,
             Step::Reopen => {
-                self.uplink().goodbye()?;
+                let now = self.now();
+                self.uplink().goodbye(now)?;
                 (self.uplink, self.session) = (None, None);
                 self.start()?;
             }

@@ -144,6 +144,8 @@ impl Names {
             Intent::PutSite { name, tz } => sites.push((name.clone(), Some(tz.clone()))),
             Intent::RemoveSite(name) => sites.push((name.clone(), None)),
             Intent::PatchNode { .. }
+            | Intent::RemoveNode(_)
+            | Intent::ForgetNode(_)
             | Intent::ImportNodes(_)
             | Intent::Identity(_)
             | Intent::Rotated(_)
@@ -428,7 +430,12 @@ impl Consumer {
         if let Some(highest) = commit.nodes.iter().map(|(number, _)| *number).max() {
             self.highest_node = self.highest_node.max(highest);
         }
-        self.commit_telemetry(&effects, &[])?;
+        let streams = effects.forgotten.iter().flat_map(|(node, streams)| {
+            let samples = streams.iter().filter(|(lane, _)| lane.carries_samples());
+            samples.map(|(lane, stream)| MarkKey { node: *node, lane: *lane, stream: *stream })
+        });
+        let forgotten: Vec<_> = streams.collect();
+        self.commit_telemetry(&effects, &forgotten)?;
         drop(group);
         Ok(speak::speak(&self.shared, effects, commit.events, first_event, outcomes, credit, now))
     }
@@ -448,8 +455,9 @@ impl Consumer {
     fn state_commit(&self, effects: &Effects, Names { groups, sites }: Names) -> Commit {
         let fleet = self.shared.fleet();
         let mut commit = Commit { groups, sites, ..Commit::default() };
+        commit.removed = effects.forgotten.iter().map(|(number, _)| *number).collect();
         for id in &effects.nodes {
-            if let Some(node) = fleet.nodes.get(id) {
+            if let Some(node) = fleet.known(id) {
                 commit.nodes.push((node.number, node.record.clone()));
             }
         }
@@ -496,7 +504,7 @@ impl Consumer {
     fn commit_telemetry(&self, effects: &Effects, forgotten: &[MarkKey]) -> Result<(), Error> {
         let samples = |lane: &Lane| lane.carries_samples();
         let marks = effects.marks.iter().any(|(_, lane, _)| samples(lane));
-        if !marks && !effects.booked.keys().any(|(_, lane)| samples(lane)) {
+        if !marks && forgotten.is_empty() && !effects.booked.keys().any(|(_, lane)| samples(lane)) {
             return Ok(());
         }
         let mut write = self.shared.telemetry.begin()?;
@@ -545,7 +553,7 @@ fn mark_of<'a>(
     lane: Lane,
     stream: fleet_schemas::StreamId,
 ) -> Option<(&'a Node, &'a Mark)> {
-    let node = fleet.nodes.get(id)?;
+    let node = fleet.known(id)?;
     Some((node, node.marks.get(&(lane, stream))?))
 }
 

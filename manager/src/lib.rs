@@ -19,6 +19,7 @@ pub mod core;
 pub mod dialect;
 pub mod feed;
 pub mod hub;
+pub mod log;
 pub mod metrics;
 pub mod mirror;
 pub mod node_port;

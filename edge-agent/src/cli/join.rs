@@ -41,7 +41,8 @@ pub(super) struct Join {
     /// File with the join token; - is standard input
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
-    /// The id that the node would like to have; never to change [env: FLEET_NODE] [default: the host's name]
+    /// The id that the node would like to have; never to change [env: FLEET_NODE] [default: the host's name and 4 digits
+    /// of its key's hash]
     #[arg(long, value_name = "ID")]
     node: Option<NodeId>,
     /// A name for people
@@ -87,7 +88,7 @@ impl Join {
         let token = self.token()?;
         let Self { hub, node, name, data, force, output, .. } = self;
         let config = load(Flags { data, node, ..Flags::default() })?;
-        let node = config.node_id()?;
+        let node = config.wished_id();
         let data = config.data;
         packaged::become_owner(&data, Some(token.to_string()))?;
         let name = name.or(config.node.name);

@@ -7,9 +7,10 @@ use clap::Args;
 use fleet_edge_agent::{
     config::Config,
     launch::{self, LaunchError},
+    log,
 };
 
-use super::{Failure, run::log, runtime};
+use super::{Failure, logging, runtime};
 
 /// Arguments of `run` that are the launcher's to give.
 const OWN: &str = "--data";
@@ -73,7 +74,7 @@ impl Launch {
         let told = data.or_else(|| std::env::var_os("FLEET_DATA").map(PathBuf::from));
         let data = told.unwrap_or_else(|| Config::default().data);
         // Whoever turns this off wants to hear of trials all the same when they ask for it.
-        log("info");
+        logging::start(&log::Config::default());
         let grace = Duration::from_secs(grace_s);
         let code = runtime()?.block_on(launch::run(launch::Config { data, args: run, grace }));
         match code.map_err(failure)? {

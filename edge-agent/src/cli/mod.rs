@@ -4,6 +4,7 @@ mod ask;
 mod device;
 mod join;
 mod launch;
+mod logging;
 mod outbox;
 mod packaged;
 mod run;

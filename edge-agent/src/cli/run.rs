@@ -1,20 +1,17 @@
 //! `fleet-agent run`.
 
-use std::{io::IsTerminal as _, os::unix::process::CommandExt as _};
+use std::os::unix::process::CommandExt as _;
 
 use anyhow::anyhow;
 use clap::Args;
 use fleet_edge_agent::{
     launch,
-    log::Dial,
+    log::Format,
     run::{self, Ended, StartError},
 };
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::{
-    filter::Targets, fmt, layer::SubscriberExt as _, registry, reload, util::SubscriberInitExt as _,
-};
 
-use super::{Failure, Place, print, runtime};
+use super::{Failure, Place, logging, print, runtime};
 
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
@@ -24,6 +21,9 @@ pub(super) struct Run {
     /// Print the configuration that would be used, as agent.toml, and end
     #[arg(long)]
     print_config: bool,
+    /// The form of the log [env: FLEET_LOG_FORMAT] [default: auto]
+    #[arg(long, value_name = "FORMAT", value_enum)]
+    log_format: Option<Format>,
 }
 
 const EXAMPLES: &str = "\
@@ -33,6 +33,7 @@ Examples:
   fleet-agent run --hub mqtt://127.0.0.1:1883 --node edge-1     a hub on this machine
   FLEET_OUTBOX_UPLOAD_S=10 fleet-agent run          any setting as FLEET_{SECTION}_{KEY}
   FLEET_LOG=debug fleet-agent run                   more to read; for good: `level` under [log]
+  FLEET_LOG=info,fleet_edge_agent::mqtt=debug fleet-agent run --log-format json      by module; one JSON object a line
 
 The edge API, on 127.0.0.1:9099 unless told otherwise:
   GET  /healthz /api/health /api/v1/status /api/v1/outbox /api/v1/ledger /metrics
@@ -62,6 +63,11 @@ place of the list; runs programs of agent.toml, and those under [desired] progra
 node. A document that does not pass, or with which the hub is not reached within [desired] probation_s, is returned from.
 Who the node is, where its hub is and where its data are is never changed this way.
 
+A machine that has not joined, such as a board flashed from an image, joins by itself when it finds a join token in
+DATA/join-token or /etc/clawland/join-token: the line that `fleet join-token create` printed, or HUB TOKEN. It tries until
+there is a link, is named after its host and its key, and takes the file away when it is done. Make such a token with
+--uses and --ttl, and leave DATA/identity out of the image: boards with one identity throw each other out.
+
 Local rules: alerts.yaml in the data folder, as kits ship it, read again when it changes; they need no hub:
   alerts: [{id: hot, sensor: dht22, field: temperature, condition: \"value > 27\", severity: warn,
             message: \"{{ sensor }} has {{ value }}\", outputs: [log, webhook, buzzer], cooldown_s: 300}]
@@ -80,16 +86,21 @@ In agent.toml, what else is collected, and how much of a metered link is used:
   [rules.program.buzzer]  program = \"/usr/local/bin/buzz\"
   [[file]]          path = \"/sys/class/thermal/thermal_zone*/temp\"  device = \"{folder}\"  metric = \"t\"  scale = 0.001
   [[scrape]]        url = \"http://127.0.0.1:9100/metrics\"  metrics = [\"node_load1\", \"node_filesystem_*\"]
+  [logs]            units = [\"greeter.service\"]  files = [\"/var/log/app.log\"]   kept beside the agent's own lines, 10 MB at
+                    most, in DATA/logs, and shown by `fleet node logs NODE` at the hub
   [upload]          cron = \"0 */6 * * *\"  hour_bytes = 100000  day_bytes = 1000000  when_gone = \"wait\"";
 
 impl Run {
     pub(super) fn main(self) -> Result<(), Failure> {
         let mut config = self.place.load()?;
+        config.log.format = self.log_format.unwrap_or(config.log.format);
         if self.print_config {
             print(&config.print());
             return Ok(());
         }
-        config.log.dial = log(&config.log.level);
+        if let Some((dial, tap)) = logging::start(&config.log) {
+            (config.log.dial, config.logs.own) = (Some(dial), Some(tap));
+        }
         config.commands.restarts = true;
         config.update.own_executable = true;
         let ended = runtime()?.block_on(async {
@@ -128,25 +139,4 @@ fn again() -> Failure {
     let program = std::env::current_exe().unwrap_or_else(|_| called.into());
     let error = std::process::Command::new(&program).args(words).exec();
     Failure::Failed(anyhow!("failed to start {} again: {error}", program.display()))
-}
-
-/// Logs to standard error, as text: a service manager adds time and unit.
-pub(super) fn log(level: &str) -> Option<Dial> {
-    // Targets and levels; the filter that also knows spans and their fields would bring a regex engine along.
-    let filter = std::env::var("FLEET_LOG").ok().and_then(|given| given.parse().ok());
-    let filter: Targets = filter.or_else(|| level.parse().ok())?;
-    let (filter, turn) = reload::Layer::new(filter);
-    let text = fmt::layer()
-        .with_writer(std::io::stderr)
-        // A log that cannot be written, on a full disk, must not panic whoever logs.
-        .log_internal_errors(false)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_target(false);
-    registry().with(filter).with(text).try_init().ok()?;
-    Some(Dial::new(move |level| {
-        if let Ok(filter) = level.parse::<Targets>() {
-            // An error says that nobody logs any more.
-            let _ = turn.reload(filter);
-        }
-    }))
 }

@@ -10,13 +10,17 @@ use serde::{Deserialize, Deserializer};
 
 use super::allow::{Plan, Source, Wish};
 use crate::{
-    core::queue::{DEVICE, LOCAL, RESTART, UPDATE, reason},
+    core::queue::{DEVICE, LOCAL, MOVE, RESTART, UPDATE, reason},
     devices::Order,
+    identity::moving,
+    logs,
     uplink::Judge,
 };
 
 /// Every kind, as refusals name them.
-const KINDS: [&str; 7] = [DEVICE, "exec", LOCAL, "ping", "query", RESTART, UPDATE];
+const KINDS: [&str; 9] = [DEVICE, "exec", LOCAL, LOGS, MOVE, "ping", "query", RESTART, UPDATE];
+/// The kind that shows what the node logs.
+pub(super) const LOGS: &str = "logs";
 
 /// What a command asks for, read.
 #[derive(Debug, Clone, PartialEq)]
@@ -27,6 +31,10 @@ pub(super) enum Work {
     Exec(Box<Plan>),
     /// Tell what the agent knows.
     Query(What),
+    /// Show lines of logs.
+    Logs(logs::line::Query),
+    /// Leave for another hub.
+    Move(Box<moving::Order>),
     /// Start the agent again.
     Restart,
     /// For an app on the node.
@@ -62,6 +70,19 @@ pub(crate) struct Kinds {
     pub(crate) devices: bool,
     /// Whether releases are taken.
     pub(crate) updates: Updates,
+    /// Whether the node can leave for another hub.
+    pub(crate) moves: Moves,
+}
+
+/// Whether the node can leave for another hub.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Moves {
+    /// It can.
+    Can,
+    /// It has no certificate: its hub is one on its own machine.
+    NotJoined,
+    /// Its configuration says which its hub is.
+    Bound,
 }
 
 /// Whether releases are taken.
@@ -128,6 +149,9 @@ impl Kinds {
                     .map_err(|_| bad("{what: status}, {what: outbox}, {what: config} or {what: system}"))?;
                 Ok(Work::Query(query.what))
             }
+            LOGS => logs::line::Query::read(params).map(Work::Logs).map_err(|why| {
+                bad(&format!("{{unit, grep, priority, since_ms, after, last, wait_s}}, each of which may be left away ({why})"))
+            }),
             RESTART => {
                 let Restart { what: Thing::Agent } =
                     params.deserialized().map_err(|_| bad("{what: agent}"))?;
@@ -136,6 +160,12 @@ impl Kinds {
                     return Err(reason("not_restartable", message, false));
                 }
                 Ok(Work::Restart)
+            }
+            MOVE => {
+                self.may_move()?;
+                moving::Order::read(params).map(|order| Work::Move(Box::new(order))).map_err(|why| {
+                    bad(&format!("{{hub: HOST:PORT, token: a join token of that hub}}, as `fleet node move` does ({why})"))
+                })
             }
             LOCAL => Ok(Work::Local),
             DEVICE if !self.devices => {
@@ -156,6 +186,28 @@ impl Kinds {
                     format!("this agent knows no {unknown:?}, but {}; a newer agent may", KINDS.join(", "));
                 Err(reason("unknown_kind", message, false))
             }
+        }
+    }
+}
+
+impl Kinds {
+    fn may_move(&self) -> Result<(), Reason> {
+        let no = |code, message| Err(reason(code, message, false));
+        match self.moves {
+            Moves::Can if self.restarts => Ok(()),
+            Moves::Can => {
+                no("not_restartable", "this agent is a part of another program, and stays with its hub")
+            }
+            Moves::NotJoined => no(
+                "not_joined",
+                "only a node with a certificate can move; stop its agent, and let it join the other hub: fleet-agent join HUB \
+                 --token T",
+            ),
+            Moves::Bound => no(
+                "bound",
+                "this node is told where its hub is, by --hub, FLEET_HUB, or `url` under [hub] in agent.toml; take that away, \
+                 and start its agent again",
+            ),
         }
     }
 }
@@ -230,7 +282,7 @@ mod tests {
         let allow = "[command.df]\nprogram = \"df\"\nargs = [\"{n}\"]\nparams.n.type = \"int\"";
         let allow = Source { file: "/nonexistent/commands.toml".into(), otherwise: Some(allow.into()) };
         let params = if params.is_null() { Value::Null } else { Value::serialized(params).unwrap() };
-        Kinds { allow, restarts: true, devices: true, updates: Updates::Taken }
+        Kinds { allow, restarts: true, devices: true, updates: Updates::Taken, moves: Moves::Can }
             .read(&MetricName::parse(kind).unwrap(), &params)
     }
 
@@ -247,7 +299,7 @@ mod tests {
             (Updates::Broken, "updates_broken"),
         ] {
             let allow = Source { file: "/nonexistent/commands.toml".into(), otherwise: None };
-            let kinds = Kinds { allow, restarts: true, devices: true, updates };
+            let kinds = Kinds { allow, restarts: true, devices: true, updates, moves: Moves::Can };
             let params = Value::serialized(&order).unwrap();
             assert_eq!(kinds.judge(&MetricName::parse("update").unwrap(), &params).unwrap_err().code, code);
         }
@@ -259,6 +311,8 @@ mod tests {
         assert_eq!(read("local", &json!({"kind": "blink"})), Ok(Work::Local));
         assert_eq!(read("query", &json!({"what": "system"})), Ok(Work::Query(What::System)));
         assert_eq!(read("restart", &json!({"what": "agent"})), Ok(Work::Restart));
+        let query = logs::line::Query { last: Some(5), ..logs::line::Query::default() };
+        assert_eq!(read("logs", &json!({"last": 5})), Ok(Work::Logs(query)));
         let ways = [
             json!({"name": "df", "args": {"n": 5}}),
             json!({"name": "df", "args": {"n": "5"}}),
@@ -277,11 +331,30 @@ mod tests {
         let params = json!({"device": "shed", "action": "restart"});
         assert!(matches!(read("device", &params), Ok(Work::Device(_))));
         let allow = Source { file: "/nonexistent/commands.toml".into(), otherwise: None };
-        let off = Kinds { allow, restarts: true, devices: false, updates: Updates::Off };
+        let off = Kinds { allow, restarts: true, devices: false, updates: Updates::Off, moves: Moves::Can };
         let refused = off.read(&MetricName::parse("device").unwrap(), &Value::serialized(&params).unwrap());
         let refused = refused.unwrap_err();
         assert_eq!(refused.code, "no_listener");
         assert!(refused.message.contains("[devices] listen"), "{}", refused.message);
+    }
+
+    #[test]
+    fn a_node_moves_only_if_it_can_leave() {
+        let token = format!("fleet-join.{0}.t.{0}", "A".repeat(43));
+        let params = json!({"hub": "hub-2.example", "token": token});
+        assert!(matches!(read("move", &params), Ok(Work::Move(_))));
+        assert_eq!(read("move", &json!({"hub": "hub-2.example"})).unwrap_err().code, "bad_params");
+        for (restarts, moves, code) in [
+            (false, Moves::Can, "not_restartable"),
+            (true, Moves::NotJoined, "not_joined"),
+            (true, Moves::Bound, "bound"),
+        ] {
+            let allow = Source { file: "/nonexistent/commands.toml".into(), otherwise: None };
+            let kinds = Kinds { allow, restarts, devices: true, updates: Updates::Off, moves };
+            let refused =
+                kinds.read(&MetricName::parse("move").unwrap(), &Value::serialized(&params).unwrap());
+            assert_eq!(refused.unwrap_err().code, code);
+        }
     }
 
     #[test]
@@ -290,6 +363,7 @@ mod tests {
             ("dance", Json::Null, "unknown_kind"),
             ("query", json!({"what": "weather"}), "bad_params"),
             ("query", Json::Null, "bad_params"),
+            ("logs", json!({"last": 0}), "bad_params"),
             ("restart", json!({"what": "machine"}), "bad_params"),
             ("device", json!({"device": "shed"}), "bad_params"),
             ("exec", Json::Null, "bad_params"),

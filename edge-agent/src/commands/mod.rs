@@ -23,19 +23,20 @@ use tracing::{info, warn};
 
 use self::{
     allow::{Plan, Source},
-    kinds::Work,
+    kinds::{LOGS, Work},
 };
 use crate::{
     api::Facts,
     clock::Clock,
-    core::queue::{Act, Command, End, Ending, Stage},
+    core::queue::{Act, Command, End, Ending, Stage, reason},
     devices::Line,
-    outbox,
+    identity::moving::Mover,
+    logs, outbox,
     stop::Stop,
     update::updater,
 };
 
-pub(crate) use kinds::{Kinds, Updates};
+pub(crate) use kinds::{Kinds, Moves, Updates};
 
 /// The allow-list's name in the data folder.
 pub const FILE: &str = "commands.toml";
@@ -77,13 +78,20 @@ pub struct Config {
 
 impl Config {
     /// `devices`: whether there is a listener over which devices hear commands.
-    pub(crate) fn kinds(&self, data: &std::path::Path, devices: bool, updates: Updates) -> Kinds {
+    pub(crate) fn kinds(
+        &self,
+        data: &std::path::Path,
+        devices: bool,
+        updates: Updates,
+        moves: Moves,
+    ) -> Kinds {
         let file = self.file.clone().unwrap_or_else(|| data.join(FILE));
         Kinds {
             allow: Source { file, otherwise: self.allow.clone() },
             restarts: self.restarts,
             devices,
             updates,
+            moves,
         }
     }
 }
@@ -97,10 +105,14 @@ pub(crate) struct Surroundings {
     pub(crate) facts: Facts,
     pub(crate) clock: Clock,
     pub(crate) outbox: outbox::Handle,
+    /// What the node logs, where there is a place to keep it.
+    pub(crate) logs: Option<logs::Handle>,
     /// Over which devices are told, if any are served.
     pub(crate) line: Option<Line>,
     /// Who does updates, if the node takes any.
     pub(crate) updater: Option<updater::Handle>,
+    /// Who leads the node to another hub.
+    pub(crate) mover: Mover,
     /// Told when the agent has to start again.
     pub(crate) restart: Arc<watch::Sender<bool>>,
 }
@@ -165,12 +177,18 @@ async fn one(
     mut stop: Stop,
 ) -> CommandId {
     let id = command.id;
-    info!(command = %id, kind = %command.kind, "a command begins");
+    // Whoever follows the log would make a line of it with every look.
+    let is_told = command.kind.as_str() != LOGS;
+    if is_told {
+        info!(command = %id, kind = %command.kind, "a command begins");
+    }
     let Some(end) = act(command, &surroundings, &mut stopping).await else { return id };
     if end == End::Stopped && stop.is_wanted() {
         return id;
     }
-    info!(command = %id, ?end, "a command ended");
+    if is_told {
+        info!(command = %id, ?end, "a command ended");
+    }
     while surroundings.outbox.finished(id, end.clone()).await.is_err() {
         select! {
             () = time::sleep(AGAIN) => {}
@@ -189,7 +207,8 @@ async fn act(
     surroundings: &Surroundings,
     stopping: &mut oneshot::Receiver<Ending>,
 ) -> Option<End> {
-    let Surroundings { kinds, folder, facts, clock, outbox, line, updater, restart } = surroundings;
+    let Surroundings { kinds, folder, facts, clock, outbox, logs, line, updater, mover, restart } =
+        surroundings;
     // Read again: the allow-list may have changed while the command waited.
     let work = match kinds.read(&command.kind, &command.params) {
         Ok(work) => work,
@@ -198,6 +217,13 @@ async fn act(
     match work {
         Work::Ping => Some(End::Done { result: query::ping(clock.now()) }),
         Work::Query(what) => Some(query::answer(what, facts, clock, outbox).await),
+        Work::Logs(query) => match logs {
+            Some(logs) => Some(logs::answer(command.id, query, logs, outbox, stopping).await),
+            None => {
+                let why = "the node's logs cannot be kept; look at the rights on DATA/logs, and start the agent again";
+                Some(End::Failed(reason("no_logs", why, false)))
+            }
+        },
         Work::Exec(plan) => {
             let marks = [
                 (orphans::ID.to_owned(), command.id.to_string()),
@@ -206,6 +232,10 @@ async fn act(
             let plan = Plan { env: plan.env.into_iter().chain(marks).collect(), ..*plan };
             let timeout = Duration::from_millis(command.timeout_ms);
             Some(program::run(command.id, plan, timeout, outbox, stopping).await)
+        }
+        Work::Move(order) => {
+            let name = facts.name.clone();
+            Some(mover.run(command.id, *order, &facts.node, name, outbox, stopping).await)
         }
         Work::Restart => {
             // The next start completes it.

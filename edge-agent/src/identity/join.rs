@@ -7,12 +7,14 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use fleet_schemas::{
     NodeId,
-    enrol::{Enrol, JoinToken, NODE_HTTPS_PORT, Pending, secret_text},
+    enrol::{Enrol, JoinToken, NODE_HTTPS_PORT, Pending, RefusalCode, secret_text},
+    limits,
 };
+use sha2::{Digest as _, Sha256};
 use tokio::time;
 
 use super::{
-    certificate::Unreadable,
+    certificate::{Key, Unreadable},
     folder::{Folder, FolderError},
     https::{self, AskError, Enrolled},
     record::{Joined, Place, Unfit},
@@ -49,6 +51,47 @@ impl std::fmt::Display for HubAddress {
     }
 }
 
+/// The id that a machine would like to have. The hub decides: a token that replaces a node gives that node's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WishedId {
+    /// This one.
+    Told(NodeId),
+    /// The host's name with the first digits of the key's hash behind it: boards flashed from one image have one name.
+    OfHost(String),
+}
+
+/// Hexadecimal digits of the key's hash behind a host's name, and how many where the hub has such a node already.
+const DIGITS: [usize; 3] = [4, 8, 16];
+
+impl WishedId {
+    /// The ids to ask for, one after the other while they are taken by other keys.
+    fn ids(&self, key: &Key) -> Result<Vec<NodeId>, Unreadable> {
+        let host = match self {
+            Self::Told(id) => return Ok(vec![id.clone()]),
+            Self::OfHost(name) => host_part(name),
+        };
+        let host = if host.is_empty() { "node" } else { &host };
+        let hash = Sha256::digest(key.public_key()?);
+        let hash: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+        let id = |digits: usize| {
+            let host = &host[..host.len().min(limits::NODE_ID_BYTES - 1 - digits)];
+            NodeId::parse(&format!("{}-{}", host.trim_end_matches(['-', '.', '_']), &hash[..digits]))
+                .expect("a host in the grammar of ids, a hyphen and digits are an id")
+        };
+        Ok(DIGITS.map(id).to_vec())
+    }
+}
+
+/// A host's name in the grammar of node ids: other characters become hyphens.
+pub(crate) fn host_part(name: &str) -> String {
+    let fitting = |c: char| match c.to_ascii_lowercase() {
+        c @ ('a'..='z' | '0'..='9' | '.') => c,
+        _ => '-',
+    };
+    let part: String = name.chars().map(fitting).take(limits::NODE_ID_BYTES).collect();
+    part.trim_matches(['-', '.']).to_owned()
+}
+
 /// What a machine that joins has.
 #[derive(Debug, Clone)]
 pub struct Wish {
@@ -57,7 +100,7 @@ pub struct Wish {
     /// The token.
     pub token: JoinToken,
     /// The id it would like.
-    pub node: NodeId,
+    pub node: WishedId,
     /// A name for people.
     pub name: Option<String>,
     /// The data folder.
@@ -121,7 +164,7 @@ pub enum JoinError {
 ///
 /// # Errors
 /// [`JoinError`]; what was joined before is still joined.
-pub async fn join(wish: &Wish, mut tell: impl FnMut(Progress<'_>)) -> Result<Outcome, JoinError> {
+pub async fn join(wish: &Wish, tell: impl FnMut(Progress<'_>)) -> Result<Outcome, JoinError> {
     let folder = Folder::new(&wish.data);
     if let Some(joined) = folder.load_unless(wish.force)? {
         return joined_before(wish, &folder, joined).await;
@@ -134,21 +177,50 @@ pub async fn join(wish: &Wish, mut tell: impl FnMut(Progress<'_>)) -> Result<Out
         return Ok(Outcome::Already(Box::new(joined)));
     }
     // A folder that cannot be read is one more reason to join anew.
-    let used = folder.load().ok().flatten().map(|joined| joined.current.key);
-    let key = folder.joining_key(used.as_ref())?;
+    let used = folder.load().ok().flatten();
+    let key = folder.joining_key(used.as_ref().map(|joined| &joined.current.key))?;
+    // A node that joined before keeps its id, unless it is told another.
+    let node = match (&wish.node, used) {
+        (WishedId::OfHost(_), Some(used)) => WishedId::Told(used.node),
+        (wished, _) => wished.clone(),
+    };
+    let joined = enrol(&Wish { node, ..wish.clone() }, key, tell).await?;
+    folder.store(&joined)?;
+    folder.end_joining()?;
+    Ok(Outcome::Joined(Box::new(joined)))
+}
+
+/// Asks the hub for a certificate for this key, and waits for approval where that is wanted. Writes nothing down.
+///
+/// # Errors
+/// [`JoinError`].
+pub(crate) async fn enrol(
+    wish: &Wish,
+    key: Key,
+    mut tell: impl FnMut(Progress<'_>),
+) -> Result<Joined, JoinError> {
     let bound = Arc::new(Bound::new(clock::BUILT_MS));
     let tls = client_config(&Trusted::Pin(wish.token.pin), bound, None)?;
-    let body = Enrol {
-        id: wish.token.id.clone(),
-        secret: secret_text(&wish.token.secret),
-        csr: key.request()?,
-        node: wish.node.clone(),
-    };
+    let mut ids = wish.node.ids(&key)?.into_iter().peekable();
+    let mut node = ids.next().expect("there is a first id to ask for");
     let mut waiting = Waiting::default();
     let issued = loop {
+        let body = Enrol {
+            id: wish.token.id.clone(),
+            secret: secret_text(&wish.token.secret),
+            csr: key.request()?,
+            node: node.clone(),
+        };
         match https::enrol(&wish.hub.0, tls.clone(), &body).await {
             Ok(Enrolled::Issued(issued)) => break *issued,
             Ok(Enrolled::Pending(pending)) => waiting.pending(&pending, &mut tell),
+            // Two boards whose names and digits are the same: more digits tell them apart.
+            Err(AskError::Refused(refused))
+                if refused.code == RefusalCode::NodeExists && ids.peek().is_some() =>
+            {
+                node = ids.next().expect("it was peeked at");
+                continue;
+            }
             // While it waits for a person, a hub that is away for an hour is no reason to give up.
             Err(error) if waiting.is_patient_with(&error) => waiting.away(&error, &mut tell),
             Err(error) => return Err(error.into()),
@@ -156,10 +228,7 @@ pub async fn join(wish: &Wish, mut tell: impl FnMut(Progress<'_>)) -> Result<Out
         let pause = Duration::from_secs(waiting.retry_s);
         time::sleep(pause + clock::jitter(pause / 4)).await;
     };
-    let joined = Joined::new(&wish.hub.0, &wish.token, wish.name.clone(), key, issued)?;
-    folder.store(&joined)?;
-    folder.end_joining()?;
-    Ok(Outcome::Joined(Box::new(joined)))
+    Ok(Joined::new(&wish.hub.0, &wish.token, wish.name.clone(), key, issued)?)
 }
 
 impl Folder {
@@ -213,7 +282,6 @@ impl Waiting {
 
     /// Only after the hub said that somebody has to approve, and only with a network or a hub that is out of order.
     fn is_patient_with(&self, error: &AskError) -> bool {
-        use fleet_schemas::enrol::RefusalCode;
         self.told_pending
             && match error {
                 AskError::Unreachable { .. } | AskError::Slow(_) | AskError::Broken(..) => true,
@@ -228,6 +296,25 @@ impl Waiting {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_id_of_the_host_has_digits_of_the_key_and_is_one() {
+        let key = Key::generate();
+        let hash = Sha256::digest(key.public_key().unwrap());
+        let [one, two] = [hash[0], hash[1]];
+        let ids = |host: &str| WishedId::OfHost(host.to_owned()).ids(&key).unwrap();
+        assert_eq!(ids("raspberrypi")[0].as_str(), format!("raspberrypi-{one:02x}{two:02x}"));
+        assert_eq!(ids("raspberrypi").len(), 3);
+        assert!(ids("Old Shed_2.lan")[0].as_str().starts_with("old-shed-2.lan-"));
+        assert!(ids("-.-")[0].as_str().starts_with("node-"));
+        for host in ["hub", "x", &"long".repeat(15), &format!("{}.{}", "a".repeat(57), "b".repeat(5))] {
+            let ids = ids(host);
+            assert!(ids.iter().all(|id| id.as_str().starts_with(&host[..host.len().min(46)])), "{ids:?}");
+            assert_ne!(ids[0], ids[1]);
+        }
+        let told = WishedId::Told(NodeId::parse("edge-1").unwrap());
+        assert_eq!(told.ids(&key).unwrap(), [NodeId::parse("edge-1").unwrap()]);
+    }
 
     #[test]
     fn hubs_are_written_in_three_ways() {

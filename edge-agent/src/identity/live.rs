@@ -59,6 +59,8 @@ pub struct Live {
     bound: Arc<Bound>,
     state: Mutex<State>,
     stage: watch::Sender<Stage>,
+    // Whether the node has become another hub's. Held while the folder is written.
+    left: Mutex<bool>,
     _lock: Lock,
 }
 
@@ -144,6 +146,7 @@ impl Live {
             bound,
             state: Mutex::new(state),
             stage,
+            left: Mutex::new(false),
             _lock: lock,
         })
     }
@@ -158,6 +161,12 @@ impl Live {
     #[must_use]
     pub fn releases_root(&self) -> Option<String> {
         self.state().joined.releases_root.clone()
+    }
+
+    /// Whether this is the identity, by the CA of its hub and its key.
+    pub(crate) fn is(&self, joined: &Joined) -> bool {
+        let state = self.state();
+        state.joined.pin == joined.pin && state.joined.hub.host == joined.hub.host
     }
 
     /// What the next session proves itself with.
@@ -328,15 +337,30 @@ impl Live {
     /// # Errors
     /// [`FolderError`]: it is still to be written.
     pub(crate) fn save(&self) -> Result<(), FolderError> {
+        let left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
         let joined = {
             let state = self.state();
-            if state.joined == state.stored {
+            if *left || state.joined == state.stored {
                 return Ok(());
             }
             state.joined.clone()
         };
         self.folder.store(&joined)?;
         self.state().stored = joined;
+        // Held until now: nothing is written over what [`Live::leave`] wrote.
+        drop(left);
+        Ok(())
+    }
+
+    /// The node is another hub's from now on, once the agent starts again. Nothing of this identity is written any more.
+    /// Blocks.
+    ///
+    /// # Errors
+    /// [`FolderError`]: the node is still this hub's.
+    pub(crate) fn leave(&self, joined: &Joined) -> Result<(), FolderError> {
+        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        self.folder.store(joined)?;
+        *left = true;
         Ok(())
     }
 

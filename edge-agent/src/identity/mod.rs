@@ -4,10 +4,12 @@
 //! joined has none of it.
 
 pub mod certificate;
+pub mod first;
 pub mod folder;
 pub mod https;
 pub mod join;
 pub mod live;
+pub(crate) mod moving;
 pub mod record;
 pub mod trust;
 pub(crate) mod upkeep;

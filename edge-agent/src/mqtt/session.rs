@@ -117,9 +117,12 @@ pub(super) async fn run(
             Err(End::Outdated)
         }
         () = stop.wanted() => {
-            if let Some(goodbye) = outbox.goodbye().await {
+            let last = outbox.goodbye().await;
+            if !last.is_empty() {
                 let said = async {
-                    publish(&client, goodbye).await?;
+                    for message in last {
+                        publish(&client, message).await?;
+                    }
                     client.disconnect().await?;
                     // The hub closes when it has read everything; to close first could tear what is on its way.
                     let _ = (&mut poll.0).await;

@@ -194,6 +194,21 @@ impl SubmitError {
 #[error("the outbox does not answer: its disk failed, or the agent is stopping")]
 pub struct Silent;
 
+/// How far the hub has what was accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Delivery {
+    /// Whether a session is open whose birth was answered.
+    pub(crate) connected: bool,
+    /// Records that the hub does not have, sealed or not.
+    pub(crate) records: u64,
+    /// Whether the hub has every batch.
+    pub(crate) delivered: bool,
+    /// Whether no hub was ever told of any batch that is held.
+    pub(crate) unheard: bool,
+    /// Whether the next goodbye is for good.
+    pub(crate) leaving: bool,
+}
+
 #[derive(Debug)]
 enum Request {
     Submit { handed: Handed, reply: oneshot::Sender<Result<Receipt, SubmitError>> },
@@ -205,7 +220,10 @@ enum Request {
     Receive { down: Down, payload: Bytes },
     Status { reply: oneshot::Sender<Status> },
     Alive { reply: oneshot::Sender<()> },
-    Goodbye { reply: oneshot::Sender<Option<Outgoing>> },
+    SealNow,
+    Leave,
+    Delivery { reply: oneshot::Sender<Delivery> },
+    Goodbye { reply: oneshot::Sender<Vec<Outgoing>> },
     Commands(commands::Word),
     Config(config::Word),
     Listen(tap::Tap),
@@ -320,9 +338,27 @@ impl Handle {
         let _ = self.requests.send(Request::Receive { down, payload }).await;
     }
 
-    /// Writes down what is only in memory, ends the session, and gives the message that says so.
-    pub(crate) async fn goodbye(&self) -> Option<Outgoing> {
-        self.ask(|reply| Request::Goodbye { reply }).await.ok().flatten()
+    /// Everything accepted so far is sealed and sent at once.
+    pub(crate) async fn seal_now(&self) {
+        let _ = self.requests.send(Request::SealNow).await;
+    }
+
+    /// The next goodbye is for good, if everything is delivered then.
+    pub(crate) async fn leave(&self) {
+        let _ = self.requests.send(Request::Leave).await;
+    }
+
+    /// How far the hub has what was accepted.
+    ///
+    /// # Errors
+    /// [`Silent`].
+    pub(crate) async fn delivery(&self) -> Result<Delivery, Silent> {
+        self.ask(|reply| Request::Delivery { reply }).await
+    }
+
+    /// Writes down what is only in memory, ends the session, and gives the messages that say so.
+    pub(crate) async fn goodbye(&self) -> Vec<Outgoing> {
+        self.ask(|reply| Request::Goodbye { reply }).await.unwrap_or_default()
     }
 
     /// Writes down what is only in memory and ends the thread. What comes later is not accepted.

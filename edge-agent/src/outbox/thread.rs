@@ -3,7 +3,7 @@
 
 use std::{io, path::PathBuf, sync::Arc, thread, time::Duration};
 
-use fleet_schemas::{MetricName, SessionId, event::Event, event::Severity, limits};
+use fleet_schemas::{MetricName, SessionId, event::Event, event::Severity, limits, session::StreamState};
 use metrics::Counter;
 use tokio::{
     runtime, select,
@@ -16,14 +16,14 @@ use tokio::{
 use tracing::{error, info, warn};
 
 use super::{
-    Config, Handle, OpenError, REQUESTS, Request, SubmitError, commands::Desk, config::Clerk, devices::Links,
-    file, tap::Tap,
+    Config, Delivery, Handle, OpenError, REQUESTS, Request, SubmitError, commands::Desk, config::Clerk,
+    devices::Links, file, tap::Tap,
 };
 use crate::{
     clock::Clock,
     core::Now,
     metrics::Metrics,
-    uplink::{self, Handed, Outgoing, Profile, Receipt, Submission, Uplink},
+    uplink::{self, Handed, LaneStatus, Outgoing, Profile, Receipt, Submission, Uplink},
 };
 
 /// Records that one transaction takes together: bounds how long the first of them waits.
@@ -73,6 +73,25 @@ pub async fn spawn(
     match open.await {
         Ok(opened) => opened.map(|()| (handle, thread)),
         Err(_) => Err(OpenError::Thread(io::Error::other("it panicked; please report its message"))),
+    }
+}
+
+fn delivery(uplink: &Uplink) -> Delivery {
+    let status = uplink.status();
+    let behind = |state: &LaneStatus| {
+        let sealed = |(stream, mark): &(StreamState, u64)| match mark + 1 >= stream.next_seq {
+            true => 0,
+            // What is acknowledged is kept for a while, and is among those held.
+            false => stream.next_record.saturating_sub(stream.floor_record),
+        };
+        state.streams.iter().map(sealed).sum::<u64>()
+    };
+    Delivery {
+        connected: status.answered,
+        records: status.lanes.values().map(behind).sum::<u64>() + status.pending.samples,
+        delivered: uplink.is_delivered(),
+        unheard: uplink.is_unheard(),
+        leaving: uplink.is_leaving(),
     }
 }
 
@@ -210,8 +229,23 @@ impl Keeper {
             Request::Alive { reply } => {
                 let _ = reply.send(());
             }
+            Request::SealNow => {
+                if let Some(uplink) = &mut self.uplink {
+                    uplink.seal_now(now);
+                }
+            }
+            Request::Leave => {
+                if let Some(uplink) = &mut self.uplink {
+                    uplink.leave();
+                }
+            }
+            Request::Delivery { reply } => {
+                if let Some(uplink) = &self.uplink {
+                    let _ = reply.send(delivery(uplink));
+                }
+            }
             Request::Goodbye { reply } => {
-                let goodbye = self.with(Uplink::goodbye).flatten();
+                let goodbye = self.with(|uplink| uplink.goodbye(now)).unwrap_or_default();
                 self.link = None;
                 let _ = reply.send(goodbye);
             }
@@ -236,7 +270,8 @@ impl Keeper {
             self.submit(handed, replies);
         }
         if stop {
-            self.with(Uplink::goodbye);
+            let now = self.clock.now();
+            self.with(|uplink| uplink.goodbye(now));
             self.uplink = None;
             return;
         }

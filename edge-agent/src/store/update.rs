@@ -144,6 +144,8 @@ pub enum Write {
     Own(Own),
     /// The metadata that is trusted.
     Tuf(Box<tuf::Trusted>),
+    /// No metadata is trusted any more: the node has another hub.
+    Untrust,
 }
 
 /// Everything in the file.
@@ -222,6 +224,7 @@ impl Account {
             Write::Spent(spent) => self.spent = *spent,
             Write::Own(own) => self.own = Some(own.clone()),
             Write::Tuf(trusted) => self.tuf = Some((**trusted).clone()),
+            Write::Untrust => self.tuf = None,
         }
     }
 }
@@ -331,6 +334,7 @@ fn put(write: &WriteTransaction, change: &Write, after: &Account) -> Result<(), 
         Write::Spent(spent) => meta(write, "spent", spent)?,
         Write::Own(own) => meta(write, "own", own)?,
         Write::Tuf(trusted) => meta(write, "tuf", trusted)?,
+        Write::Untrust => drop(write.open_table(META)?.remove("tuf")?),
     }
     Ok(())
 }

@@ -30,6 +30,7 @@ use tracing::{error, warn};
 
 use crate::{
     config::seconds,
+    identity::moving,
     store::update::{Key, Ledger, Write},
 };
 
@@ -136,6 +137,9 @@ fn try_open(config: &Config, data: &Path, now_ms: i64) -> Result<Opened, crate::
     let crate::store::update::Opened { mut ledger, set_aside } = Ledger::open(&folder, now_ms)?;
     if let Some(aside) = set_aside {
         warn!(file = %aside.display(), "the account of updates was corrupt; it is set aside and a new one begins");
+    }
+    if moving::has_left(data) {
+        ledger.apply(&[Write::Untrust])?;
     }
     let differing = differing(&folder, &ledger);
     if !differing.is_empty() {

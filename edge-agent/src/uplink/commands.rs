@@ -311,6 +311,12 @@ impl Uplink {
         self.commit_staged().map(|()| true)
     }
 
+    /// What the hub asked for is over: the node leaves it.
+    pub(super) fn forget_orders(&mut self, now: Now) {
+        let effects = self.commands.queues.leave(&self.time(now));
+        self.carry_out(effects, now);
+    }
+
     /// Writes what is staged; marks alone can wait.
     pub(super) fn commit_staged(&mut self) -> Result<(), Error> {
         if self.staged.is_empty() {

@@ -151,7 +151,7 @@ impl Uplink {
     }
 
     /// A new stream id without new randomness: the session's id is random and known to one instance alone.
-    fn derived_stream(&self, now: Now) -> StreamId {
+    pub(super) fn derived_stream(&self, now: Now) -> StreamId {
         let mut hash = Sha256::new();
         hash.update(self.stream.0);
         hash.update(self.session.as_ref().map_or([0; 8], |session| session.id.0));

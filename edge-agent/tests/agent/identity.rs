@@ -6,7 +6,7 @@ use fleet_edge_agent::{
     config::Config,
     identity::{
         folder::Folder,
-        join::{Outcome, Wish, join},
+        join::{Outcome, Wish, WishedId, join},
         record::Joined,
     },
     run::{self, Handle, StartError},
@@ -28,7 +28,7 @@ async fn joined(site: &Site, node: &str, life: (i64, i64)) -> (TempDir, Config) 
     let wish = Wish {
         hub: site.https.to_string().parse().unwrap(),
         token: site.token(1),
-        node: NodeId::parse(node).unwrap(),
+        node: WishedId::Told(NodeId::parse(node).unwrap()),
         name: None,
         data: config.data.clone(),
         force: false,

@@ -31,7 +31,7 @@ use fleet_edge_agent::{
     clock::Clock,
     config::Config,
     core::devices::Register,
-    identity::join::{Outcome, Wish, join},
+    identity::join::{Outcome, Wish, WishedId, join},
 };
 use fleet_schemas::{
     CommandId, MetricName, NodeId,
@@ -80,7 +80,7 @@ impl Field {
         let wish = Wish {
             hub: site.https.to_string().parse().unwrap(),
             token: site.token(1),
-            node: NodeId::parse(node).unwrap(),
+            node: WishedId::Told(NodeId::parse(node).unwrap()),
             name: None,
             data: config.data.clone(),
             force: false,

@@ -1,11 +1,11 @@
-//! `nodes/{id}/approve` and `nodes/{id}/revoke`: who of the nodes may come in.
+//! `nodes/{id}/approve`, `nodes/{id}/revoke` and DELETE of `nodes/{id}`: who of the nodes may come in.
 
 use std::sync::Arc;
 
 use axum::{
     extract::{Path, State},
-    http::HeaderMap,
-    response::Response,
+    http::{HeaderMap, StatusCode},
+    response::{IntoResponse as _, Response},
 };
 use serde::Deserialize;
 
@@ -76,6 +76,29 @@ pub(super) async fn revoke(
     nodes::number(&api, &id)?;
     api.hub.intend(&caller.by(), Intent::Identity(Change::Revoke { node: id.clone(), reason })).await?;
     nodes::answer(&api, &id).await
+}
+
+/// `DELETE nodes/{id}?data=keep|purge`: takes a node out of the fleet. Its history stays readable by its id, or goes.
+pub(super) async fn remove(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    Path(id): Path<String>,
+    params: Params,
+) -> Result<Response, Refusal> {
+    params.only(&["data"])?;
+    let purge = match params.text("data") {
+        Some("keep") => false,
+        Some("purge") => true,
+        Some(_) | None => return Err(Refusal::query("data", "say `keep` or `purge`")),
+    };
+    let id = node_id(&id)?;
+    nodes::number(&api, &id)?;
+    api.hub.intend(&caller.by(), Intent::RemoveNode(id.clone())).await?;
+    if purge {
+        // By itself: what was removed and could not be forgotten is removed still, and the same again forgets it.
+        api.hub.intend(&caller.by(), Intent::ForgetNode(id)).await?;
+    }
+    Ok(StatusCode::NO_CONTENT.into_response())
 }
 
 /// Where a node stands, as JSON.

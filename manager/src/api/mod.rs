@@ -22,6 +22,7 @@ pub(crate) mod guard;
 mod idempotency;
 pub(crate) mod join_tokens;
 pub(crate) mod ledger;
+mod log_level;
 pub(crate) mod nodes;
 mod openapi;
 pub(crate) mod operators;
@@ -315,6 +316,9 @@ fn routes() -> Routes {
         .on(viewer, Method::GET, "/api/v1/whoami", operators::whoami)
         .on(admin, Method::POST, "/api/v1/nodes/{id}/approve", enrolment::approve)
         .on(admin, Method::POST, "/api/v1/nodes/{id}/revoke", enrolment::revoke)
+        .on(admin, Method::DELETE, "/api/v1/nodes/{id}", enrolment::remove)
+        .on(admin, Method::GET, "/api/v1/log-level", log_level::get)
+        .on(admin, Method::PUT, "/api/v1/log-level", log_level::put)
         .on(admin, Method::GET, "/api/v1/join-tokens", join_tokens::list)
         .on(admin, Method::POST, "/api/v1/join-tokens", join_tokens::create)
         .on(admin, Method::DELETE, "/api/v1/join-tokens/{id}", join_tokens::remove)

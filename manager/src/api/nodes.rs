@@ -77,14 +77,12 @@ pub(crate) async fn shown(api: &Arc<Api>, nodes: Vec<Node>) -> Result<Vec<shapes
 }
 
 fn found(api: &Api, id: &NodeId) -> Result<Node, Refusal> {
-    api.hub
-        .with_fleet(|fleet| fleet.nodes.get(id).map(|node| Node::clone(node)))
-        .ok_or_else(|| no_node(id.as_str()))
+    api.hub.with_fleet(|fleet| fleet.known(id).cloned()).ok_or_else(|| no_node(id.as_str()))
 }
 
-/// The number of a node.
+/// The number of a node, also of one that was removed and whose history is kept.
 pub(crate) fn number(api: &Api, id: &NodeId) -> Result<u32, Refusal> {
-    let number = api.hub.with_fleet(|fleet| fleet.nodes.get(id).map(|node| node.number));
+    let number = api.hub.with_fleet(|fleet| fleet.known(id).map(|node| node.number));
     number.ok_or_else(|| no_node(id.as_str()))
 }
 

@@ -25,7 +25,7 @@ mod tests {
 
     use super::super::{
         access, alerts, artifacts, backup, commands, config, enrolment, field_tokens, groups, join_tokens,
-        operators, pki, releases,
+        log_level, operators, pki, releases,
         rights::{Needs, Right},
         shapes::{self, config as settings},
         sites, table,
@@ -122,6 +122,10 @@ mod tests {
                 json!({"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}),
             ),
             "cursor" => ("The `next` of the page before.", text),
+            "data" => (
+                "What becomes of its history: it stays readable by the node's id, or it goes.",
+                json!({"type": "string", "enum": ["keep", "purge"]}),
+            ),
             "selector" => ("Nodes by label and field, such as `site=roof,kind=picclaw`.", text),
             "group" => ("A saved selector.", text),
             "node" => ("A node's id.", text),
@@ -208,6 +212,9 @@ mod tests {
             ("GET", "/api/v1/stream", does("What is committed, as server-sent events.", text()).given_as("text/event-stream").query(&["node", "kind", "command"])),
             ("GET", "/api/v1/whoami", does("The holder of the token.", s.of::<shapes::Whoami>())),
             ("POST", "/api/v1/nodes/{id}/approve", does("Lets a node in that waits.", s.of::<shapes::Node>()).takes(s.of::<enrolment::Nothing>())),
+            ("DELETE", "/api/v1/nodes/{id}", gone("Takes a node out of the fleet: revoked, its retained topics cleared, what it still has written off.").query(&["data"])),
+            ("GET", "/api/v1/log-level", does("How much the hub logs.", s.of::<shapes::LogLevel>())),
+            ("PUT", "/api/v1/log-level", does("Changes how much the hub logs, until it starts again.", s.of::<shapes::LogLevel>()).takes(s.of::<log_level::Wanted>())),
             ("POST", "/api/v1/nodes/{id}/revoke", does("Shuts a node out and cuts its session.", s.of::<shapes::Node>()).takes(s.of::<enrolment::Why>())),
             ("GET", "/api/v1/join-tokens", does("Tokens that let nodes in.", s.page::<shapes::JoinToken>()).query(PAGE)),
             ("POST", "/api/v1/join-tokens", does("A new one; the token is shown this once.", s.of::<shapes::NewJoinToken>()).status(201).takes(s.of::<join_tokens::Wanted>())),

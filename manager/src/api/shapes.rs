@@ -32,6 +32,16 @@ pub struct Page<T> {
     pub next: Option<String>,
 }
 
+/// How much the hub logs.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
+pub struct LogLevel {
+    /// A word, or words by module.
+    pub level: String,
+    /// The same when it started: what it is after the next start.
+    pub at_start: String,
+}
+
 /// A problem (RFC 9457).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(utoipa::ToSchema))]

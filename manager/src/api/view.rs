@@ -26,7 +26,10 @@ pub(super) fn node(
         id: record.id.to_string(),
         name: record.name.clone().or_else(|| record.own_name.clone()),
         kind: record.kind.clone(),
-        state: record.presence.state.as_str().to_owned(),
+        state: match record.removed_ms {
+            Some(_) => "removed".to_owned(),
+            None => record.presence.state.as_str().to_owned(),
+        },
         site: record.site.clone(),
         tz,
         location: record.location.map(|Location { lat, lon }| shapes::Location { lat, lon }),
@@ -50,6 +53,7 @@ pub(super) fn node(
         devices_count,
         config: versions_of(node),
         enrolment,
+        removed_ms: record.removed_ms,
     }
 }
 

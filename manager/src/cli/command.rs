@@ -95,7 +95,7 @@ pub(super) struct RunArgs {
     /// Every node
     #[arg(long)]
     all: bool,
-    /// What to do: ping, exec, restart, config, update, query, logs, local or device
+    /// What to do: ping, exec, restart, config, update, query, logs, local, device or move
     #[arg(long)]
     kind: Option<String>,
     /// A parameter of the kind; the value is JSON where it reads as such, else text. Repeat for more

@@ -22,9 +22,11 @@ mod gene;
 mod group;
 mod join_token;
 mod ledger;
+mod log_level;
 mod login;
 mod node;
 mod operator;
+mod order;
 pub(crate) mod output;
 mod period;
 mod pki;
@@ -182,6 +184,8 @@ enum Verb {
     Release(Box<release::ReleaseVerb>),
     /// Who changed what, when
     Audit(audit::AuditArgs),
+    /// How much the hub logs, changed while it runs
+    LogLevel(log_level::LogLevelArgs),
     /// Keep a hub's address, token and CA for the other verbs
     Login(login::LoginArgs),
     /// Why a node, a rollout or a command is in the state it is in
@@ -219,7 +223,7 @@ struct Context {
 /// Parses the command line and does what it says; usage errors and help leave through clap with code 2 and 0.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::parse_from(node::leave::new_hub(std::env::args_os()));
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return report(&Failure::Failed(format!("cannot start the runtime: {error}"))),
@@ -268,6 +272,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Restore(args) => restore::run(args, &common, out).await,
         Verb::Upgrade(args) => upgrade::run(args, &common, out).await,
         Verb::Audit(args) => audit::run(args, &context()?).await,
+        Verb::LogLevel(args) => log_level::run(&args, &context()?).await,
         Verb::Login(args) => login::run(args, &common, out).await,
         Verb::Why(args) => why::run(args, &context()?).await,
         Verb::Telemetry(args) => telemetry::run(args, &context()?).await,

@@ -1,5 +1,8 @@
 //! `fleet node`: list, look at and describe nodes; change what the registry says of them.
 
+pub(super) mod leave;
+mod logs;
+
 use std::{
     io::{self, IsTerminal as _},
     path::PathBuf,
@@ -63,6 +66,33 @@ pub(super) enum NodeVerb {
         #[arg(short, long)]
         yes: bool,
     },
+    /// Send a node to another hub, once this one has everything it told
+    #[command(
+        after_help = "Examples:\n  fleet node move edge-1 --hub hub-2.example --token fleet-join.…\n  \
+        fleet --hub http://127.0.0.1:8080 node move edge-1 --to-hub 10.0.0.9:8443 --to-token fleet-join.…\n\n\
+        TOKEN is of `fleet join-token create` at the new hub; one with --replace NODE gives it that node's place there. The\n\
+        node delivers what it has, asks the new hub, and leaves when its last word is here: each record is at one hub. If the\n\
+        new hub cannot be reached or refuses it, the node stays, and says so. Behind `move`, --hub and --token are the new\n\
+        hub's; before `node` they are this hub's, as everywhere."
+    )]
+    Move(leave::MoveArgs),
+    /// Take nodes out of the fleet: shut out, retained topics cleared, what they still have written off
+    #[command(
+        after_help = "Examples:\n  fleet node rm edge-1 --keep-data\n  fleet node rm edge-1 edge-2 --purge --yes\n\n\
+        With --keep-data its history stays readable: `fleet telemetry NODE`, `fleet node get NODE`. With --purge its events,\n\
+        devices, settings and accounts go at once; its samples cannot be read any more, and leave the disk with the files\n\
+        of their weeks. A machine that is to have the id again joins by `fleet join-token create --replace NODE`."
+    )]
+    Rm(leave::RmArgs),
+    /// Show what a node logs: its agent, and the units and files that its agent.toml names
+    #[command(
+        after_help = "Examples:\n  fleet node logs edge-1\n  fleet node logs edge-1 --since 1h --level warning\n  \
+        fleet node logs edge-1 --unit greeter.service --grep sensor -n 20\n  fleet node logs edge-1 -f\n  \
+        fleet node logs edge-1 --since 1d -o json > edge-1.jsonl          one object a line\n\n\
+        The node keeps the last 10 MB and is asked by its command queue, so it may be behind NAT. Times are by its clock.\n\
+        Other units and files: [logs] in the node's agent.toml."
+    )]
+    Logs(logs::LogsArgs),
     /// Register nodes from CSV: id,name,site,lat,lon, and every further column a label
     #[command(
         after_help = "Examples:\n  fleet node import nodes.csv --dry-run\n  fleet node import nodes.csv"
@@ -141,6 +171,9 @@ pub(super) async fn run(verb: NodeVerb, context: &Context) -> Result<(), Failure
             }
             change(&node, "revoke", &json!({ "reason": reason }), context).await
         }
+        NodeVerb::Move(args) => leave::leave(&args, context).await,
+        NodeVerb::Rm(args) => leave::rm(&args, context).await,
+        NodeVerb::Logs(args) => logs::run(&args, context).await,
         NodeVerb::Import { file, dry_run } => import(&file, dry_run, context).await,
     }
 }

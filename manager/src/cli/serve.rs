@@ -8,6 +8,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::{Common, Failure};
 use crate::{
     config::{Config, Overrides},
+    log,
     run::{self, StartError, demo},
 };
 
@@ -47,11 +48,19 @@ pub struct ListenArgs {
     pub revocations: Option<PathBuf>,
 }
 
+/// How to log.
+#[derive(Debug, Clone, Default, Args)]
+pub struct LogArgs {
+    /// The form of the log on the standard error; FLEET_LOG says how much, `fleet log-level` changes it
+    #[arg(long, env = "FLEET_LOG_FORMAT", value_name = "FORMAT", value_enum, default_value_t)]
+    pub log_format: log::Format,
+}
+
 /// Flags of `fleet hub`; unset ones leave `fleet.toml` and the defaults alone.
 #[derive(Debug, Clone, Default, Args)]
 #[command(
     after_help = "Examples:\n  fleet hub\n  fleet hub --data /var/lib/fleet --http 127.0.0.1:0\n  fleet hub --print-config\n  \
-    fleet hub --legacy-http 192.168.1.10:8880\n\n\
+    fleet hub --legacy-http 192.168.1.10:8880\n  FLEET_LOG=info fleet hub --log-format json\n\n\
     Agents in the field (PicClaw and forks, MoltClaw, NanoClaw) come by `Authorization: Bearer TOKEN`, a token of\n\
     `fleet field-token create`.\n\
     The bound addresses are printed and written to addresses.json in the data folder."
@@ -63,6 +72,9 @@ pub struct HubArgs {
     /// Another file than fleet.toml in the data folder
     #[arg(long, env = "FLEET_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
+    /// How to log
+    #[command(flatten)]
+    pub log: LogArgs,
     /// Announce nodes and devices to Home Assistant over MQTT
     #[arg(long, env = "FLEET_HOME_ASSISTANT")]
     pub home_assistant: bool,
@@ -83,6 +95,9 @@ pub struct DemoArgs {
     /// Where to listen
     #[command(flatten)]
     pub listen: ListenArgs,
+    /// How to log
+    #[command(flatten)]
+    pub log: LogArgs,
     /// How many nodes
     #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub nodes: u16,
@@ -98,13 +113,13 @@ pub(super) async fn hub(args: HubArgs, common: &Common) -> Result<(), Failure> {
         print!("{}", config.print());
         return Ok(());
     }
-    log();
+    log(&args.log);
     run::hub(&config, shutdown()).await.map_err(|error| failed(&error))
 }
 
 pub(super) async fn demo(args: DemoArgs, common: &Common) -> Result<(), Failure> {
     let config = load(&args.listen, None, common)?;
-    log();
+    log(&args.log);
     let ListenArgs { http, mqtt, mqtts, node_https, .. } = &args.listen;
     let named = demo::Named {
         http: http.is_some(),
@@ -136,20 +151,9 @@ fn failed(error: &StartError) -> Failure {
 }
 
 /// Logs to the standard error: warnings, or what `FLEET_LOG` asks for.
-fn log() {
-    let filter = std::env::var("FLEET_LOG").unwrap_or_else(|_| "warn".to_owned());
-    // Formatting a span for every message would cost more than routing it.
-    let filter = format!("{filter},{}", fleet_broker::LOG_FILTER);
-    let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::new(filter))
-        .with_writer(std::io::stderr)
-        // A log that cannot be written, on a full disk, must not panic whoever logs.
-        .log_internal_errors(false)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .finish();
-    if tracing::subscriber::set_global_default(subscriber).is_err() {
-        tracing::debug!("logging was set up before");
-    }
+fn log(args: &LogArgs) {
+    let level = std::env::var("FLEET_LOG").unwrap_or_else(|_| log::LEVEL.to_owned());
+    log::start(args.log_format, &level);
 }
 
 /// Completes at SIGINT or SIGTERM.

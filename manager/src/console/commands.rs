@@ -444,7 +444,7 @@ impl Executions {
 impl New {
     fn kinds(&self) -> impl Iterator<Item = &'static str> {
         // The others are sent by what they belong to.
-        KINDS.into_iter().filter(|kind| !["config", "update"].contains(kind))
+        KINDS.into_iter().filter(|kind| !["config", "move", "update"].contains(kind))
     }
 
     fn states(&self) -> [&'static str; STATES.len()] {

@@ -47,6 +47,8 @@ pub fn is_told(intent: &Intent) -> bool {
 fn said(intent: &Intent) -> (&'static str, String, Value) {
     match intent {
         Intent::PatchNode { node, patch } => ("node.patch", node.to_string(), patched(patch)),
+        Intent::RemoveNode(node) => ("node.remove", node.to_string(), Value::Null),
+        Intent::ForgetNode(node) => ("node.forget", node.to_string(), Value::Null),
         Intent::ImportNodes(nodes) => {
             let ids: Vec<_> = nodes.iter().take(LISTED).map(|(node, _)| node.as_str()).collect();
             ("node.import", format!("{} nodes", nodes.len()), json!({ "nodes": ids }))

@@ -102,7 +102,7 @@ pub fn check(
             return Err(bounds.outside(format!("site {name} may have nodes that do not")).into());
         }
         // Only admins are asked for these, and they are not bound; but for the hub's own word of its use.
-        Intent::Identity(_) | Intent::Rotated(_) => {
+        Intent::Identity(_) | Intent::RemoveNode(_) | Intent::ForgetNode(_) | Intent::Rotated(_) => {
             return Err(bounds.outside("who gets in is decided for the whole fleet").into());
         }
         // An artifact that nobody rolled out runs nowhere.

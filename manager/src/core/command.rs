@@ -31,7 +31,7 @@ use serde::{Deserialize, Serialize};
 pub use advance::advance;
 pub use hold::{approve, hold};
 pub use make::{KINDS, LIFE, OPEN, Rate, TIMEOUT, TTL, Wanted, cancel, make};
-pub use settle::{Born, abandon, born, late, relisted, report};
+pub use settle::{Born, abandon, born, late, leaves_for, moved, relisted, report};
 pub use view::{Change, Due, OpenAt, Waiting};
 
 use super::{Now, fleet::NodeNo, time::WRONG_BY_MS};

@@ -79,6 +79,9 @@ pub struct Record {
     /// What configuration it has, by its own word; none while its agent takes none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config: Option<Box<Reported>>,
+    /// When an operator removed it, Unix milliseconds; its history is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub removed_ms: Option<i64>,
 }
 
 impl Record {
@@ -103,6 +106,7 @@ impl Record {
             boots: Boots::default(),
             presence: Presence::new(now_ms),
             config: None,
+            removed_ms: None,
         }
     }
 
@@ -164,6 +168,8 @@ pub struct Node {
     pub wanted: Option<config::Wanted>,
     /// When it was told so.
     pub(super) told: Option<config::Told>,
+    /// It has said that it leaves for another hub: what it had not numbered by then goes there.
+    pub(super) moves: bool,
     /// Who speaks under this id.
     pub(super) twins: Twins,
     /// By stream of the event lane: the first batch that was not sealed yet at the birth of this session.
@@ -175,7 +181,8 @@ impl Node {
     #[must_use]
     pub fn new(number: NodeNo, record: Record) -> Self {
         let (marks, twins) = (BTreeMap::new(), Twins::default());
-        Self { number, record, vital: None, marks, wanted: None, told: None, twins, unborn: BTreeMap::new() }
+        let (moves, unborn) = (false, BTreeMap::new());
+        Self { number, record, vital: None, marks, wanted: None, told: None, moves, twins, unborn }
     }
 
     /// Records announced and not yet here, and not yet sealed, over all lanes.
@@ -183,6 +190,14 @@ impl Node {
     pub fn at_edge(&self) -> u64 {
         let pending = self.vital.as_ref().map_or(0, |vital| vital.pending_samples);
         self.marks.values().map(Mark::at_edge).sum::<u64>() + pending
+    }
+
+    /// Gives up what is still at the edge: whoever had it is not this node any more. Gives the streams that were open,
+    /// each with its records. What was not sealed yet was never numbered, and is forgotten with the last heartbeat.
+    pub fn write_off(&mut self, now_ms: i64) -> Vec<(Lane, StreamId, u64)> {
+        self.vital = None;
+        let open = self.marks.iter_mut().filter(|(_, mark)| !mark.is_over());
+        open.map(|((lane, stream), mark)| (*lane, *stream, mark.write_off(now_ms))).collect()
     }
 
     /// Folds streams that were closed before `before_ms` into one row per lane. Gives the rows that are gone; those
@@ -234,8 +249,13 @@ pub struct Fleet {
     /// By id.
     // Boxed: the leaves of a tree that grows in order stay half empty.
     pub nodes: BTreeMap<NodeId, Box<Node>>,
-    /// Ids by number.
+    /// Ids by number, also of those that were removed and whose history is kept.
     pub ids: BTreeMap<NodeNo, NodeId>,
+    /// Nodes that were removed and whose history is kept, by id.
+    pub gone: BTreeMap<NodeId, Box<Node>>,
+    /// Nodes that were removed with their history since the hub's start: what is still on its way from them makes none
+    /// anew.
+    pub buried: BTreeSet<NodeId>,
     /// Saved selectors by name.
     pub groups: BTreeMap<String, String>,
     /// Time zones of sites, by their IANA names.
@@ -262,6 +282,11 @@ impl Fleet {
     pub fn insert(&mut self, node: Node) {
         let id = node.record.id.clone();
         self.ids.insert(node.number, id.clone());
+        if node.record.removed_ms.is_some() {
+            self.gone.insert(id, Box::new(node));
+            return;
+        }
+        self.buried.remove(&id);
         self.forget_deadline(&id);
         if let Some(deadline) = node.record.presence.deadline {
             self.deadlines.insert((deadline, id.clone()));
@@ -269,11 +294,35 @@ impl Fleet {
         self.nodes.insert(id, Box::new(node));
     }
 
-    /// Forgets a node.
-    pub fn remove(&mut self, id: &NodeId) -> Option<Box<Node>> {
+    /// A node, also one that was removed and whose history is kept.
+    #[must_use]
+    pub fn known(&self, id: &NodeId) -> Option<&Node> {
+        self.nodes.get(id).or_else(|| self.gone.get(id)).map(|node| &**node)
+    }
+
+    /// A node is a part of the fleet no more; its history is kept.
+    pub fn retire(&mut self, id: &NodeId, now_ms: i64) {
         self.forget_deadline(id);
-        let node = self.nodes.remove(id)?;
+        if let Some(mut node) = self.nodes.remove(id) {
+            node.record.presence.deadline = None;
+            node.record.removed_ms = Some(now_ms);
+            self.gone.insert(id.clone(), node);
+        }
+    }
+
+    /// A node that was removed is a part of the fleet again.
+    pub fn restore(&mut self, id: &NodeId) {
+        if let Some(mut node) = self.gone.remove(id) {
+            node.record.removed_ms = None;
+            self.insert(*node);
+        }
+    }
+
+    /// Forgets a node that was removed.
+    pub fn forget(&mut self, id: &NodeId) -> Option<Box<Node>> {
+        let node = self.gone.remove(id)?;
         self.ids.remove(&node.number);
+        self.buried.insert(id.clone());
         Some(node)
     }
 

@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use fleet_schemas::{NodeId, enrol::RefusalCode};
 use serde::{Deserialize, Serialize};
 
+pub(super) use enrol::write_off;
 pub use enrol::{Enrolled, Standing};
 pub use field::{Brought, FIELD_TOKENS, FieldToken, NotServed, Served};
 pub use rights::filter_error;

@@ -172,6 +172,8 @@ pub struct Effects {
     pub home: BTreeSet<NodeId>,
     /// Sessions to end after the commit.
     pub cuts: BTreeSet<identity::Cut>,
+    /// Nodes to forget with all that is of them, each with its streams.
+    pub forgotten: Vec<(NodeNo, Vec<(Lane, StreamId)>)>,
 }
 
 impl Effects {
@@ -189,9 +191,10 @@ impl Effects {
             && self.rollouts.nothing_to_write()
             && self.identities.is_empty()
             && self.home.is_empty()
+            && self.forgotten.is_empty()
     }
 
-    fn book(&mut self, number: NodeNo, lane: Lane, counters: Counters) {
+    pub(super) fn book(&mut self, number: NodeNo, lane: Lane, counters: Counters) {
         if counters != Counters::default() {
             *self.booked.entry((number, lane)).or_default() += counters;
         }
@@ -213,6 +216,10 @@ impl Effects {
 
 /// Takes one message of a node. `highest` is the highest node number the store ever gave.
 pub fn take(fleet: &mut Fleet, effects: &mut Effects, id: &NodeId, input: Input, highest: NodeNo, now: Now) {
+    // What was on its way when the node was removed.
+    if fleet.gone.contains_key(id) || fleet.buried.contains(id) {
+        return;
+    }
     let is_new = !fleet.nodes.contains_key(id);
     if is_new {
         let number = fleet.number_after(highest);
@@ -223,6 +230,9 @@ pub fn take(fleet: &mut Fleet, effects: &mut Effects, id: &NodeId, input: Input,
     match input {
         Input::Birth(birth) => take_birth(fleet, effects, id, &birth, is_new, now),
         Input::Death(death) => {
+            if let Some(node) = fleet.nodes.get_mut(id).filter(|node| node.moves) {
+                node.vital = None;
+            }
             if fleet.presence(id, |presence| presence.death(death.session, death.until_ms, now)) {
                 effects.changed.insert(id.clone());
                 effects.nodes.insert(id.clone());
@@ -234,12 +244,21 @@ pub fn take(fleet: &mut Fleet, effects: &mut Effects, id: &NodeId, input: Input,
             let Fleet { nodes, commands, .. } = fleet;
             if let Some(node) = nodes.get_mut(id) {
                 let reports = take_batch(node, effects, lane, &batch, digest, body, now);
+                let mut leaves = None;
                 for report in reports {
+                    leaves = command::leaves_for(commands, &report).or(leaves);
                     command::report(commands, &mut effects.commands, report);
                 }
                 if lane == Lane::Command {
                     // A birth may have waited for this batch.
                     commands.touch(node.number);
+                }
+                if let Some(hub) = leaves {
+                    let message =
+                        format!("the node leaves for the hub at {hub}; what waited for it here is over");
+                    node.moves = true;
+                    effects.by_hub(node, "node_moved", Severity::Info, message, now);
+                    command::moved(fleet, &mut effects.commands, id, now);
                 }
             }
         }

@@ -262,12 +262,16 @@ impl Mark {
         missing
     }
 
-    /// Gives up what is still at the edge (the node was replaced or removed). Returns those records.
+    /// Gives up what is still at the edge (the node was replaced or removed), and whatever was wrong there. Returns those
+    /// records. Should the edge come back with them after all, they are a fork: stored under another stream.
     pub fn write_off(&mut self, now_ms: i64) -> u64 {
         let missing = self.at_edge();
         self.next_record += missing;
         self.life = Life::Closed;
         self.at_ms = now_ms;
+        if let Some(snapshot) = &mut self.snapshot {
+            snapshot.fault = None;
+        }
         missing
     }
 

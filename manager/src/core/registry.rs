@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use fleet_schemas::{CommandId, NodeId, limits};
+use fleet_schemas::{CommandId, NodeId, event::Severity, limits};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{
@@ -69,6 +69,10 @@ pub enum Intent {
         /// How.
         patch: NodePatch,
     },
+    /// Take a node out of the fleet and shut it out; its history is kept.
+    RemoveNode(NodeId),
+    /// Forget a node that was removed, with its history.
+    ForgetNode(NodeId),
     /// Change nodes, making those that are unknown: all or none.
     ImportNodes(Vec<(NodeId, NodePatch)>),
     /// Save a selector that the caller has checked.
@@ -212,6 +216,8 @@ pub fn take(
             }
             patch_all(fleet, effects, vec![(node, patch)], highest, now)
         }
+        Intent::RemoveNode(node) => remove(fleet, identities, effects, &node, now),
+        Intent::ForgetNode(node) => forget(fleet, effects, &node, now),
         Intent::ImportNodes(patches) => patch_all(fleet, effects, patches, highest, now),
         Intent::PutGroup { name, selector } => {
             fleet_schemas::MetricName::parse(&name).map_err(|error| field("/name", error.to_string()))?;
@@ -273,6 +279,50 @@ fn put_site(fleet: &mut Fleet, name: String, tz: String) -> Result<(), RegistryE
     Ok(())
 }
 
+/// Takes a node out of the fleet: what it still has is written off, what waits for it is over, and its certificate is
+/// worth nothing any more.
+fn remove(
+    fleet: &mut Fleet,
+    identities: &mut Identities,
+    effects: &mut Effects,
+    id: &NodeId,
+    now: Now,
+) -> Result<(), RegistryError> {
+    if fleet.gone.contains_key(id) {
+        return Ok(());
+    }
+    let unknown = || RegistryError::Unknown { what: "node", name: id.to_string() };
+    let number = fleet.nodes.get(id).map(|node| node.number).ok_or_else(unknown)?;
+    let revoke = Change::Revoke { node: id.clone(), reason: "removed".to_owned() };
+    identity::take(identities, fleet, effects, revoke, number, now)?;
+    command::abandon(fleet, &mut effects.commands, id, now);
+    if let Some(node) = fleet.nodes.get_mut(id) {
+        let records = identity::write_off(node, effects, now);
+        let message = format!("the node was removed from the fleet; {records} records at it are written off");
+        effects.by_hub(node, "node_removed", Severity::Info, message, now);
+    }
+    fleet.retire(id, now.wall_ms);
+    effects.nodes.insert(id.clone());
+    effects.changed.insert(id.clone());
+    Ok(())
+}
+
+/// Forgets a node that was removed, and the settings that are its own.
+fn forget(fleet: &mut Fleet, effects: &mut Effects, id: &NodeId, now: Now) -> Result<(), RegistryError> {
+    let layer = config::Layer::Node(id.clone());
+    if fleet.config.settings().current(&layer).is_some() {
+        let doc = serde_json::json!({});
+        let edit = config::Edit::Put { layer, doc, expected: None };
+        config::take(fleet, &mut effects.config, &edit, "hub", now)?;
+    }
+    let node = fleet
+        .forget(id)
+        .ok_or_else(|| RegistryError::Unknown { what: "removed node", name: id.to_string() })?;
+    effects.forgotten.push((node.number, node.marks.keys().copied().collect()));
+    effects.changed.insert(id.clone());
+    Ok(())
+}
+
 fn patch_all(
     fleet: &mut Fleet,
     effects: &mut Effects,
@@ -282,13 +332,15 @@ fn patch_all(
 ) -> Result<(), RegistryError> {
     let mut records = BTreeMap::new();
     for (id, patch) in patches {
-        let known = fleet.nodes.get(&id).map(|node| node.record.clone());
+        let known = fleet.known(&id).map(|node| node.record.clone());
         let before = records.remove(&id).or(known).unwrap_or_else(|| Record::new(id.clone(), now.wall_ms));
         records.insert(id, patched(before, patch)?);
     }
     for (id, record) in records {
+        // One that was removed is listed again.
+        fleet.restore(&id);
         match fleet.nodes.get_mut(&id) {
-            Some(node) => node.record = record,
+            Some(node) => node.record = Record { removed_ms: None, ..record },
             None => fleet.insert(Node::new(fleet.number_after(highest), record)),
         }
         effects.nodes.insert(id.clone());

@@ -209,8 +209,14 @@ async fn join(running: &RunningHub, token: &JoinToken, id: &NodeId, data: &Path)
         running.addresses.node_https.unwrap_or(SocketAddr::from((Ipv4Addr::UNSPECIFIED, NODE_HTTPS_PORT)));
     let hub = local(at);
     let hub = hub.parse().expect("a host and a port make an address");
-    let wish =
-        Wish { hub, token: token.clone(), node: id.clone(), name: None, data: data.to_owned(), force: false };
+    let wish = Wish {
+        hub,
+        token: token.clone(),
+        node: identity::join::WishedId::Told(id.clone()),
+        name: None,
+        data: data.to_owned(),
+        force: false,
+    };
     let joined = match identity::join::join(&wish, |_| ()).await {
         // Its folder was removed, or it is of a time when the demo's nodes had a mere secret.
         Err(JoinError::Ask(AskError::Refused(refused))) if refused.code == RefusalCode::NodeExists => {

@@ -592,6 +592,15 @@ fn apply_events(write: &redb::WriteTransaction, commit: &Commit, first_event: u6
         events.insert(number, cbor::encode(event).as_slice()).map_err(store)?;
         events_of.insert((event.node, number), ()).map_err(store)?;
     }
+    for node in &commit.removed {
+        let of = events_of.range((*node, 0)..=(*node, u64::MAX)).map_err(store)?;
+        let numbers: Vec<_> =
+            of.map(|row| row.map(|(key, _)| key.value().1)).collect::<Result<_, _>>().map_err(store)?;
+        for number in numbers {
+            events.remove(number).map_err(store)?;
+            events_of.remove((*node, number)).map_err(store)?;
+        }
+    }
     let mut quarantine = write.open_table(QUARANTINE).map_err(store)?;
     for row in &commit.quarantined {
         let next = quarantine.last().map_err(store)?.map_or(1, |(number, _)| number.value() + 1);

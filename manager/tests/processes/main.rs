@@ -14,6 +14,7 @@ mod full_outbox;
 mod generator;
 mod given;
 mod kill;
+mod lifecycle;
 mod load;
 mod releases;
 mod restore;

@@ -6,11 +6,27 @@ use fleet_schemas::{
 };
 
 use super::{
-    Act, Change, Effects, Ending, Origin, Over, Queues, RESTART, Stage, Time, View, effects::report,
+    Act, Change, Effects, Ending, Held, Origin, Over, Queues, RESTART, Stage, Time, View, effects::report,
     end::Facts, reason,
 };
 
 impl Queues {
+    /// The node leaves its hub: what that hub asked for is over here. Nobody is told, since the hub that asked ends it
+    /// by itself.
+    pub fn leave(&mut self, time: &Time) -> Effects {
+        let mut effects = Effects::default();
+        let of_hub = |held: &&Held| held.command.origin == Origin::Hub;
+        let all: Vec<_> =
+            self.held.values().filter(of_hub).map(|held| (held.command.id, held.state())).collect();
+        for (id, state) in all {
+            let begun = state == State::Running;
+            let facts = Facts::because(State::Failed, "moved", "the node has moved to another hub", begun);
+            self.end(id, facts, time, &mut effects);
+        }
+        effects.reports.clear();
+        effects
+    }
+
     pub(super) fn cancel(&mut self, id: CommandId, view: &View, time: &Time, effects: &mut Effects) {
         if self.held.contains_key(&id) {
             self.cancel_held(id, view.drained, time, effects);

@@ -60,6 +60,8 @@ pub const OUTPUT_KEPT_BYTES: usize = 4 * 1024;
 
 /// The kind whose effect is that the agent starts again: the next start completes it.
 pub const RESTART: &str = "restart";
+/// The kind by which the node leaves for another hub. What it did is on disk, so that a start of the agent goes on.
+pub const MOVE: &str = "move";
 /// The kind that an app on the node takes and does.
 pub const LOCAL: &str = "local";
 /// The kind that the updater does. It keeps its own account on disk: a start of the agent goes on where it was, as often

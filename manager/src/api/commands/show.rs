@@ -77,6 +77,9 @@ fn reason(reason: &Reason) -> shapes::Reason {
     shapes::Reason { code, message, may_have_executed }
 }
 
+/// The parameter that is a secret: of `move`, a join token of another hub.
+const TOKEN: &str = "token";
+
 /// A command with its parameters and a page of its executions, with what they gave.
 pub(super) fn whole(
     api: &Api,
@@ -89,6 +92,9 @@ pub(super) fn whole(
     shown.params = Some(any::json(&known.params));
     let held = api.hub.with_fleet(|fleet| fleet.commands.held_of(&id));
     shown.held_count = u32::try_from(held).unwrap_or(u32::MAX);
+    if let Some(token) = shown.params.as_mut().and_then(|params| params.get_mut(TOKEN)) {
+        *token = "(not shown)".into();
+    }
     let page = store.executions(id, filter)?;
     let mut next = page.next;
     let mut bytes = 0;

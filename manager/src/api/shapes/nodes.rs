@@ -16,7 +16,7 @@ pub struct Node {
     /// What kind of machine.
     #[serde(default)]
     pub kind: String,
-    /// Presence: `new|online|suspect|offline|sleeping|unknown`.
+    /// Presence: `new|online|suspect|offline|sleeping|unknown`; `removed` once it is no part of the fleet any more.
     pub state: String,
     /// Where it belongs.
     #[serde(default)]
@@ -63,6 +63,9 @@ pub struct Node {
     /// Whether it may come in.
     #[serde(default)]
     pub enrolment: Enrolment,
+    /// When it was removed from the fleet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub removed_ms: Option<i64>,
 }
 
 /// Whether a node may come in.

@@ -14,8 +14,8 @@ use crate::core::{
 };
 
 /// Kinds that agents know; an older agent rejects what it does not.
-pub const KINDS: [&str; 9] =
-    ["ping", "exec", "restart", "config", "update", "query", "logs", "local", "device"];
+pub const KINDS: [&str; 10] =
+    ["ping", "exec", "restart", "config", "update", "query", "logs", "local", "device", "move"];
 /// How long a command may wait unless asked otherwise.
 pub const TTL: Duration = Duration::from_secs(3_600);
 /// How long it may run unless asked otherwise.

@@ -17,6 +17,11 @@ use crate::core::{
 };
 use fleet_schemas::Lane;
 
+/// The kind by which a node leaves for another hub.
+const MOVE: &str = "move";
+/// Longest address of a hub that is repeated, in characters: a host name has 253.
+const HUB_CHARS: usize = 270;
+
 /// What a birth says of commands.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Born<'a> {
@@ -191,6 +196,15 @@ pub fn late(effects: &mut Effects, index: usize, stored: Option<Execution>) {
 
 /// Gives up everything that waits for a node: it was shut out, or another machine has its place.
 pub fn abandon(fleet: &mut Fleet, effects: &mut Effects, id: &NodeId, now: Now) {
+    give_up(fleet, effects, id, ("replaced", "the node was shut out, or another machine has its place"), now);
+}
+
+/// Gives up everything that waits for a node which has left for another hub.
+pub fn moved(fleet: &mut Fleet, effects: &mut Effects, id: &NodeId, now: Now) {
+    give_up(fleet, effects, id, ("moved", "the node has left for another hub"), now);
+}
+
+fn give_up(fleet: &mut Fleet, effects: &mut Effects, id: &NodeId, (code, why): (&str, &str), now: Now) {
     let Some(node) = fleet.nodes.get(id).map(|node| node.number) else { return };
     let dispatch = &mut fleet.commands;
     let Some(agenda) = dispatch.agendas.get_mut(&node) else { return };
@@ -198,8 +212,20 @@ pub fn abandon(fleet: &mut Fleet, effects: &mut Effects, id: &NodeId, now: Now) 
     agenda.awaiting = None;
     let all: Vec<(u64, State)> = agenda.open.iter().map(|(no, execution)| (*no, execution.state())).collect();
     for (no, state) in all {
-        let mut why = doubtful("replaced", "the node was shut out, or another machine has its place");
+        let mut why = doubtful(code, why);
         why.may_have_executed = state > State::Queued;
         dispatch.end(effects, (no, node), State::Failed, now.wall_ms, Some(why));
     }
+}
+
+/// Where the node goes, if this report says that it leaves: the end of a command of kind `move`.
+#[must_use]
+pub fn leaves_for(dispatch: &Dispatch, new: &NewReport) -> Option<String> {
+    let open = dispatch.commands.get(&new.report.id).filter(|open| open.nodes.contains(&new.node))?;
+    if open.command.kind.as_str() != MOVE || new.report.state != State::Succeeded {
+        return None;
+    }
+    let result = new.report.result.as_ref()?.as_map()?;
+    let hub = result.iter().find(|(key, _)| key.as_text() == Some("hub"))?.1.as_text()?;
+    Some(hub.chars().filter(|c| !c.is_control()).take(HUB_CHARS).collect())
 }

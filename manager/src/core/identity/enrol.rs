@@ -1,6 +1,6 @@
 //! Machines become nodes, renew, wait, and are shut out.
 
-use fleet_schemas::{NodeId, limits};
+use fleet_schemas::{NodeId, event::Severity, limits};
 use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq as _;
 
@@ -12,6 +12,7 @@ use crate::core::{
     Now,
     fleet::{Fleet, Node, NodeNo, Record},
     intake::Effects,
+    ledger::Counters,
     registry::RegistryError,
 };
 
@@ -302,11 +303,15 @@ pub(super) fn take(
         enrolment.certificate = ask.certificate;
     }
     enrolment.standing = standing;
+    fleet.restore(&node);
     if fleet.nodes.contains_key(&node) {
         // Whoever spoke under this id did so with another key, or with a mere secret.
         effects.cuts.insert(Cut::Node { node: node.clone(), why: "another machine has its place" });
     }
-    if let Some(old) = identities.enrolments.remove(&node) {
+    let old = identities.enrolments.remove(&node);
+    // The same machine asks again where its certificate has ended, or an operator approved it.
+    let is_same = old.as_ref().is_some_and(|old| (old.key, &old.token) == (ask.key, &ask.token));
+    if let Some(old) = old {
         enrolment.replaces(old);
     }
     identities.enrolments.insert(node.clone(), enrolment);
@@ -316,6 +321,9 @@ pub(super) fn take(
         }
         token.labels.clone()
     });
+    if let Some(known) = fleet.nodes.get_mut(&node).filter(|_| !is_same) {
+        give_up(known, effects, now);
+    }
     let known = fleet.nodes.get(&node).map(|known| known.record.clone());
     let mut record = known.unwrap_or_else(|| Record::new(node.clone(), now.wall_ms));
     record.labels.extend(labels.unwrap_or_default());
@@ -328,6 +336,38 @@ pub(super) fn take(
     effects.identities.insert(Row::Token(ask.token));
     effects.identities.insert(Row::Enrolment(node));
     Ok(())
+}
+
+/// Another machine has this node's place: what the old one still has is written off, and nothing that it counted is held
+/// against the new one. Name, site, labels, configuration and history stay.
+fn give_up(node: &mut Node, effects: &mut Effects, now: Now) {
+    let was_heard = node.record.session.take().is_some();
+    node.record.session_epoch = 0;
+    node.record.config = None;
+    node.moves = false;
+    let all = write_off(node, effects, now);
+    if was_heard {
+        let message = match all {
+            0 => "another machine has this node's place; nothing was left at the old one".to_owned(),
+            _ => {
+                format!("another machine has this node's place; {all} records at the old one are written off")
+            }
+        };
+        let severity = if all == 0 { Severity::Info } else { Severity::Warning };
+        effects.by_hub(node, "node_replaced", severity, message, now);
+    }
+}
+
+/// Gives up what is still at the edge, and books it. Gives those records.
+pub(in crate::core) fn write_off(node: &mut Node, effects: &mut Effects, now: Now) -> u64 {
+    let id = node.record.id.clone();
+    let mut all = 0;
+    for (lane, stream, records) in node.write_off(now.wall_ms) {
+        effects.marks.insert((id.clone(), lane, stream));
+        effects.book(node.number, lane, Counters { written_off: records, ..Counters::default() });
+        all += records;
+    }
+    all
 }
 
 fn field(pointer: &str, why: impl Into<String>) -> RegistryError {

@@ -2,8 +2,14 @@
 
 use std::time::Duration;
 
+use fleet_schemas::{Lane, StreamId, session::StreamState};
+
 use super::*;
-use crate::core::fleet::{Node, Record};
+use crate::core::{
+    fleet::{Node, Record},
+    ledger::{self, Counters},
+    mark::{Mark, Said},
+};
 
 const NOW: i64 = 1_800_000_000_000;
 const DAY: i64 = 24 * 3_600_000;
@@ -146,6 +152,57 @@ fn a_node_that_was_heard_is_taken_by_nobody_without_replace() {
     let cut = Cut::Node { node: node("a"), why: "another machine has its place" };
     assert_eq!(effects.cuts, [cut].into());
     assert!(given.known.is_held(&node("a")) && !given.known.is_held(&node("whatever")));
+}
+
+#[test]
+fn whoever_takes_a_nodes_place_gets_its_history_and_what_the_old_one_had_is_written_off() {
+    let mut given = Given::joined("a", 1);
+    let stream = |n: u8| StreamId([n; 16]);
+    {
+        let known = given.fleet.nodes.get_mut("a").unwrap();
+        known.record.labels.insert("rack".to_owned(), "12".to_owned());
+        known.record.session = Some(fleet_schemas::SessionId([1; 8]));
+        known.record.session_epoch = 70;
+        for (lane, n, seq, next) in [(Lane::Telemetry, 1, 3, 31), (Lane::Backfill, 1, 0, 500)] {
+            let said = Said { boot: [1; 8], up_ms: 1 };
+            let state = StreamState {
+                stream: stream(n),
+                floor_seq: 1,
+                floor_record: 1,
+                next_seq: 90,
+                next_record: next,
+                counted: next - 1,
+                tombstoned: 0,
+            };
+            let mut mark = Mark::default();
+            mark.seq = seq;
+            mark.birth(&state, said, NOW);
+            known.marks.insert((lane, stream(n)), mark);
+        }
+    }
+    let number = given.fleet.nodes["a"].number;
+    given.take(Change::PutToken(Token { replace: Some(node("a")), ..token("r") })).unwrap();
+    let effects = given.enrol("r", "whatever", 2).unwrap();
+    let off = |lane, written_off| ((number, lane), Counters { written_off, ..Counters::default() });
+    assert_eq!(effects.booked, [off(Lane::Telemetry, 30), off(Lane::Backfill, 499)].into());
+    assert_eq!(effects.marks.len(), 2);
+    let said: Vec<_> = effects.events.iter().map(|new| new.event.kind.as_str()).collect();
+    assert_eq!(said, ["node_replaced"]);
+    let known = &given.fleet.nodes["a"];
+    assert_eq!((known.number, known.record.labels["rack"].as_str()), (number, "12"));
+    let accounts =
+        known.ledger(|number, lane| effects.booked.get(&(number, lane)).copied().unwrap_or_default());
+    for account in accounts {
+        assert_eq!((account.state, account.at_edge), (ledger::Standing::Balanced, 0), "{account:?}");
+    }
+    // Its sessions are counted anew: a count that begins at one is no card that was set back.
+    assert_eq!((known.record.session, known.record.session_epoch), (None, 0));
+    // The same machine asks again when its certificate has ended: nothing more is given up.
+    given.fleet.nodes.get_mut("a").unwrap().record.session_epoch = 5;
+    given.now_ms += 31 * DAY;
+    let again = given.enrol("r", "whatever", 2).unwrap();
+    assert_eq!((again.booked.len(), again.events.len()), (0, 0));
+    assert_eq!(given.fleet.nodes["a"].record.session_epoch, 5);
 }
 
 #[test]
