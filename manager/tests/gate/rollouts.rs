@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt::Debug, net::SocketAddr, path::PathBuf, syn
 
 use fleet_edge_agent::{
     config::Config,
-    identity::join::{Outcome, Wish, join},
+    identity::join::{Outcome, Wish, WishedId, join},
     run as agent,
 };
 use fleet_manager::{
@@ -68,7 +68,8 @@ impl Fleet {
         let token = self.site.token(|_| ()).await;
         let hub = self.site.running.addresses.node_https.unwrap().to_string().parse().unwrap();
         let id = NodeId::parse(node).unwrap();
-        let wish = Wish { hub, token, node: id, name: None, data: data.clone(), force: false };
+        let wish =
+            Wish { hub, token, node: WishedId::Told(id), name: None, data: data.clone(), force: false };
         assert!(matches!(join(&wish, |_| ()).await.unwrap(), Outcome::Joined(_)));
         let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
         let mut config = Config { data, ..Config::default() };
