@@ -208,9 +208,8 @@ async fn boards_flashed_from_one_image_join_by_themselves_under_their_own_ids() 
     // A card that is cloned after its first boot is one identity twice: the hub says so.
     let (first, clone) = (&boards[0], folder.path().join("clone"));
     fs::create_dir_all(clone.join("identity")).unwrap();
-    for file in ["joined.json"] {
-        fs::copy(first.data.join("identity").join(file), clone.join("identity").join(file)).unwrap();
-    }
+    let identity = Path::new("identity").join("joined.json");
+    fs::copy(first.data.join(&identity), clone.join(&identity)).unwrap();
     let mut twin = Board::new(&clone);
     twin.up();
     let told = |events: &Value| {
