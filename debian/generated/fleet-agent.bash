@@ -672,7 +672,7 @@ _fleet__agent() {
             return 0
             ;;
         fleet__subcmd__agent__subcmd__run)
-            opts="-h --data --api --hub --node --secret-file --config --print-config --help"
+            opts="-h --data --api --hub --node --secret-file --config --print-config --log-format --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -700,6 +700,10 @@ _fleet__agent() {
                     ;;
                 --config)
                     COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --log-format)
+                    COMPREPLY=($(compgen -W "auto text json journal" -- "${cur}"))
                     return 0
                     ;;
                 *)

@@ -36,7 +36,7 @@ complete -c fleet-agent -n "__fish_fleet_agent_needs_command" -f -a "device" -d 
 complete -c fleet-agent -n "__fish_fleet_agent_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c fleet-agent -n "__fish_fleet_agent_using_subcommand join" -l token -d 'The join token that `fleet join-token create` printed; - reads it from standard input' -r
 complete -c fleet-agent -n "__fish_fleet_agent_using_subcommand join" -l token-file -d 'File with the join token; - is standard input' -r -F
-complete -c fleet-agent -n "__fish_fleet_agent_using_subcommand join" -l node -d 'The id that the node would like to have; never to change [env: FLEET_NODE] [default: the host\'s name]' -r
+complete -c fleet-agent -n "__fish_fleet_agent_using_subcommand join" -l node -d 'The id that the node would like to have; never to change [env: FLEET_NODE] [default: the host\'s name and 4 digits of its key\'s hash]' -r
 complete -c fleet-agent -n "__fish_fleet_agent_using_subcommand join" -l name -d 'A name for people' -r
 complete -c fleet-agent -n "__fish_fleet_agent_using_subcommand join" -l data -d 'The data folder [env: FLEET_DATA] [default: ./fleet-agent-data]' -r -F
 complete -c fleet-agent -n "__fish_fleet_agent_using_subcommand join" -s o -l output -d 'How to print it' -r -f -a "table\t'For people'
@@ -49,8 +49,12 @@ complete -c fleet-agent -n "__fish_fleet_agent_using_subcommand run" -l hub -d '
 complete -c fleet-agent -n "__fish_fleet_agent_using_subcommand run" -l node -d 'The node\'s id, never to change [env: FLEET_NODE] [default: as joined, else the host\'s name]' -r
 complete -c fleet-agent -n "__fish_fleet_agent_using_subcommand run" -l secret-file -d 'File with the node\'s secret [env: FLEET_SECRET_FILE] [default: identity/secret in the data folder]' -r -F
 complete -c fleet-agent -n "__fish_fleet_agent_using_subcommand run" -l config -d 'Another file than agent.toml in the data folder [env: FLEET_CONFIG]' -r -F
+complete -c fleet-agent -n "__fish_fleet_agent_using_subcommand run" -l log-format -d 'The form of the log [env: FLEET_LOG_FORMAT] [default: auto]' -r -f -a "auto\t'As the journal wants it when the standard error is the journal, else text'
+text\t'Text with time and level'
+json\t'One JSON object a line'
+journal\t'Text without time and colours, its priority in front as `<6>` (sd-daemon(3))'"
 complete -c fleet-agent -n "__fish_fleet_agent_using_subcommand run" -l print-config -d 'Print the configuration that would be used, as agent.toml, and end'
-complete -c fleet-agent -n "__fish_fleet_agent_using_subcommand run" -s h -l help -d 'Print help'
+complete -c fleet-agent -n "__fish_fleet_agent_using_subcommand run" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c fleet-agent -n "__fish_fleet_agent_using_subcommand launch" -l data -d 'The data folder: outbox, identity, agent.toml, releases [env: FLEET_DATA] [default: ./fleet-agent-data]' -r -F
 complete -c fleet-agent -n "__fish_fleet_agent_using_subcommand launch" -l grace-s -d 'Seconds that the agent has to end when it is told to; then it is killed' -r
 complete -c fleet-agent -n "__fish_fleet_agent_using_subcommand launch" -s h -l help -d 'Print help'
