@@ -13,8 +13,17 @@ use serde_json::json;
 use crate::given::{Node, Site, operator, sign_greeter};
 
 /// Nothing of these may be decided by less than an admin.
-const ADMINS: [&str; 8] =
-    ["join-tokens", "field-tokens", "operators", "access", "audit", "approve", "revoke", "backup"];
+const ADMINS: [&str; 9] = [
+    "join-tokens",
+    "field-tokens",
+    "operators",
+    "access",
+    "audit",
+    "approve",
+    "revoke",
+    "backup",
+    "log-level",
+];
 
 #[test]
 fn looking_takes_a_viewer_changing_an_operator_and_letting_in_an_admin() {
@@ -27,7 +36,9 @@ fn looking_takes_a_viewer_changing_an_operator_and_letting_in_an_admin() {
         };
         // Who may roll out may approve; that it is another person is asked beside.
         let lets_in = !below.starts_with("rollouts/") && below.split('/').any(|part| ADMINS.contains(&part));
-        let admin = lets_in || below.starts_with("pki");
+        // As revoking it, and it cannot be taken back.
+        let removes = right.method == Method::DELETE && below == "nodes/{id}";
+        let admin = lets_in || removes || below.starts_with("pki");
         let least = match (admin, right.method == Method::GET) {
             // Reading by POST: the question is too long for a path.
             _ if ["pki/ca.pem", "prom/read"].contains(&below) => Role::Viewer,
@@ -211,7 +222,9 @@ async fn a_bound_operator_changes_nothing_outside_by_any_route() {
         let told = format!("{} {}", right.method, right.path);
         let is_alert = right.path.starts_with("/api/v1/alerts/") || right.path == "/api/v1/silences/{id}";
         // Of alerts there are none here, and of commands none that is open: those are tried below it.
-        if HARMLESS.contains(&told.as_str()) || is_alert || right.path == "/api/v1/commands/{id}/cancel" {
+        let of_one =
+            ["/api/v1/commands/{id}/cancel", "/api/v1/commands/{id}/approve-held"].contains(&right.path);
+        if HARMLESS.contains(&told.as_str()) || is_alert || of_one {
             continue;
         }
         let (path, body) = reaching(&right, "far", "tokyo");
