@@ -52,6 +52,8 @@ use crate::{
 
 /// How long an unanswered birth is waited for before it is sent again.
 const BIRTH_AGAIN: Duration = Duration::from_secs(10);
+/// How long after an answer that asks for what is gone a birth says so.
+const STATE_ANEW: Duration = Duration::from_secs(1);
 /// Pause between probes while the hub gives no credit.
 const PROBE: Duration = Duration::from_secs(30);
 /// How long a mark may be known in memory only; after a crash it costs duplicates, never records.

@@ -20,7 +20,7 @@ use fleet_schemas::{
     batch::{Batch, Clock, Envelope, Lost},
     cbor::{self, Unpacker},
     event::{self, Event, Severity},
-    session::Versions,
+    session::{Birth, StreamState, Versions},
     topic::{Down, Up},
 };
 use redb::StorageBackend as _;
@@ -29,6 +29,10 @@ const SESSION: SessionId = SessionId([7; 8]);
 const NOW: Now = Now { wall_ms: 1_790_000_000_000, up: Duration::from_secs(100), clock: Clock::Synced };
 
 fn open(card: &SimFile, stream: u8) -> Uplink {
+    open_with(card, stream, Config::default())
+}
+
+fn open_with(card: &SimFile, stream: u8, config: Config) -> Uplink {
     let profile = Profile {
         node: NodeId::parse("edge-1").unwrap(),
         boot: [1; 8],
@@ -40,7 +44,7 @@ fn open(card: &SimFile, stream: u8) -> Uplink {
         machine: BTreeMap::new(),
         heartbeat: Duration::from_secs(30),
     };
-    Uplink::open(card.backend(), profile, Config::default(), StreamId([stream; 16]), NOW).unwrap()
+    Uplink::open(card.backend(), profile, config, StreamId([stream; 16]), NOW).unwrap()
 }
 
 fn submit(uplink: &mut Uplink, message: &str) {
@@ -169,6 +173,74 @@ fn a_batch_that_rotted_on_the_card_is_declared_and_the_lane_goes_on() {
     assert_eq!(told, [(1, 1, 1, None), (2, 2, 1, Some(Lost::EdgeCorrupt)), (3, 3, 1, None)]);
     let state = uplink.status().lanes[&Lane::Event].streams[0].0;
     assert_eq!((state.counted, state.tombstoned, state.next_record - state.floor_record), (2, 1, 3));
+}
+
+/// 600 letters that no compression makes fewer than 375 bytes of (5 bits each).
+fn noise(seed: u64) -> String {
+    let mut state = seed;
+    let letter = |_| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        char::from(b"abcdefghijklmnopqrstuvwxyz012345"[(state >> 59) as usize])
+    };
+    (0..600).map(letter).collect()
+}
+
+/// An outbox of 8 kB with twelve events of 400 bytes that a hub has acked, which is more than the half of it.
+fn acked_by_another_hub(card: &SimFile) -> Uplink {
+    let mut uplink = open_with(card, 1, Config { quota_bytes: 8_000, ..Config::default() });
+    for number in 1..=12 {
+        submit(&mut uplink, &noise(number));
+    }
+    uplink.connected(SESSION, NOW);
+    hear(&mut uplink, true, &[(1, 0, Verdict::Ok)]);
+    assert_eq!(sent(&mut uplink).len(), 12);
+    hear(&mut uplink, false, &[(1, 12, Verdict::Ok)]);
+    assert!(uplink.status().outbox.bytes > 4_000, "{:?}", uplink.status().outbox);
+    uplink.disconnected();
+    uplink.connected(SESSION, NOW);
+    uplink
+}
+
+fn born(uplink: &mut Uplink, now: Now) -> Option<StreamState> {
+    let outgoing = uplink.poll(now).unwrap();
+    let birth = outgoing.iter().find(|o| matches!(o.topic, Topic::Up(_, Up::Birth)))?;
+    let birth: Birth = cbor::decode(Unpacker::default().unpack(&birth.payload).unwrap()).unwrap();
+    Some(birth.lanes[&Lane::Event][0])
+}
+
+#[test]
+fn what_a_birth_announced_is_held_until_it_is_answered() {
+    let card = SimFile::new();
+    let mut uplink = acked_by_another_hub(&card);
+    let floor = born(&mut uplink, NOW).unwrap().floor_seq;
+    submit(&mut uplink, &noise(13));
+    assert_eq!(sent(&mut uplink).len(), 1, "what one may say before the answer");
+    assert_eq!(uplink.status().lanes[&Lane::Event].streams[0].0.floor_seq, floor, "the hub may yet want it");
+    // It was another hub, or this one was set back: it wants all there is.
+    hear(&mut uplink, true, &[(1, floor - 1, Verdict::Ok)]);
+    let again = sent(&mut uplink);
+    assert_eq!(again.iter().map(|batch| batch.seq).collect::<Vec<_>>(), (floor..=13).collect::<Vec<_>>());
+}
+
+#[test]
+fn what_a_full_outbox_gave_up_before_the_answer_is_told_by_another_birth() {
+    let card = SimFile::new();
+    let mut uplink = acked_by_another_hub(&card);
+    let before = born(&mut uplink, NOW).unwrap();
+    for number in 13..=24 {
+        submit(&mut uplink, &noise(number));
+    }
+    sent(&mut uplink);
+    let floor = uplink.status().lanes[&Lane::Event].streams[0].0.floor_seq;
+    assert!(floor > before.floor_seq, "a full outbox keeps what nobody has");
+    hear(&mut uplink, true, &[(1, before.floor_seq - 1, Verdict::Ok)]);
+    assert_eq!(
+        born(&mut uplink, NOW),
+        None,
+        "not in the same moment, lest a hub that cannot answer is flooded"
+    );
+    let later = Now { up: NOW.up + Duration::from_secs(1), ..NOW };
+    assert_eq!(born(&mut uplink, later).unwrap().floor_seq, floor);
 }
 
 /// Flips a bit wherever the bytes lie on the card.

@@ -152,6 +152,12 @@ mod tests {
     }
 
     #[test]
+    fn what_a_birth_announced_is_there_when_the_next_hub_asks_for_it() {
+        // A small outbox evicted what the old hub had acked, between its birth at the new hub and the answer.
+        rolled_out(20_281, Faults::Heavy);
+    }
+
+    #[test]
     fn a_large_fleet_is_rolled_out_to_in_waves() {
         let large = large(1_000, 1, 2);
         assert_eq!(large.wrong, Vec::<String>::new());

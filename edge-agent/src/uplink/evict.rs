@@ -24,12 +24,17 @@ const CHEAPEST_FIRST: [Lane; 4] = [Lane::Backfill, Lane::Telemetry, Lane::Comman
 
 impl Uplink {
     /// Evicts what may go when the outbox is over half its quota (acked) or over it (never sent).
+    ///
+    /// What a birth announced stays until the birth is answered: acked it was by the hub before, and this one, which may
+    /// be another or have been set back to a backup, may yet ask for it. Only a full outbox does not wait.
     pub(super) fn make_room(&mut self, now: Now) -> Result<(), Error> {
-        let half = self.config.quota_bytes / 2;
-        if self.used_bytes() > half {
-            self.evict_acked(self.used_bytes() - half, i64::MIN)?;
+        let announced = self.is_announced();
+        let (quota, used) = (self.config.quota_bytes, self.used_bytes());
+        let half = quota / 2;
+        if used > half && (!announced || used >= quota) {
+            self.evict_acked(used - half, i64::MIN)?;
         }
-        if now.up >= self.sweep_due {
+        if now.up >= self.sweep_due && !announced {
             self.sweep_due = now.up + SWEEP;
             let keep_ms = i64::try_from(self.config.keep.as_millis()).unwrap_or(i64::MAX);
             self.evict_acked(0, now.wall_ms.saturating_sub(keep_ms))?;
@@ -41,6 +46,11 @@ impl Uplink {
             self.shed_unsent(self.used_bytes() - target, now)?;
         }
         Ok(())
+    }
+
+    /// Whether a birth has said, or is about to say, what is held, and the hub has not answered.
+    pub(super) fn is_announced(&self) -> bool {
+        self.session.as_ref().is_some_and(|session| !session.answered)
     }
 
     /// Drops acked batches, oldest first, until `bytes` are free, and those sealed before `before_ms`.

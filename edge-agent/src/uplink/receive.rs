@@ -11,9 +11,12 @@ use fleet_schemas::{
 };
 use sha2::{Digest as _, Sha256};
 
-use super::{Error, MARKS_AT_LATEST, Uplink};
+use super::{Error, MARKS_AT_LATEST, STATE_ANEW, Uplink};
 use crate::{
-    core::{Now, lanes::StreamNo},
+    core::{
+        Now,
+        lanes::{Stream, StreamNo},
+    },
     store::outbox::Write,
 };
 
@@ -78,7 +81,21 @@ impl Uplink {
                 }
             }
         }
+        if ack.birth {
+            self.state_anew(now);
+        }
         self.config_heard(now)
+    }
+
+    /// The hub wants what was evicted between the birth and its answer: only another birth tells it that this is gone.
+    fn state_anew(&mut self, now: Now) {
+        let gone = |stream: &Stream| stream.mark + 1 < stream.floor_seq;
+        if Lane::ALL.iter().any(|lane| self.lanes.get(*lane).streams.values().any(gone))
+            && let Some(session) = &mut self.session
+        {
+            session.answered = false;
+            session.birth_due = now.up + STATE_ANEW;
+        }
     }
 
     fn number_of(&self, lane: Lane, id: StreamId) -> Option<StreamNo> {

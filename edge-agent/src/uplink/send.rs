@@ -54,7 +54,7 @@ impl Uplink {
     #[must_use]
     pub fn deadline(&self) -> Option<Duration> {
         let waiting = !self.pending.is_empty() || !self.lazy.is_empty();
-        let mut due = vec![self.sweep_due];
+        let mut due = Vec::from_iter((!self.is_announced()).then_some(self.sweep_due));
         due.extend(waiting.then_some(self.seal_due));
         due.extend(self.marks_due);
         due.extend(self.commands.due());

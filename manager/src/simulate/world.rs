@@ -99,6 +99,14 @@ impl World {
         }
     }
 
+    /// A message in full below its line of the trace, as `fleet decode` reads it.
+    fn show(&self, topic: &Topic, payload: &[u8]) {
+        if self.trace {
+            let hex: String = payload.iter().map(|byte| format!("{byte:02x}")).collect();
+            eprintln!("{topic} {hex}");
+        }
+    }
+
     /// The digest of everything that happened.
     pub(super) fn log_digest(&self) -> [u8; 32] {
         self.log.clone().finalize().into()
@@ -199,6 +207,7 @@ impl World {
                         payload.len(),
                         short(&payload)
                     ));
+                    self.show(&topic, &payload);
                     let (weather, at) = (self.weather, (self.now, 0));
                     let payload = Bytes::from(payload);
                     self.nets[index].send(
@@ -282,6 +291,7 @@ impl World {
         let hub = edge.hub;
         for message in outgoing {
             self.log(format_args!("agent {index} says {} {}", message.topic, short(&message.payload)));
+            self.show(&message.topic, &message.payload);
             let (weather, at) = (self.weather, (now, 0));
             let payload = Bytes::from(message.payload);
             self.nets[hub].send(&mut self.rng, weather, at, Way::Up(connection), (&message.topic, &payload));
