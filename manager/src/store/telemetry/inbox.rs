@@ -162,9 +162,10 @@ impl Memory {
 
 /// Rows of the inbox at one moment.
 pub(super) struct Rows {
-    table: ReadOnlyTable<u64, &'static [u8]>,
-    // The chunk that was read last: its first seq, where its rows end, its bytes.
+    // The chunk that was read last: its first seq, where its rows end, its bytes. A guard does not keep its snapshot
+    // alive, so it stands before the table, to be dropped before it: a writer frees the page as soon as that is gone.
     current: Option<(u64, Vec<usize>, Chunk)>,
+    table: ReadOnlyTable<u64, &'static [u8]>,
 }
 
 type Chunk = AccessGuard<'static, &'static [u8]>;
