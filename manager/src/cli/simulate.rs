@@ -13,7 +13,8 @@ use crate::simulate::{self, Faults};
 #[derive(Debug, Clone, Args)]
 #[command(
     after_help = "Examples:\n  fleet simulate\n  fleet simulate --nodes 8 --seed 42 --faults heavy\n  \
-    fleet simulate --seed 1 --seeds 1000 --faults heavy\n  fleet simulate --seed 42 --faults heavy --trace 2>log\n\n\
+    fleet simulate --seed 1 --seeds 1000 --faults heavy\n  \
+    fleet simulate --seed 42 --faults heavy --trace 2>log; grep ^fleet/ log | fleet decode\n\n\
     A seed always does the same; each runs twice to prove it, unless --once is given."
 )]
 pub(super) struct SimulateArgs {
