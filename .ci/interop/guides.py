@@ -1,7 +1,8 @@
 """A guide, word for word: every `sh` block of a Markdown file, in order, in one shell and one empty folder.
 
 A block in another language whose first line is a comment with a file's name (`# follow.py`, `// reader.mjs`) is written
-to that file first. `<!-- shows: REGEX -->` below a block must match what the block printed. Whatever a block left
+to that file first. `<!-- shows: REGEX -->` below a block must match what the block printed. `<!-- by hand: WORDS -->` is
+what somebody does between two blocks; nobody does here, so a guide that has it is run elsewhere. Whatever a block left
 running is ended with the shell. Usage: guides.py --fleet PROGRAM [--agent PROGRAM] [--path FOLDER]… GUIDE…
 """
 
@@ -16,24 +17,27 @@ import sys
 import tempfile
 import time
 
-BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$(?:\s*<!-- shows: (.*?) -->)?", re.S | re.M)
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$(?:\s*<!-- shows: (.*?) -->)?|^<!-- (by hand): (.*?) -->$", re.S | re.M)
+BY_HAND = "by hand"
 NAMED = re.compile(r"(?:#|//) ([\w.-]+\.\w+)\n")
 # Ends a block's output; no guide prints it.
 MARK = "\x1e"
 
 
 def blocks(guide):
-    """(line, language, text, what it must show) of every block."""
+    """(line, language, text, what it must show) of every block; `by hand` is the language of what somebody does."""
     text = guide.read_text("utf-8")
     for found in BLOCK.finditer(text):
-        language, body, shows = found.groups()
-        yield text[: found.start()].count("\n") + 1, language, body, shows
+        language, body, shows, by_hand, words = found.groups()
+        yield text[: found.start()].count("\n") + 1, language or by_hand, words if by_hand else body, shows
 
 
 def script(guide, folder):
     """One shell script of the whole guide, and what each of its blocks must show."""
     lines, expected = ["set -eu"], []
     for line, language, body, shows in blocks(guide):
+        if language == BY_HAND:
+            raise SystemExit(f"{guide}:{line}: nobody is here to {body}")
         if language == "sh":
             lines += [f"printf '%s' '{MARK}'", body]
             expected.append((line, body, shows))

@@ -2,23 +2,23 @@
 
     install.py FOLDER HUB.deb AGENT.deb
 
-FOLDER gets the system (root/), the container's console (console.log) and what was asked of it (asked.log). The units run
-as they are shipped, with their sandbox; only the watchdog's time is shortened where a hang is waited for. The container
-has no network but its own loopback, and everything is bounded in time.
+FOLDER gets the system (alone/), its console (alone.console.log) and what was asked of it (alone.asked.log). What README
+says to install and join is done word for word. The units run as they are shipped, with their sandbox; only the watchdog's
+time is shortened where a hang is waited for.
 """
 
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
-# Nothing but what the packages depend on, and systemd.
-INCLUDE = "adduser,dbus,systemd,systemd-sysv"
+sys.path.insert(0, str(Path(__file__).parents[1] / "interop"))
+from guides import blocks  # noqa: E402
+from machine import Failed, booted, check, copied, fresh, named, next_version, until  # noqa: E402
+
 HUB, AGENT = "clawland-fleet", "clawland-fleet-agent"
 UNITS = ["fleet-hub", "fleet-agent"]
 USERS = ["_clawland-fleet", "_clawland-fleet-agent"]
@@ -30,135 +30,29 @@ ETC = [
 ]
 
 
-class Failed(Exception):
-    """Something is not as Debian's policy, the unit or the documentation says."""
+def documented():
+    """README's commands: install at the hub, install at a node, join."""
+    found = [body for _, language, body, _ in blocks(Path("README.md")) if language == "sh" and "apt install" in body]
+    check(len(found) == 1, f"README has {len(found)} blocks that install")
+    lines = found[0].splitlines()
+    check(len(lines) == 3 and "--token TOKEN" in lines[2], f"README does not say how to install and join: {lines}")
+    return lines
 
 
-def check(fact, why):
-    if not fact:
-        raise Failed(why)
-
-
-def until(what, look, seconds=30):
-    """Looks again and again until there is an answer; gives it."""
-    end = time.monotonic() + seconds
-    while True:
-        found = look()
-        if found:
-            return found
-        if time.monotonic() > end:
-            raise Failed(f"{what}: not within {seconds} s")
-        time.sleep(0.2)
-
-
-class Machine:
-    """The booted container."""
-
-    def __init__(self, folder, leader):
-        self.root = folder / "root"
-        self.leader = leader
-        self.log = (folder / "asked.log").open("w")
-
-    def ask(self, *command, stdin=None, seconds=60):
-        """Exit code and what it said."""
-        enter = ["nsenter", f"--target={self.leader}", "--mount", "--uts", "--ipc", "--net", "--pid", "--root", "--wd"]
-        clean = ["env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8", "HOME=/root", "USER=root",
-                 "DEBIAN_FRONTEND=noninteractive"]
-        done = subprocess.run([*enter, *clean, *command], input=stdin, text=True, stdout=subprocess.PIPE,
-                              stderr=subprocess.STDOUT, timeout=seconds)
-        print("$", *command, f"# {done.returncode}", file=self.log)
-        print(done.stdout, file=self.log, flush=True)
-        return done.returncode, done.stdout
-
-    def do(self, *command, **options):
-        """What it said; it must go well."""
-        code, said = self.ask(*command, **options)
-        check(code == 0, f"{' '.join(command)}: exit code {code}: {said.strip()[-2000:]}")
-        return said
-
-    def shows(self, unit, *names):
-        said = self.do("systemctl", "show", unit, *(f"--property={name}" for name in names))
-        found = dict(line.split("=", 1) for line in said.splitlines())
-        return [found[name] for name in names]
-
-    def path(self, path):
-        return self.root / path.lstrip("/")
-
-    def owner(self, path):
-        return self.do("stat", "-c", "%U:%G %a", path).strip()
-
-
-@contextmanager
-def booted(folder):
-    console = (folder / "console.log").open("wb")
-    # Neither is there a systemd around it, nor is one wanted.
-    nspawn = subprocess.Popen(
-        ["systemd-nspawn", "--quiet", f"--directory={folder / 'root'}", "--register=no", "--keep-unit",
-         "--private-network", "--resolv-conf=off", "--timezone=off", "--link-journal=no", "--machine=fleet-packages",
-         "--boot"],
-        stdin=subprocess.DEVNULL, stdout=console, stderr=subprocess.STDOUT)
-    machine = None
-    try:
-        children = Path(f"/proc/{nspawn.pid}/task/{nspawn.pid}/children")
-
-        def leader():
-            check(nspawn.poll() is None, f"the container did not boot; see {folder / 'console.log'}")
-            for child in children.read_text().split():
-                if Path(f"/proc/{child}/comm").read_text().strip() == "systemd":
-                    return int(child)
-            return None
-
-        machine = Machine(folder, until("the container's systemd", leader))
-        until("the container's boot", lambda: machine.ask("systemctl", "is-system-running")[1].strip()
-              in ("running", "degraded"), 90)
-        yield machine
-        machine.do("systemctl", "poweroff", "--no-block")
-        nspawn.wait(60)
-    finally:
-        if nspawn.poll() is None:
-            nspawn.terminate()
-            try:
-                nspawn.wait(20)
-            except subprocess.TimeoutExpired:
-                nspawn.kill()
-                nspawn.wait()
-        console.close()
-        if machine:
-            machine.log.close()
-
-
-def system(folder):
-    """A fresh Debian."""
-    root = folder / "root"
-    shutil.rmtree(root, ignore_errors=True)
-    log = (folder / "mmdebstrap.log").open("w")
-    release = re.search(r"VERSION_CODENAME=(\w+)", Path("/etc/os-release").read_text())[1]
-    made = subprocess.run(["mmdebstrap", "--variant=essential", f"--include={INCLUDE}", release, root],
-                          stdin=subprocess.DEVNULL, stdout=log, stderr=log, timeout=600)
-    check(made.returncode == 0, f"no fresh Debian: see {folder / 'mmdebstrap.log'}")
-
-
-def next_version(deb, folder):
-    """The same package as a later version."""
-    tree = folder / f"{deb.stem}-next"
-    shutil.rmtree(tree, ignore_errors=True)
-    subprocess.run(["dpkg-deb", "--raw-extract", deb, tree], check=True, timeout=60)
-    control = tree / "DEBIAN/control"
-    text = control.read_text()
-    version = re.search(r"^Version: (.*)$", text, re.M)[1]
-    control.write_text(text.replace(f"Version: {version}", f"Version: {version}+next1"))
-    made = folder / f"{deb.stem}+next.deb"
-    subprocess.run(["dpkg-deb", "--root-owner-group", "-Znone", "--build", tree, made], check=True, timeout=60,
-                   stdout=subprocess.DEVNULL)
-    shutil.rmtree(tree)
-    return made
+def bring(machine, debs):
+    for deb in debs:
+        shutil.copy(deb, machine.path("/root"))
 
 
 def install(machine, *debs):
-    for deb in debs:
-        shutil.copy(deb, machine.path("/root"))
-    # Not apt: what is not there already would be a dependency that the packages do not name.
-    machine.do("dpkg", "--install", *(f"/root/{deb.name}" for deb in debs), seconds=180)
+    bring(machine, debs)
+    for command in documented()[:2]:
+        machine.do("bash", "-c", f"cd /root\n{command}", seconds=180)
+
+
+def install_over(machine, debs):
+    bring(machine, debs)
+    machine.do("apt", "install", "--yes", *(f"/root/{deb.name}" for deb in debs), seconds=180)
 
 
 def runs(machine):
@@ -189,9 +83,10 @@ def places(machine):
 
 
 def node(machine):
-    nodes = json.loads(machine.do("fleet", "node", "ls", "-o", "json"))
-    nodes = nodes["items"] if isinstance(nodes, dict) else nodes
-    return next((node for node in nodes if node["id"] == "edge-1"), None)
+    """The only one."""
+    nodes = json.loads(machine.do("fleet", "node", "ls", "-o", "json"))["items"]
+    check(len(nodes) < 2, f"there is more than one node: {nodes}")
+    return nodes[0] if nodes else None
 
 
 def online(machine):
@@ -201,7 +96,7 @@ def online(machine):
 
 def stored(machine):
     """Samples of the node's device that the hub has."""
-    said = machine.do("fleet", "telemetry", "edge-1", "--device", "shed", "--since", "1h", "-o", "csv")
+    said = machine.do("fleet", "telemetry", node(machine)["id"], "--device", "shed", "--since", "1h", "-o", "csv")
     return len([line for line in said.splitlines() if "temperature" in line])
 
 
@@ -215,10 +110,9 @@ def hand_in(machine, value):
 
 
 def join(machine):
-    """As the README says, by root."""
-    token = json.loads(machine.do("fleet", "join-token", "create", "-o", "json"))["token"]
-    machine.do("fleet-agent", "join", "127.0.0.1", "--token", "-", "--node", "edge-1", stdin=token)
-    machine.do("systemctl", "restart", "fleet-agent")
+    token = json.loads(machine.do("sudo", "fleet", "join-token", "create", "-o", "json"))["token"]
+    command = documented()[2].replace("HUB", "127.0.0.1").replace("TOKEN", token)
+    machine.do("bash", "-c", command)
     until("the node is online", lambda: online(machine))
     hand_in(machine, 21.5)
     until("the sample is stored", lambda: stored(machine) == 1)
@@ -238,7 +132,8 @@ def sandbox(machine):
     entry = lambda name, argv: f"[command.{name}]\nprogram = \"{argv[0]}\"\nargs = {json.dumps(argv[1:])}\n"
     listed = "\n".join(entry(name, argv) for name, argv in commands.items())
     machine.path(ETC[2]).write_text(listed)
-    run = lambda name: machine.ask("fleet", "command", "run", "edge-1", "--", *commands[name])
+    node_id = node(machine)["id"]
+    run = lambda name: machine.ask("fleet", "command", "run", node_id, "--", *commands[name])
     code, said = run("who")
     check(code == 0 and USERS[1] in said, f"whoami: {code} {said}")
     for name in ["look", "inside", "fork"]:
@@ -298,7 +193,7 @@ def upgrade(machine, debs):
     settings = machine.path(ETC[0])
     settings.write_text(settings.read_text() + "\n[keep]\ndays = 91\n")
     pids = [machine.shows(unit, "MainPID")[0] for unit in UNITS]
-    install(machine, *debs)
+    install_over(machine, debs)
     runs(machine)
     for unit, before in zip(UNITS, pids):
         check(machine.shows(unit, "MainPID")[0] != before, f"{unit} was not restarted")
@@ -322,7 +217,7 @@ def remove(machine, debs):
         check(not machine.path(path).exists(), f"{path} stayed")
     for path in [*DATA, *ETC]:
         check(machine.path(path).exists(), f"removing took {path}")
-    install(machine, *debs)
+    install_over(machine, debs)
     runs(machine)
     until("the node is online again", lambda: online(machine), 60)
     check(stored(machine) == 2, "removing lost a sample")
@@ -333,8 +228,9 @@ def purge(machine, before):
     for user in USERS:
         machine.do("getent", "passwd", user)
     left = sorted(files(machine) - before)
-    # What the system itself writes: its logs, its list of users (and the copy of before), and what dpkg keeps of itself.
-    own = re.compile(r"^/(var/(log|lib/dpkg|cache|tmp|lib/systemd)|root|tmp|run|dev|proc|sys)(/|$)"
+    # What the system itself writes: its logs, its list of users (and the copy of before), and what dpkg and apt keep of
+    # themselves.
+    own = re.compile(r"^/(var/(log|lib/(apt|dpkg|systemd)|cache|tmp)|root|tmp|run|dev|proc|sys)(/|$)"
                      r"|^/etc/(passwd|group|shadow|gshadow|subuid|subgid)-?$|^/etc/\.pwd\.lock$|^/etc/machine-id$")
     left = [path for path in left if not own.match(path)]
     check(not left, f"purging left {left}")
@@ -356,12 +252,13 @@ def main(folder, *debs):
 
     def step(name, act, *args):
         begun = time.monotonic()
-        act(*args)
+        done = act(*args)
         print(f"  {name:<10} {time.monotonic() - begun:5.1f} s", flush=True)
+        return done
 
     try:
-        step("system", system, folder)
-        with booted(folder) as machine:
+        root = named(copied(step("system", fresh, folder), folder / "alone"), "alone")
+        with booted(root) as machine:
             before = files(machine)
             step("install", install, machine, *debs)
             step("runs", runs, machine)
@@ -376,7 +273,7 @@ def main(folder, *debs):
     except (Failed, subprocess.SubprocessError, OSError) as wrong:
         print(f"FAILED: {wrong}", file=sys.stderr)
         sys.exit(1)
-    shutil.rmtree(folder / "root", ignore_errors=True)
+    shutil.rmtree(root, ignore_errors=True)
     print("installed, joined, confined, watched, stopped, upgraded, removed and purged")
 
 
