@@ -4,22 +4,22 @@
 
 Every `sh` block of manager/operator.md runs in one root shell at the hub's machine, in a folder with the packages, later ones
 in its `new`, and the system of the boards' image at /mnt/image. What the guide leaves to hands is done here: flashing copies
-the image file by file and switches the copy on, unplugging cuts a board's power. FOLDER gets the machines, their consoles
-and guide.log.
+the image file by file and switches the copy on, unplugging cuts a board's power, waiting is for seconds. FOLDER gets the
+machines' consoles and guide.log.
 """
 
 import json
-import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "interop"))
 from guides import BY_HAND, MARK, blocks, judge  # noqa: E402
-from machine import Failed, Network, booted, check, copied, fresh, named, next_version, until  # noqa: E402
+from machine import ROOTS, Failed, Network, booted, check, copied, fresh, named, next_version, until  # noqa: E402
 
 GUIDE = Path("manager/operator.md")
 # Longest that a block may take: boards deliver their figures every 90 s.
@@ -34,6 +34,7 @@ Name=host0
 Address=10.77.0.2/24
 Gateway=10.77.0.1
 DHCPServer=yes
+IPv6AcceptRA=no
 
 [DHCPServer]
 PoolOffset=100
@@ -162,7 +163,7 @@ def hub_is_sound(hub):
 
 def follow(folder, debs):
     base = fresh(folder)
-    hub_root, image = named(copied(base, folder / "hub"), "hub"), named(copied(base, folder / "image"), "image")
+    hub_root, image = (named(copied(base, folder / ROOTS / name), name) for name in ("hub", "image"))
     for root in (hub_root, image):
         subprocess.run(["systemctl", f"--root={root}", "--quiet", "enable", "systemd-networkd.service"], check=True,
                        timeout=60, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -181,15 +182,19 @@ def follow(folder, debs):
         boards = Boards(image, network, stack)
         shell = Shell(hub, folder / "guide.log")
         expected, well = [], True
+        hands = {"flash": boards.flash, "unplug": boards.unplug, "wait": lambda seconds: time.sleep(float(seconds))}
         try:
             for line, language, body, shows in blocks(GUIDE):
+                begun, goes_on = time.monotonic(), True
                 if language == BY_HAND:
                     verb, words = body.split(" ", 1)
-                    {"flash": boards.flash, "unplug": boards.unplug}[verb](shell.value(words))
+                    hands[verb](shell.value(words))
                 elif language == "sh":
                     expected.append((line, body, shows))
-                    if not shell.run(body):
-                        break
+                    goes_on = shell.run(body)
+                print(f"  {GUIDE.name}:{line:<4} {time.monotonic() - begun:5.1f} s", flush=True)
+                if not goes_on:
+                    break
         except Failed as failed:
             print(failed)
             well = False
@@ -205,14 +210,12 @@ def main(folder, *debs):
     # So that no machine is left behind when time is up.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     folder, debs = Path(folder).resolve(), [Path(deb).resolve() for deb in debs]
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / ROOTS).mkdir(parents=True, exist_ok=True)
     try:
         boards = follow(folder, debs)
     except (Failed, subprocess.SubprocessError, OSError) as wrong:
         print(f"FAILED: {wrong}", file=sys.stderr)
         sys.exit(1)
-    for name in ["hub", "image", *(f"board-{n + 1}" for n in range(boards.made))]:
-        shutil.rmtree(folder / name, ignore_errors=True)
     print(f"{GUIDE}: followed with the packages, a hub and {boards.made} boards of one image")
 
 

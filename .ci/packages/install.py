@@ -2,9 +2,9 @@
 
     install.py FOLDER HUB.deb AGENT.deb
 
-FOLDER gets the system (alone/), its console (alone.console.log) and what was asked of it (alone.asked.log). What README
-says to install and join is done word for word. The units run as they are shipped, with their sandbox; only the watchdog's
-time is shortened where a hang is waited for.
+FOLDER gets the console of the machine (alone.console.log) and what was asked of it (alone.asked.log). What README says to
+install and to join is done word for word. The units run as they are shipped, with their sandbox; only the watchdog's time is
+shortened where a hang is waited for.
 """
 
 import json
@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "interop"))
 from guides import blocks  # noqa: E402
-from machine import Failed, booted, check, copied, fresh, named, next_version, until  # noqa: E402
+from machine import ROOTS, Failed, booted, check, copied, fresh, named, next_version, until  # noqa: E402
 
 HUB, AGENT = "clawland-fleet", "clawland-fleet-agent"
 UNITS = ["fleet-hub", "fleet-agent"]
@@ -247,7 +247,7 @@ def files(machine):
 
 def main(folder, *debs):
     folder, debs = Path(folder).resolve(), [Path(deb).resolve() for deb in debs]
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / ROOTS).mkdir(parents=True, exist_ok=True)
     later = [next_version(deb, folder) for deb in debs]
 
     def step(name, act, *args):
@@ -257,7 +257,7 @@ def main(folder, *debs):
         return done
 
     try:
-        root = named(copied(step("system", fresh, folder), folder / "alone"), "alone")
+        root = named(copied(step("system", fresh, folder), folder / ROOTS / "alone"), "alone")
         with booted(root) as machine:
             before = files(machine)
             step("install", install, machine, *debs)
@@ -273,7 +273,6 @@ def main(folder, *debs):
     except (Failed, subprocess.SubprocessError, OSError) as wrong:
         print(f"FAILED: {wrong}", file=sys.stderr)
         sys.exit(1)
-    shutil.rmtree(root, ignore_errors=True)
     print("installed, joined, confined, watched, stopped, upgraded, removed and purged")
 
 

@@ -16,7 +16,12 @@ from pathlib import Path
 # Nothing but what the packages depend on, systemd, and what the documented commands begin with. No lists of packages: what
 # is not here already is a dependency that the packages do not name, and apt cannot fetch it.
 INCLUDE = "adduser,apt,dbus,sudo,systemd,systemd-sysv"
+# Where machines' files lie, in the folder of a script; `run` puts memory there, which is given back with the script.
+ROOTS = "roots"
 CGROUPS = Path("/sys/fs/cgroup")
+# A container's boot has an id of its own, laid over the kernel's. Services with a /proc of their own, as those with a sandbox
+# are, see the kernel's, and `journalctl --follow` in them shows no line of this boot: on a real machine both are one.
+INIT = "while umount /proc/sys/kernel/random/boot_id 2> /dev/null; do :; done; exec /sbin/init"
 
 
 class Failed(Exception):
@@ -151,10 +156,10 @@ class Machine:
 
 @contextmanager
 def booted(root, network=None, binds=()):
-    """Boots what is in the folder; its console is in NAME.console.log beside it, what it was asked in NAME.asked.log. At the
-    end it is switched off, unless somebody cut its power."""
+    """Boots what is in a folder of [`ROOTS`]; its console is in NAME.console.log beside those, what it was asked in
+    NAME.asked.log. At the end it is switched off, unless somebody cut its power."""
     name = f"fleet-{root.name}"
-    logs = root.parent
+    logs = root.parent.parent
     console = (logs / f"{root.name}.console.log").open("wb")
     groups = [folder / name for folder in cgroups()]
     for group in groups:
@@ -167,7 +172,8 @@ def booted(root, network=None, binds=()):
         [*(network.enter() if network else []), "sh", "-ec", into, "sh", *groups, "--",
          "systemd-nspawn", "--quiet", f"--directory={root}", "--register=no", "--keep-unit", *net,
          "--resolv-conf=off", "--timezone=off", "--link-journal=no", f"--machine={name}",
-         *(f"--bind={outside}:{inside}" for outside, inside in binds), "--boot"],
+         *(f"--bind={outside}:{inside}" for outside, inside in binds), "--kill-signal=SIGRTMIN+3",
+         "sh", "-c", INIT],
         stdin=subprocess.DEVNULL, stdout=console, stderr=subprocess.STDOUT)
     machine = None
     try:
