@@ -101,6 +101,7 @@ class Boards:
         self.stack = stack
         self.made = 0
         self.on = []
+        self.off = []
 
     def flash(self, count):
         for _ in range(int(count)):
@@ -112,6 +113,7 @@ class Boards:
         board = next((board for board in self.on if self.node(board) == node), None)
         check(board, f"no board is {node}")
         self.on.remove(board)
+        self.off.append(board.root)
         board.cut()
 
     @staticmethod
@@ -131,6 +133,15 @@ class Boards:
         for what in (["cat", "/etc/machine-id"], ["sha256sum", f"{NODE_DATA}/identity/joined.json"]):
             said = {board.do(*what) for board in self.on}
             check(len(said) == len(self.on), f"boards have the same by `{' '.join(what)}`: {said}")
+
+
+    def stay_out(self):
+        """Boards that were replaced or retired are switched on again: the hub refuses them, and they say so."""
+        check(len(self.off) == 2, f"{len(self.off)} boards were unplugged, not one that was replaced and one that was retired")
+        for root in self.off:
+            board = self.stack.enter_context(booted(root, self.network))
+            until(f"{root.name} is refused", lambda: "the hub refused this node's certificate"
+                  in board.do("journalctl", "--unit=fleet-agent", "--output=cat"))
 
 
 def journal_is_structured(hub):
@@ -202,6 +213,7 @@ def follow(folder, debs):
         well = judge(GUIDE, code, shell.printed(), expected) and well
         check(well, f"the guide does not hold; see {folder / 'guide.log'}")
         boards.are_sound()
+        boards.stay_out()
         hub_is_sound(hub)
     return boards
 
