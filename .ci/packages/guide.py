@@ -168,6 +168,7 @@ def hub_is_sound(hub):
     check(secret not in hub.do("journalctl", "--output=cat"), "the first admin's token is in the journal")
     others = hub.do("find", "/var/lib/clawland-fleet", "!", "-user", "_clawland-fleet").strip()
     check(not others, f"not the hub's: {others}")
+    check(hub.path("/srv/fleet/revocations.jsonl").stat().st_size > 0, "revocations are not where the guide puts them")
     failed = hub.do("systemctl", "--failed", "--plain", "--no-legend").strip()
     check(not failed, f"the hub's machine: {failed}")
 
