@@ -50,10 +50,18 @@ pub(crate) async fn run(units: Vec<String>, logs: Handle, stop: Stop) {
 
 async fn run_program(program: std::path::PathBuf, units: Vec<String>, logs: Handle, mut stop: Stop) {
     let mut after_ms = newest_ms(&units, &logs).await;
+    let with = |args| Program { program: program.clone(), args, ..Program::default() };
+    if after_ms.is_some() {
+        // What was said before this boot: who follows is not shown that. Whatever is wrong is said below.
+        let program = with(args(&units, after_ms, false));
+        select! {
+            _ = follow(&program, &units, &logs, &mut after_ms) => {}
+            () = stop.wanted() => return,
+        }
+    }
     let mut pause = AGAIN[0];
     loop {
-        let program =
-            Program { program: program.clone(), args: args(&units, after_ms), ..Program::default() };
+        let program = with(args(&units, after_ms, true));
         let (ended, lines) = select! {
             ended = follow(&program, &units, &logs, &mut after_ms) => ended,
             () = stop.wanted() => return,
@@ -88,12 +96,16 @@ async fn newest_ms(units: &[String], logs: &Handle) -> Option<i64> {
     newest
 }
 
-fn args(units: &[String], after_ms: Option<i64>) -> Vec<String> {
-    let mut args: Vec<String> = ["--follow", "--output=json", "--quiet", FIELDS].map(str::to_owned).into();
+fn args(units: &[String], after_ms: Option<i64>, follows: bool) -> Vec<String> {
+    let mut args: Vec<String> = ["--output=json", "--quiet", FIELDS].map(str::to_owned).into();
     match after_ms {
         // Whole seconds: what is told twice is left out by its time.
-        Some(ms) => args.extend([format!("--since=@{}", ms.div_euclid(1_000)), "--no-tail".to_owned()]),
+        Some(ms) => args.push(format!("--since=@{}", ms.div_euclid(1_000))),
         None => args.push(FIRST.to_owned()),
+    }
+    if follows {
+        args.push("--follow".to_owned());
+        args.extend(after_ms.map(|_| "--no-tail".to_owned()));
     }
     args.extend(units.iter().map(|unit| format!("--unit={unit}")));
     args
@@ -192,46 +204,62 @@ mod tests {
     #[test]
     fn it_goes_on_where_the_ring_ends() {
         let units = ["a.service".to_owned(), "b.service".to_owned()];
-        let first = args(&units, None);
+        let first = args(&units, None, true);
         assert!(
             first.contains(&FIRST.to_owned())
                 && first.ends_with(&["--unit=a.service".to_owned(), "--unit=b.service".to_owned()])
         );
-        assert!(args(&units, Some(1_795_435_200_999)).contains(&"--since=@1795435200".to_owned()));
+        assert!(args(&units, Some(1_795_435_200_999), true).contains(&"--since=@1795435200".to_owned()));
+    }
+
+    fn entry(ms: i64, text: &str) -> String {
+        format!(
+            r#"{{"__REALTIME_TIMESTAMP":"{ms}000","MESSAGE":"{text}","PRIORITY":"6","_SYSTEMD_UNIT":"a.service"}}"#
+        )
+    }
+
+    /// Lines of `a.service` that come to be in the ring once it has `count` of them, by a stand-in for journalctl.
+    async fn lines_by(script: &str, before: &[LogLine], count: u64) -> Vec<String> {
+        let folder = tempfile::tempdir().unwrap();
+        let fake = folder.path().join("journalctl");
+        std::fs::write(&fake, script).unwrap();
+        std::fs::set_permissions(&fake, std::fs::Permissions::from_mode(0o700)).unwrap();
+        let (logs, thread) = logs::spawn(folder.path(), Clock::new(clock::Config::default())).unwrap();
+        let mut news = logs.news();
+        let first = *news.borrow();
+        before.iter().for_each(|line| logs.push(line.clone()));
+        let (stopper, stop) = stop::channel();
+        let following = tokio::spawn(run_program(fake, vec!["a.service".to_owned()], logs.clone(), stop));
+        time::timeout(Duration::from_secs(60), news.wait_for(|latest| *latest >= first + count))
+            .await
+            .unwrap()
+            .unwrap();
+        let page = logs.read(Query::default(), usize::MAX).await.unwrap();
+        stopper.stop();
+        following.await.unwrap();
+        logs.stop().await;
+        thread.join().unwrap();
+        page.lines.into_iter().map(|line| line.message).collect()
+    }
+
+    #[tokio::test]
+    async fn what_was_said_before_this_boot_comes_first() {
+        let (old, new) = (entry(6_000, "before the power went"), entry(7_000, "after"));
+        let script = format!(
+            "#!/bin/sh\ncase \"$*\" in *--follow*) echo '{new}'; exec sleep 1000;; *--since=@5*) echo '{old}';; esac\n"
+        );
+        let known = LogLine::new(5_000, "a.service", INFO, "known");
+        assert_eq!(lines_by(&script, &[known], 3).await, ["known", "before the power went", "after"]);
     }
 
     /// A stand-in that prints what journalctl does and ends, as it does when the journal is rotated away.
     #[tokio::test]
     async fn a_child_that_ends_is_started_again_and_nothing_is_kept_twice() {
-        let folder = tempfile::tempdir().unwrap();
-        let fake = folder.path().join("journalctl");
-        let entry = |ms: i64, text: &str| {
-            format!(
-                r#"{{"__REALTIME_TIMESTAMP":"{ms}000","MESSAGE":"{text}","PRIORITY":"6","_SYSTEMD_UNIT":"a.service"}}"#
-            )
-        };
         let script = format!(
             "#!/bin/sh\ncase \"$*\" in *--since=*) n=2;; *) n=1;; esac\necho '{}'\n[ $n = 1 ] && exit 0\necho '{}'\nexec sleep 1000\n",
             entry(5_000, "one"),
             entry(6_000, "two"),
         );
-        std::fs::write(&fake, script).unwrap();
-        std::fs::set_permissions(&fake, std::fs::Permissions::from_mode(0o700)).unwrap();
-        let (logs, thread) = logs::spawn(folder.path(), Clock::new(clock::Config::default())).unwrap();
-        let (stopper, stop) = stop::channel();
-        let following = tokio::spawn(run_program(fake, vec!["a.service".to_owned()], logs.clone(), stop));
-        let mut news = logs.news();
-        let first = *news.borrow();
-        time::timeout(Duration::from_secs(60), news.wait_for(|latest| *latest >= first + 2))
-            .await
-            .unwrap()
-            .unwrap();
-        let page = logs.read(Query::default(), usize::MAX).await.unwrap();
-        let texts: Vec<_> = page.lines.iter().map(|line| line.message.as_str()).collect();
-        assert_eq!(texts, ["one", "two"]);
-        stopper.stop();
-        following.await.unwrap();
-        logs.stop().await;
-        thread.join().unwrap();
+        assert_eq!(lines_by(&script, &[], 2).await, ["one", "two"]);
     }
 }
