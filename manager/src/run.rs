@@ -444,9 +444,8 @@ pub async fn hub(config: &Config, shutdown: impl Future<Output = ()>) -> Result<
         println!("field   http://{legacy_http} without TLS (`fleet field-token create` lets one in)");
     }
     println!("mqtt    {mqtt} (loopback; nodes bring a secret, tools use {})", admit::TOOL_FILE);
-    if let Some(admin) = &running.admin {
-        println!("admin   {admin}");
-        println!("        (shown once; kept for this machine's command line in {})", crate::cli::ADMIN);
+    if let Some(token) = &running.admin {
+        println!("admin   {}", admin::shown(token, crate::cli::ADMIN));
     }
     println!("data    {}", config.data.display());
     supervised::ready(&running.hub);

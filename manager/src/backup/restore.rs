@@ -3,7 +3,12 @@
 //! Everything happens in the folder itself, which may be a disk of its own; until all of it is done a marker lies there,
 //! and no hub starts on it. Begun again, it begins from the start.
 
-use std::{fs, io, path::Path, sync::Arc};
+use std::{
+    fs, io,
+    os::unix::fs::{MetadataExt as _, lchown},
+    path::Path,
+    sync::Arc,
+};
 
 use fleet_schemas::{MetricName, StoreId, event::Severity};
 use serde::Serialize;
@@ -166,10 +171,31 @@ fn begin(data: &Path) -> Result<(), Error> {
 }
 
 fn finish(data: &Path) -> Result<(), Error> {
+    give_to_owner(data)?;
     sync_folder(data)?;
     let path = data.join(MARKER);
     fs::remove_file(&path).map_err(at(&path))?;
     sync_folder(data)
+}
+
+/// Root restores into a folder of the hub's user: what was made there is that user's, or the hub could not read it.
+fn give_to_owner(data: &Path) -> Result<(), Error> {
+    let owner = fs::metadata(data).map_err(at(data))?;
+    if !rustix::process::geteuid().is_root() || owner.uid() == 0 {
+        return Ok(());
+    }
+    let mut folders = vec![data.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).map_err(at(&folder))? {
+            let entry = entry.map_err(at(&folder))?;
+            let path = entry.path();
+            lchown(&path, Some(owner.uid()), Some(owner.gid())).map_err(at(&path))?;
+            if entry.file_type().map_err(at(&path))?.is_dir() {
+                folders.push(path);
+            }
+        }
+    }
+    Ok(())
 }
 
 fn sync_folder(path: &Path) -> Result<(), Error> {

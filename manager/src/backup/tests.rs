@@ -251,6 +251,33 @@ fn a_restored_hub_has_what_the_old_one_had_and_is_another() {
 }
 
 #[test]
+fn what_root_restores_belongs_to_the_owner_of_the_folder() {
+    use std::os::unix::fs::{MetadataExt as _, chown};
+
+    let (hub, there) = (hub(), tempfile::tempdir().unwrap());
+    let (bytes, _) = back_up(hub.path(), &Ask::default());
+    let place = write(there.path(), &bytes);
+    let data = there.path().join("restored");
+    fs::create_dir(&data).unwrap();
+    // Anybody else restores as themselves, and owns it all.
+    if rustix::process::geteuid().is_root() {
+        chown(&data, Some(65_534), Some(65_534)).unwrap();
+    }
+    restore_to(&place, &data, None).unwrap();
+    let owner = |path: &Path| fs::symlink_metadata(path).map(|found| (found.uid(), found.gid())).unwrap();
+    let (mut folders, mut seen) = (vec![data.clone()], 0);
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            assert_eq!(owner(&path), owner(&data), "{}", path.display());
+            seen += 1;
+            folders.extend(path.is_dir().then_some(path));
+        }
+    }
+    assert!(seen > 5, "{seen}");
+}
+
+#[test]
 fn a_small_backup_books_the_weeks_that_it_leaves_out() {
     let (hub, there) = (hub(), tempfile::tempdir().unwrap());
     let (bytes, manifest) = back_up(hub.path(), &Ask::default());

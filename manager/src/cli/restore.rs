@@ -1,6 +1,9 @@
 //! `fleet restore`: a data folder out of a backup, for a hub that is none but itself.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use clap::Args;
 use serde_json::json;
@@ -17,6 +20,7 @@ use crate::{
         sealed::Identities,
     },
     clock,
+    config::PACKAGED,
 };
 
 const EXAMPLES: &str = "\
@@ -122,9 +126,12 @@ fn text(report: &Report, data: &str) -> String {
             count(report.samples_missing)
         ));
     }
-    line(format!(
-        "start it with `fleet hub --data {data}`; `fleet status` shows who came back and with what"
-    ));
+    let start = if Path::new(data) == Path::new(PACKAGED) {
+        "systemctl start fleet-hub".to_owned()
+    } else {
+        format!("fleet hub --data {data}")
+    };
+    line(format!("start it with `{start}`; `fleet status` shows who came back and with what"));
     text
 }
 

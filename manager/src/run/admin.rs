@@ -1,7 +1,8 @@
-//! The first admin: made at the first start, with a token that is shown once and kept for the local command line.
+//! The first admin: made at the first start, with a token that is shown once, at a terminal, and kept for the local command line.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, IsTerminal as _},
     os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
@@ -61,6 +62,16 @@ pub(super) async fn first(hub: &Hub, data: &Path) -> Result<Option<String>, Erro
     };
     hub.intend("hub", Intent::Identity(Change::PutOperator(operator))).await?;
     Ok(Some(token))
+}
+
+/// What is said of the new admin where the hub prints: the token itself only to a person at a terminal. What else takes
+/// the output keeps it, and has other readers.
+pub(super) fn shown(token: &str, kept: &str) -> String {
+    if io::stdout().is_terminal() {
+        format!("{token} (shown once; kept for this machine's command line in {kept})")
+    } else {
+        format!("a token, in {kept}")
+    }
 }
 
 /// The token that an interrupted start left behind, or a new one.

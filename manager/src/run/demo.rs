@@ -32,7 +32,7 @@ use tokio::{
 };
 
 use self::link::{Link, OFFLINE};
-use super::{RunningHub, StartError};
+use super::{RunningHub, StartError, admin};
 use crate::{
     clock,
     config::Config,
@@ -299,8 +299,8 @@ fn introduce(running: &RunningHub, data: &Path, agents: &[AgentHandle]) {
     if let (Some(mqtts), Some(node_https)) = (addresses.mqtts, addresses.node_https) {
         println!("  nodes      https://{node_https} to join, mqtts://{mqtts}");
     }
-    if let Some(admin) = &running.admin {
-        println!("  admin      {admin} (shown once; kept in {data}/{})", crate::cli::ADMIN);
+    if let Some(token) = &running.admin {
+        println!("  admin      {}", admin::shown(token, &format!("{data}/{}", crate::cli::ADMIN)));
     }
     for agent in agents {
         let devices = agent.devices().map(|at| format!(", devices mqtt://{at}")).unwrap_or_default();
