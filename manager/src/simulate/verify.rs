@@ -38,6 +38,7 @@ pub(super) fn check(world: &World) -> Vec<String> {
         // What another hub stored before the node moved is not missing.
         let elsewhere = elsewhere(world, hub, node, &mut wrong);
         let missing = truth.accepted.iter().filter(|n| !stored.contains_key(n) && !elsewhere.contains_key(n));
+        let first_missing = missing.clone().next();
         let missing = missing.count() as u64;
         let foreign = stored.keys().any(|n| !truth.accepted.contains(n) && !truth.maybe.contains(n));
         if foreign {
@@ -63,7 +64,8 @@ pub(super) fn check(world: &World) -> Vec<String> {
         // A new hub books as lost what it never saw, also where the old one has it.
         let slack = truth.maybe.len() as u64 + if elsewhere.is_empty() { 0 } else { lost };
         if missing > lost || lost > missing + slack {
-            wrong.push(format!("{node}: {missing} records are missing, {lost} are booked as lost"));
+            let first = first_missing.map_or_else(String::new, |number| format!(", the first is {number}"));
+            wrong.push(format!("{node}: {missing} records are missing{first}; {lost} are booked as lost"));
         }
     }
     wrong
