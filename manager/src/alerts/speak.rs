@@ -29,6 +29,7 @@ pub fn shown(alert: &Alert) -> shapes::Alert {
         node: alert.node.to_string(),
         device: (!alert.device.is_node()).then(|| alert.device.to_string()),
         site: alert.site.clone(),
+        tz: None,
         metric: alert.metric.as_ref().map(ToString::to_string),
         severity: alert.severity.as_str().to_owned(),
         state: alert.stage.as_str().to_owned(),

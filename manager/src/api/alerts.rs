@@ -23,6 +23,7 @@ use crate::{
     core::{
         alert::{Alert, Silence, Stage},
         bounds::Touch,
+        zones,
     },
     store::state::AlertFilter,
 };
@@ -109,8 +110,14 @@ pub(crate) async fn read(api: &Arc<Api>, wants: Wants<'_>) -> Result<Page<shapes
         limit: wants.limit,
     };
     let (found, next) = api.query(move |api| Ok(api.hub.state().alerts(&filter)?)).await?;
-    let items = found.iter().map(alerts::shown).collect();
+    let items = found.iter().map(|alert| told(api, alert)).collect();
     Ok(Page { items, next: next.map(|number: u64| number.to_string()) })
+}
+
+/// An alert, with the zone of its site.
+fn told(api: &Api, alert: &Alert) -> shapes::Alert {
+    let tz = api.hub.with_fleet(|fleet| zones::of_site(fleet, alert.site.as_deref()));
+    shapes::Alert { tz, ..alerts::shown(alert) }
 }
 
 async fn find(api: &Arc<Api>, id: &str) -> Result<Alert, Refusal> {
@@ -126,7 +133,7 @@ pub(super) async fn get(
     params: Params,
 ) -> Result<Response, Refusal> {
     params.only(&[])?;
-    Ok(Json(alerts::shown(&find(&api, &id).await?)).into_response())
+    Ok(Json(told(&api, &find(&api, &id).await?)).into_response())
 }
 
 #[derive(Debug, Deserialize)]
@@ -172,7 +179,7 @@ pub(crate) async fn take_care(
     let alert = find(api, id).await?;
     api.hub.may(&caller.by(), Touch::Node(&alert.node))?;
     api.alerts()?.acknowledge(alert.number, caller.by(), comment(said)?).await?;
-    Ok(alerts::shown(&find(api, id).await?))
+    Ok(told(api, &find(api, id).await?))
 }
 
 /// How long, and about what.
@@ -257,7 +264,7 @@ async fn quieten(
     silence.node = Some(alert.node);
     silence.device = Some(alert.device);
     may(api, caller, &silence)?;
-    Ok(shown(&api.alerts()?.silence(silence).await?))
+    Ok(shown(api, &api.alerts()?.silence(silence).await?))
 }
 
 /// Whether a caller may keep people from being told of that.
@@ -270,13 +277,18 @@ fn may(api: &Api, caller: &Caller, silence: &Silence) -> Result<(), Refusal> {
     Ok(api.hub.may(&caller.by(), touch)?)
 }
 
-fn shown(silence: &Silence) -> shapes::Silence {
+fn shown(api: &Api, silence: &Silence) -> shapes::Silence {
+    let tz = api.hub.with_fleet(|fleet| match &silence.node {
+        Some(node) => zones::at(fleet, node),
+        None => zones::of_site(fleet, silence.site.as_deref()),
+    });
     shapes::Silence {
         id: silence.number.to_string(),
         rule: silence.rule.as_ref().map(ToString::to_string),
         node: silence.node.as_ref().map(ToString::to_string),
         device: silence.device.as_ref().map(ToString::to_string),
         site: silence.site.clone(),
+        tz,
         since_ms: silence.since_ms,
         until_ms: silence.until_ms,
         by: silence.by.clone(),
@@ -293,7 +305,7 @@ pub(super) async fn silences(State(api): State<Arc<Api>>, params: Params) -> Res
 /// Silences that have not ended.
 pub(crate) async fn read_silences(api: &Arc<Api>) -> Result<Page<shapes::Silence>, Refusal> {
     let found = api.query(|api| Ok(api.hub.state().silences()?)).await?;
-    Ok(Page { items: found.iter().map(shown).collect(), next: None })
+    Ok(Page { items: found.iter().map(|silence| shown(api, silence)).collect(), next: None })
 }
 
 /// `POST silences` with `{rule?, node?, device?, site?, for_s | until_ms, comment?}`.
@@ -309,7 +321,7 @@ pub(super) async fn create_silence(
     let made = async {
         let silence = wanted.silence(&caller, api.hub.clock().now().wall_ms)?;
         may(&api, &caller, &silence)?;
-        Ok(shown(&api.alerts()?.silence(silence).await?))
+        Ok(shown(&api, &api.alerts()?.silence(silence).await?))
     };
     api.keys.create(&headers, &caller, &[b"silences", &body], made).await
 }

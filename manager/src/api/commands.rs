@@ -30,6 +30,7 @@ use crate::{
     core::{
         command::{Command, Rate, TIMEOUT, TTL, Wanted},
         registry::Intent,
+        zones,
     },
     store::state::{CommandFilter, Counts, ExecutionFilter},
 };
@@ -284,14 +285,20 @@ pub(crate) async fn read(
     api: &Arc<Api>,
     filter: CommandFilter,
 ) -> Result<shapes::Page<shapes::Command>, Refusal> {
-    let page = api.query(move |api| Ok(api.hub.state().commands(&filter)?)).await?;
-    let held = |id: &CommandId| api.hub.with_fleet(|fleet| fleet.commands.held_of(id));
-    let shown = |(command, counts): &(Command, Counts)| shapes::Command {
-        held_count: u32::try_from(held(&command.id)).unwrap_or(u32::MAX),
-        ..show::command(command, counts)
-    };
-    let items = page.items.iter().map(shown).collect();
-    Ok(shapes::Page { items, next: page.next.map(|id| id.to_string()) })
+    api.query(move |api| {
+        let page = api.hub.state().commands(&filter)?;
+        let held = |id: &CommandId| api.hub.with_fleet(|fleet| fleet.commands.held_of(id));
+        let shown = |(command, counts): &(Command, Counts)| {
+            Ok::<_, Refusal>(shapes::Command {
+                tz: show::zone(api, command, counts)?,
+                held_count: u32::try_from(held(&command.id)).unwrap_or(u32::MAX),
+                ..show::command(command, counts)
+            })
+        };
+        let items = page.items.iter().map(shown).collect::<Result<_, _>>()?;
+        Ok(shapes::Page { items, next: page.next.map(|id| id.to_string()) })
+    })
+    .await
 }
 
 /// `GET nodes/{id}/commands?state=&kind=&limit=&cursor=`: what this node was asked, newest first.
@@ -321,12 +328,14 @@ pub(crate) async fn read_of(
     let number = nodes::number(api, &id)?;
     api.query(move |api| {
         let store = api.hub.state();
+        let tz = api.hub.with_fleet(|fleet| zones::at(fleet, &id));
         let page = store.commands(&filter)?;
         let mut items = Vec::with_capacity(page.items.len());
         for (command, counts) in &page.items {
             let Some(execution) = store.execution(command.id, number)? else { continue };
             let mut shown = show::command(command, counts);
-            shown.executions = vec![show::execution(id.as_str(), command, &execution)];
+            shown.tz = tz.clone().filter(|_| shown.nodes_count == 1);
+            shown.executions = vec![show::execution(&id, tz.clone(), command, &execution)];
             items.push(shown);
         }
         Ok(shapes::Page { items, next: page.next.map(|id| id.to_string()) })

@@ -17,7 +17,10 @@ use super::{
     shapes, view,
 };
 use crate::{
-    core::ledger::{Account, Standing},
+    core::{
+        ledger::{Account, Standing},
+        zones,
+    },
     hub::Verified,
 };
 
@@ -52,7 +55,10 @@ fn draw_up(api: &Api, node: Option<&NodeId>, verify: bool) -> Result<shapes::Led
     let findings = verified.map(|verified| differences(&verified, &accounts));
     let balanced = accounts.iter().all(|account| account.state != Standing::Broken)
         && findings.as_ref().is_none_or(Vec::is_empty);
-    Ok(shapes::Ledger { balanced, accounts: accounts.iter().map(view::account).collect(), findings })
+    let accounts = api.hub.with_fleet(|fleet| {
+        accounts.iter().map(|account| view::account(account, zones::at(fleet, &account.node))).collect()
+    });
+    Ok(shapes::Ledger { balanced, accounts, findings })
 }
 
 /// What was counted and does not agree with the accounts. Nodes deliver and rows expire meanwhile: right is whatever

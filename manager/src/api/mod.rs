@@ -390,7 +390,7 @@ fn router(routes: Router<Arc<Api>>, api: Arc<Api>) -> Router {
 /// A node as `GET nodes/{id}` shows it, for whoever else tells of it.
 pub(crate) fn node_shown(shared: &Shared, node: &Node, devices_count: usize) -> shapes::Node {
     let stands = enrolment::shown(shared.identities().enrolments.get(&node.record.id));
-    let tz = zones::of_node(&shared.fleet(), node).map(str::to_owned);
+    let tz = zones::of_node(&shared.fleet(), node);
     view::node(node, tz, devices_count, stands)
 }
 

@@ -67,9 +67,8 @@ pub(crate) async fn shown(api: &Arc<Api>, nodes: Vec<Node>) -> Result<Vec<shapes
             let of = |(id, _): &(NodeId, _)| enrolment::shown(identities.enrolments.get(id));
             ids.iter().map(of).collect::<Vec<_>>()
         });
-        let zones: Vec<_> = api.hub.with_fleet(|fleet| {
-            nodes.iter().map(|node| zones::of_node(fleet, node).map(str::to_owned)).collect()
-        });
+        let zones: Vec<_> =
+            api.hub.with_fleet(|fleet| nodes.iter().map(|node| zones::of_node(fleet, node)).collect());
         let all = nodes.iter().zip(zones).zip(counts).zip(stand);
         Ok(all.map(|(((node, tz), devices), stands)| view::node(node, tz, devices, stands)).collect())
     })

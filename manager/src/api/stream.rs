@@ -191,7 +191,7 @@ async fn told(
         FeedItem::Node(node) if wanted(node) && kind("node") => {
             let known = api.hub.with_fleet(|fleet| {
                 let known = fleet.nodes.get(node)?;
-                Some((known.clone(), zones::of_node(fleet, known).map(str::to_owned)))
+                Some((known.clone(), zones::of_node(fleet, known)))
             });
             let Some((found, tz)) = known else {
                 return Ok(Some(message("node", &json!({ "id": node, "removed": true }))));

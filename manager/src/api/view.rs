@@ -98,9 +98,9 @@ fn versions_of(node: &Node) -> shapes::ConfigVersions {
     }
 }
 
-/// An account's JSON.
+/// An account's JSON; `tz` is the zone of the node's site.
 #[must_use]
-pub(super) fn account(account: &Account) -> shapes::Account {
+pub(super) fn account(account: &Account, tz: Option<String>) -> shapes::Account {
     let counters = account.counters;
     shapes::Account {
         node: account.node.to_string(),
@@ -114,6 +114,7 @@ pub(super) fn account(account: &Account) -> shapes::Account {
         written_off: counters.written_off,
         at_edge: account.at_edge,
         duplicates: counters.duplicates,
+        tz,
         as_of_ms: account.as_of_ms,
         reason: account.reason.clone(),
     }

@@ -23,6 +23,7 @@ use crate::{
         identity::Standing,
         ledger::Account,
         why::{self, Cause, ExecutionView, NodeView, Told},
+        zones,
     },
     store::state::{EventFilter, ExecutionFilter},
 };
@@ -52,6 +53,7 @@ pub(crate) async fn read(api: &Arc<Api>, id: NodeId) -> Result<shapes::NodeWhy, 
         let mut causes = why::node(&facts.view(&accounts, &events));
         causes.extend(api.hub.with_fleet(|fleet| why::updates(fleet, number)));
         let state = facts.node.record.presence.state.as_str().to_owned();
+        let causes = causes.into_iter().map(|cause| cause.at(facts.tz.clone())).collect();
         Ok(shapes::NodeWhy { node: id.to_string(), state, causes: shown(causes) })
     })
     .await
@@ -118,6 +120,7 @@ fn command(
 /// What is looked up of a node.
 struct Facts {
     node: Node,
+    tz: Option<String>,
     standing: Option<Standing>,
     takes: bool,
     is_flapping: bool,
@@ -133,6 +136,7 @@ impl Facts {
         api.hub.with_fleet(|fleet| {
             let node = Node::clone(fleet.nodes.get(id)?);
             Some(Self {
+                tz: zones::of_node(fleet, &node),
                 standing,
                 takes: fleet.commands.takes(node.number),
                 is_flapping: node.record.presence.is_flapping(now.mono),
@@ -167,7 +171,7 @@ impl Facts {
         shapes::ExecutionWhy {
             node: self.node.record.id.to_string(),
             state: execution.state().as_str().to_owned(),
-            causes: shown(vec![cause]),
+            causes: shown(vec![cause.at(self.tz.clone())]),
         }
     }
 }
@@ -183,8 +187,8 @@ fn told(stored: crate::consume::StoredEvent) -> Told {
 
 fn shown(causes: Vec<Cause>) -> Vec<shapes::Cause> {
     let one = |cause: Cause| {
-        let Cause { at_ms, until_ms, what, because } = cause;
-        shapes::Cause { at_ms, until_ms, what, because: shown(because) }
+        let Cause { at_ms, until_ms, tz, what, because } = cause;
+        shapes::Cause { at_ms, until_ms, tz, what, because: shown(because) }
     };
     causes.into_iter().map(one).collect()
 }

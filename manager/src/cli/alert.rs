@@ -8,10 +8,10 @@ use serde_json::{Map, Value, json};
 
 use super::{
     Context, Failure,
-    output::{Cell, Table, Tone, ago, clean, number, read, time, time_at, tone, until},
+    output::{Cell, Table, Tone, ago, clean, number, read, time_in, tone, until},
     period,
 };
-use crate::api::shapes::{Alert, Receiver, Silence, Site};
+use crate::api::shapes::{Alert, Receiver, Silence};
 
 /// How long a receiver that is tried is waited for.
 const TRY: Duration = Duration::from_secs(15);
@@ -144,8 +144,7 @@ pub(super) async fn run(verb: AlertVerb, context: &Context) -> Result<(), Failur
             let value: Value = client.get(&[&ALERTS[..], &[&id]].concat(), &[]).await?;
             let alert: Alert = one(&value)?;
             let now_ms = super::node::now(context).await?;
-            let tz = zone(&alert, context).await;
-            out.show(&value, || describe(&alert, tz.as_deref(), now_ms, out.color))
+            out.show(&value, || describe(&alert, now_ms, out.color))
         }
         AlertVerb::Ack { ids, comment } => {
             let mut seen = Vec::new();
@@ -247,20 +246,15 @@ fn standing_tone(alert: &Alert) -> Tone {
     }
 }
 
-/// The time zone of an alert's site. Without it the times are UTC, which is no reason to show nothing.
-async fn zone(alert: &Alert, context: &Context) -> Option<String> {
-    let site: Site = context.client.get(&["api", "v1", "sites", alert.site.as_deref()?], &[]).await.ok()?;
-    site.tz
-}
-
-fn describe(alert: &Alert, tz: Option<&str>, now_ms: i64, color: bool) -> String {
+fn describe(alert: &Alert, now_ms: i64, color: bool) -> String {
     let mut table = Table::new(&["field", "value"]);
     let mut row = |name: &str, value: Option<String>| {
         if let Some(value) = value {
             table.row(vec![Cell::left(name), Cell::left(value)]);
         }
     };
-    let at = |ms: Option<i64>| ms.map(|ms| format!("{} ({} ago)", time_at(ms, tz), ago(now_ms, Some(ms))));
+    let tz = alert.tz.as_deref();
+    let at = |ms: Option<i64>| ms.map(|ms| format!("{} ({} ago)", time_in(ms, tz), ago(now_ms, Some(ms))));
     row("id", Some(alert.id.clone()));
     row("rule", Some(alert.rule.clone()));
     row("where", Some(place(alert)));
@@ -275,7 +269,8 @@ fn describe(alert: &Alert, tz: Option<&str>, now_ms: i64, color: bool) -> String
     row("because", alert.reason.clone());
     row("taken care of by", alert.acknowledged_by.clone());
     row("comment", alert.comment.clone());
-    row("silenced for", alert.silenced_until_ms.map(|until_ms| until(now_ms, Some(until_ms))));
+    let silent = |ms: i64| format!("{} ({} more)", time_in(ms, tz), until(now_ms, Some(ms)));
+    row("silenced until", alert.silenced_until_ms.map(silent));
     row("stands behind", alert.inhibited_by.clone());
     row(
         "stands for",
@@ -309,7 +304,8 @@ async fn silence(args: SilenceArgs, context: &Context) -> Result<(), Failure> {
     let value = client.change(Method::POST, &path, Some(&Value::Object(body))).await?;
     let silence: Silence = one(&value)?;
     out.show(&value, || {
-        format!("silence {} until {}: {}\n", silence.id, time(silence.until_ms), about(&silence))
+        let until = time_in(silence.until_ms, silence.tz.as_deref());
+        format!("silence {} until {until}: {}\n", silence.id, about(&silence))
     })
 }
 
@@ -327,11 +323,12 @@ fn about(silence: &Silence) -> String {
 }
 
 fn silences_table(silences: &[Silence], now_ms: i64) -> Table {
-    let mut table = Table::new(&["id", "about", "ends in", "by", "comment"]);
+    let mut table = Table::new(&["id", "about", "until", "ends in", "by", "comment"]);
     for silence in silences {
         table.row(vec![
             Cell::left(&silence.id),
             Cell::left(about(silence)),
+            Cell::left(time_in(silence.until_ms, silence.tz.as_deref())),
             Cell::left(until(now_ms, Some(silence.until_ms))),
             Cell::left(&silence.by),
             Cell::left(silence.comment.as_deref().unwrap_or_default()),

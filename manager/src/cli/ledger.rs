@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::{
     Context, Failure,
-    output::{Cell, Table, Tone, count, paint, time, tone},
+    output::{Cell, Table, Tone, count, paint, time_in, tone},
 };
 use crate::api::shapes::{Account, Ledger};
 
@@ -15,7 +15,7 @@ use crate::api::shapes::{Account, Ledger};
 #[command(
     after_help = "Examples:\n  fleet ledger\n  fleet ledger edge-1 --verify\n  fleet ledger -o json | jq .balanced\n\n\
     produced = stored + expired + quarantined + lost + written off + at edge, in records. `pending` is not yet\n\
-    settled since the time shown; only `broken` is wrong, and exits 1."
+    settled since the time shown, by the clocks of the node's site; only `broken` is wrong, and exits 1."
 )]
 pub(super) struct LedgerArgs {
     /// Only this node
@@ -94,7 +94,7 @@ pub(super) fn table(accounts: &[Account]) -> Table {
             account.duplicates,
         ];
         cells.extend(terms.map(|term| Cell::right(count(term))));
-        cells.push(Cell::left(time(account.as_of_ms)));
+        cells.push(Cell::left(time_in(account.as_of_ms, account.tz.as_deref())));
         table.row(cells);
     }
     table
@@ -158,7 +158,10 @@ mod tests {
     fn the_sum_stands_under_the_accounts() {
         let ledger = Ledger {
             balanced: true,
-            accounts: vec![account("balanced"), account("pending")],
+            accounts: vec![
+                account("balanced"),
+                Account { tz: Some("Europe/Berlin".to_owned()), ..account("pending") },
+            ],
             findings: Some(vec![]),
         };
         insta::assert_snapshot!(text(&ledger, false));

@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     Context, Failure, figure,
-    output::{Cell, Table, Tone, ago, bytes, clean, count, number, paint, read, time_at, tone, until},
+    output::{Cell, Table, Tone, ago, bytes, clean, count, number, paint, read, time_in, tone, until},
     selector,
 };
 use crate::api::shapes::{Account, Device, Event, Import, Ledger, Node, Page};
@@ -296,7 +296,7 @@ fn device_line(device: &Device, tz: Option<&str>, now_ms: i64, color: bool) -> S
     facts.extend((!device.metrics.is_empty()).then(|| device.metrics.join(", ")));
     let seen = device.last_seen_ms.map(|seen| format!("{} ago", ago(now_ms, Some(seen))));
     let end = device.until_ms.filter(|_| device.state == "sleeping");
-    let asleep = end.map(|end| format!("until {}", time_at(end, tz)));
+    let asleep = end.map(|end| format!("until {}", time_in(end, tz)));
     let when: Vec<_> = seen.into_iter().chain(asleep).collect();
     let when = if when.is_empty() { String::new() } else { format!(" ({})", when.join(", ")) };
     format!("  {:<20}{state} {}{when}\n", clean(&device.id), clean(&facts.join(", ")))
@@ -319,10 +319,10 @@ fn description(
     line("enrolment", &stands(node, now_ms, color));
     line("seen", &format!("{} ago", ago(now_ms, node.last_seen_ms)));
     let tz = node.tz.as_deref();
-    line("first seen", &node.first_seen_ms.map_or_else(|| "never".to_owned(), |seen| time_at(seen, tz)));
+    line("first seen", &node.first_seen_ms.map_or_else(|| "never".to_owned(), |seen| time_in(seen, tz)));
     line("site", &clean(node.site.as_deref().unwrap_or("-")));
     if let Some(tz) = tz {
-        line("time there", &format!("{} ({})", time_at(now_ms, Some(tz)), clean(tz)));
+        line("time there", &format!("{} ({})", time_in(now_ms, Some(tz)), clean(tz)));
     }
     let location = node.location.map_or_else(|| "-".to_owned(), |at| format!("{}, {}", at.lat, at.lon));
     line("location", &location);
@@ -362,7 +362,7 @@ fn description(
     for event in events {
         let severity = paint(&event.severity, tone(&event.severity), color);
         let what = clean(&format!("{}: {}", event.kind, event.message));
-        text.push_str(&format!("  {}  {severity}  {what}\n", time_at(event.time_ms, tz)));
+        text.push_str(&format!("  {}  {severity}  {what}\n", time_in(event.time_ms, tz)));
     }
     text.push_str(&heading("LEDGER"));
     text.push_str(&super::ledger::table(accounts).text(color));

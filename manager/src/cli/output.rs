@@ -249,7 +249,8 @@ pub(super) fn read<T: serde::de::DeserializeOwned>(items: &[Value]) -> Result<Ve
     })
 }
 
-/// A time for people, UTC; the number itself when no calendar has it.
+/// A time of the hub's own for people, UTC; the number itself when no calendar has it. What concerns a node or a site is
+/// told by [`time_in`].
 #[must_use]
 pub(crate) fn time(ms: i64) -> String {
     match jiff::Timestamp::from_millisecond(ms) {
@@ -265,10 +266,11 @@ pub(crate) fn time_in(ms: i64, tz: Option<&str>) -> String {
     zones::shown(ms, &tz.and_then(zones::get).unwrap_or(TimeZone::UTC))
 }
 
-/// A time that concerns a node: by the clocks of its site where somebody said which those are, else as [`time`].
+/// The same without the date.
 #[must_use]
-pub(crate) fn time_at(ms: i64, tz: Option<&str>) -> String {
-    if tz.is_some() { time_in(ms, tz) } else { time(ms) }
+pub(crate) fn hour_in(ms: i64, tz: Option<&str>) -> String {
+    let whole = time_in(ms, tz);
+    whole.split_once(' ').map_or_else(|| whole.clone(), |(_, of_day)| of_day.to_owned())
 }
 
 /// A number with at most four significant decimals and no needless zeros.
@@ -353,5 +355,12 @@ mod tests {
         assert_eq!([None, Some(5), Some(61_000)].map(|then| until(10, then)), ["never", "over", "1m0s"]);
         assert_eq!(time(0), "1970-01-01 00:00:00");
         assert_eq!(time(i64::MAX), i64::MAX.to_string());
+        assert_eq!(time_in(0, Some("Asia/Tokyo")), "1970-01-01 09:00:00 JST");
+        assert_eq!(
+            (hour_in(0, Some("Asia/Tokyo")), hour_in(0, None)),
+            ("09:00:00 JST".into(), "00:00:00 UTC".into())
+        );
+        assert_eq!(time_in(0, Some("Mars/Olympus")), "1970-01-01 00:00:00 UTC", "a zone that nobody knows");
+        assert_eq!(hour_in(i64::MAX, None), i64::MAX.to_string());
     }
 }

@@ -2,7 +2,7 @@
 
 mod replay;
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, fs, path::PathBuf, time::Duration};
 
 use clap::{Args, Subcommand};
 use fleet_schemas::{NodeId, rule};
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::{
     Context, Failure,
-    output::{Cell, Out, Table, Tone, count, time, tone},
+    output::{Cell, Out, Table, Tone, count, time_in, tone},
     period, selector,
 };
 use crate::{
@@ -221,7 +221,7 @@ fn test_given(args: &TestArgs, out: Out) -> Result<(), Failure> {
     let Some(file) = &args.samples else { return Ok(()) };
     let given = replay::read(&text_of(file)?)
         .map_err(|why| Failure::Usage(format!("{} is not understood: {why}", file.display())))?;
-    tell(&replay::run(rules_of(args)?, given, None), args.all, out)
+    tell(&replay::run(rules_of(args)?, given, None), &BTreeMap::new(), args.all, out)
 }
 
 async fn test_recorded(args: &TestArgs, context: &Context) -> Result<(), Failure> {
@@ -252,10 +252,12 @@ async fn test_recorded(args: &TestArgs, context: &Context) -> Result<(), Failure
             }
         }
     }
-    tell(&replay::run(rules, given, Some(now_ms)), args.all, *out)
+    let zones = nodes.into_iter().filter_map(|node| Some((node.id, node.tz?))).collect();
+    tell(&replay::run(rules, given, Some(now_ms)), &zones, args.all, *out)
 }
 
-fn tell(seen: &[replay::Seen], all: bool, out: Out) -> Result<(), Failure> {
+/// Shows what would have happened; `zones` are those of nodes' sites.
+fn tell(seen: &[replay::Seen], zones: &BTreeMap<String, String>, all: bool, out: Out) -> Result<(), Failure> {
     let told: Vec<_> =
         seen.iter().filter(|seen| all || matches!(seen.state, "firing" | "resolved")).collect();
     let items = told.iter().map(|seen| json!(seen)).collect();
@@ -272,7 +274,7 @@ fn tell(seen: &[replay::Seen], all: bool, out: Out) -> Result<(), Failure> {
             };
             let tone = if seen.state == "firing" { Tone::Bad } else { Tone::Good };
             table.row(vec![
-                Cell::left(time(seen.at_ms)),
+                Cell::left(time_in(seen.at_ms, zones.get(&seen.node).map(String::as_str))),
                 Cell::toned(seen.state, tone),
                 Cell::left(&seen.rule),
                 Cell::left(place),

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::{
     Context, Failure,
-    output::{Cell, Format, Table, bytes, clean, number, time_at},
+    output::{Cell, Format, Table, bytes, clean, number, time_in},
     period, spark, sse,
 };
 use crate::api::shapes::{Node, Series, Telemetry};
@@ -255,7 +255,7 @@ fn line(sample: &Value, tz: Option<&str>, format: Format) -> String {
                 (device, metric) => format!("{device}/{metric}"),
             };
             let value = value.as_f64().map_or_else(|| "-".to_owned(), number);
-            clean(&format!("{}  {name:<32} {value:>12} {}", time_at(time_ms, tz), text("unit"))) + "\n"
+            clean(&format!("{}  {name:<32} {value:>12} {}", time_in(time_ms, tz), text("unit"))) + "\n"
         }
         Format::Json => format!("{sample}\n"),
         Format::Yaml => format!("---\n{}", super::yaml::text(sample)),
@@ -313,7 +313,7 @@ mod tests {
         let sample =
             json!({"time_ms": 0, "device": "a,b", "metric": "t", "unit": "Cel", "value": 1.5, "late": false});
         assert_eq!(line(&sample, None, Format::Csv), "0,\"a,b\",t,Cel,1.5\n");
-        assert!(line(&sample, None, Format::Table).starts_with("1970-01-01 00:00:00  a,b/t "));
+        assert!(line(&sample, None, Format::Table).starts_with("1970-01-01 00:00:00 UTC  a,b/t "));
         assert_eq!(serde_json::from_str::<Value>(&line(&sample, None, Format::Json)).unwrap(), sample);
     }
 }

@@ -6,9 +6,9 @@ use serde_json::{Value, json};
 
 use super::{
     Context, Failure, node,
-    output::{Format, Tone, clean, paint, read, time_at},
+    output::{Format, Tone, clean, hour_in, paint, read, time_in},
 };
-use crate::api::shapes::{Cause, CommandWhy, ExecutionWhy, Node, NodeWhy, RolloutWhy};
+use crate::api::shapes::{Cause, CommandWhy, ExecutionWhy, NodeWhy, RolloutWhy};
 
 /// What to explain.
 #[derive(Debug, Args)]
@@ -17,7 +17,8 @@ use crate::api::shapes::{Cause, CommandWhy, ExecutionWhy, Node, NodeWhy, Rollout
     fleet why 0199…                       why a command is where it is, at every node where it did not succeed\n  \
     fleet why 0199… --node edge-1 -o json\n  \
     fleet why greeter-1.2.0-1             why a rollout is where it is, and which nodes failed with what reason\n\n\
-    The present state comes first, what led to it is indented below it, newest first."
+    The present state comes first, what led to it is indented below it, newest first. Times at a node are told by the\n\
+    clocks of its site (`fleet site set`), with the abbreviation of the zone."
 )]
 pub(super) struct WhyArgs {
     /// A node, a rollout, or a command's id
@@ -69,8 +70,7 @@ async fn of_node(what: &str, context: &Context) -> Result<(), Failure> {
     let value: Value = client.get(&["api", "v1", "nodes", id.as_str(), "why"], &[]).await?;
     let why: NodeWhy = read(std::slice::from_ref(&value))?.remove(0);
     let now_ms = node::now(context).await?;
-    let node: Node = client.get(&["api", "v1", "nodes", id.as_str()], &[]).await?;
-    out.show(&value, || text(&why.causes, Clock { now_ms, tz: node.tz.as_deref() }, out.color))
+    out.show(&value, || text(&why.causes, Clock { now_ms, tz: None }, out.color))
 }
 
 /// Of a rollout, if there is one; else what was missing before stays.
@@ -133,7 +133,7 @@ fn command_text(why: &CommandWhy, limit: usize, now_ms: i64, color: bool) -> Str
 #[derive(Debug, Clone, Copy)]
 struct Clock<'a> {
     now_ms: i64,
-    /// The zone of the site, where there is one.
+    /// The zone of the site, where there is one; UTC where not.
     tz: Option<&'a str>,
 }
 
@@ -147,6 +147,7 @@ fn text(causes: &[Cause], clock: Clock<'_>, color: bool) -> String {
 }
 
 fn write(cause: &Cause, depth: usize, clock: Clock<'_>, color: bool, text: &mut String) {
+    let clock = Clock { tz: cause.tz.as_deref().or(clock.tz), ..clock };
     let indent = "  ".repeat(depth);
     let when = match (cause.at_ms, cause.until_ms) {
         (None, None) => String::new(),
@@ -168,11 +169,8 @@ fn write(cause: &Cause, depth: usize, clock: Clock<'_>, color: bool, text: &mut 
 
 /// A time, UTC or that of the site; without the date within a day.
 fn moment(at_ms: i64, Clock { now_ms, tz }: Clock<'_>) -> String {
-    let whole = time_at(at_ms, tz);
-    match whole.split_once(' ') {
-        Some((_, of_day)) if at_ms.abs_diff(now_ms) < DAY_MS.unsigned_abs() => of_day.to_owned(),
-        Some(_) | None => whole,
-    }
+    let is_near = at_ms.abs_diff(now_ms) < DAY_MS.unsigned_abs();
+    if is_near { hour_in(at_ms, tz) } else { time_in(at_ms, tz) }
 }
 
 #[cfg(test)]
@@ -181,20 +179,38 @@ mod tests {
 
     #[test]
     fn causes_are_indented_below_what_they_led_to() {
-        let last =
-            Cause { at_ms: Some(0), until_ms: Some(61_000), what: "it was offline".into(), because: vec![] };
+        let last = Cause {
+            at_ms: Some(0),
+            until_ms: Some(61_000),
+            what: "it was offline".into(),
+            ..Cause::default()
+        };
         let rest = Cause { what: "add these lines\n[command.rm]".into(), ..Cause::default() };
         let cause = Cause {
             at_ms: Some(200_000_000),
-            until_ms: None,
             what: "exec is expired at a\u{1b}".to_owned(),
             because: vec![last, rest],
+            ..Cause::default()
         };
-        let there = Clock { now_ms: 200_100_000, tz: Some("Asia/Tokyo") };
-        assert!(text(std::slice::from_ref(&cause), there, false).starts_with("16:33:20 JST  exec"));
-        insta::assert_snapshot!(text(&[cause], Clock { tz: None, ..there }, false), @r"
-        07:33:20  exec is expired at a�
-          1970-01-01 00:00:00 to 1970-01-01 00:01:01  it was offline
+        let clock = Clock { now_ms: 200_100_000, tz: None };
+        // Of a rollout: its own times are UTC, those at a node its site's, with what led to them.
+        let tokyo = Cause { tz: Some("Asia/Tokyo".to_owned()), ..cause.clone() };
+        let all = Cause {
+            at_ms: Some(200_000_000),
+            what: "it is paused".into(),
+            because: vec![tokyo],
+            ..Cause::default()
+        };
+        insta::assert_snapshot!(text(&[all], clock, false), @r"
+        07:33:20 UTC  it is paused
+          16:33:20 JST  exec is expired at a�
+            1970-01-01 09:00:00 JST to 1970-01-01 09:01:01 JST  it was offline
+            add these lines
+                [command.rm]
+        ");
+        insta::assert_snapshot!(text(&[cause], clock, false), @r"
+        07:33:20 UTC  exec is expired at a�
+          1970-01-01 00:00:00 UTC to 1970-01-01 00:01:01 UTC  it was offline
           add these lines
               [command.rm]
         ");

@@ -429,7 +429,7 @@ impl Executions {
     /// Why it is where it is, and since when.
     fn last<'a>(&self, execution: &'a shapes::Execution) -> Option<(&'a shapes::Step, When)> {
         let step = execution.history.last()?;
-        Some((step, When::at(&step.at_ms, &self.now_ms)))
+        Some((step, When::of(&step.at_ms, &self.now_ms, &execution.tz)))
     }
 
     fn size(&self, execution: &shapes::Execution) -> String {

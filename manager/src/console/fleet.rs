@@ -24,6 +24,7 @@ use crate::{
     core::{
         fleet::{Fleet, Node},
         identity::Role,
+        zones,
     },
 };
 
@@ -105,7 +106,7 @@ pub(super) async fn page(
     };
     let now_ms = shell.now_ms;
     let events = events::read(&api, None, None, 12).await?;
-    let changes = overview.changes(&events.items, now_ms);
+    let changes = overview.changes(&events.items, now_ms, |node| zone(&api, node));
     let page = Page {
         tiles: Tiles { counts: overview.counts },
         sites: Sites { sites: overview.sites, more: overview.more_sites },
@@ -133,13 +134,18 @@ pub(super) async fn live(
     Ok(live::stream(api, visitor, View::Fleet(rows))?)
 }
 
+fn zone(api: &Api, node: &str) -> Option<String> {
+    let node = NodeId::parse(node).ok()?;
+    api.hub.with_fleet(|fleet| zones::at(fleet, &node))
+}
+
 /// The parts of the fleet's page that a tick touches. Nodes keep their place in the list, whatever becomes of them.
 pub(super) async fn parts(api: &Arc<Api>, rows: &[NodeId], tick: &Tick) -> Result<Vec<Part>, Refusal> {
     let now_ms = api.hub.clock().now().wall_ms;
     let draw = async {
         let overview = api.hub.with_fleet(Overview::of);
         let events = events::read(api, None, None, 12).await?;
-        let changes = overview.changes(&events.items, now_ms);
+        let changes = overview.changes(&events.items, now_ms, |node| zone(api, node));
         Ok(vec![
             part("tiles", &Tiles { counts: overview.counts })?,
             part("sites", &Sites { sites: overview.sites, more: overview.more_sites })?,

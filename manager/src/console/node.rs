@@ -105,6 +105,7 @@ impl Head {
 #[template(path = "node_charts.html")]
 struct Charts {
     asked: Asked,
+    tz: Option<String>,
     window: Window,
     now_ms: i64,
     charts: Vec<Chart>,
@@ -119,6 +120,7 @@ struct Charts {
 struct Devices {
     devices: Vec<shapes::Device>,
     id: NodeId,
+    tz: Option<String>,
     now_ms: i64,
 }
 
@@ -127,6 +129,7 @@ struct Devices {
 struct Commands {
     commands: Vec<shapes::Command>,
     id: NodeId,
+    tz: Option<String>,
     now_ms: i64,
 }
 
@@ -142,6 +145,7 @@ struct Events {
 #[template(path = "node_config.html")]
 struct Config {
     config: shapes::config::NodeConfig,
+    tz: Option<String>,
     now_ms: i64,
 }
 
@@ -215,6 +219,7 @@ async fn parts(api: &Arc<Api>, asked: &Asked, tick: &Tick, now_ms: i64) -> Resul
     let (id, number) = (&asked.id, asked.number);
     let moved = tick.all || tick.nodes.contains(id);
     let told = tick.all || tick.told.contains(id);
+    let tz = api.hub.with_fleet(|fleet| zones::at(fleet, id));
     let mut parts = Vec::new();
     if moved {
         let node = nodes::one(api, id).await?;
@@ -225,24 +230,20 @@ async fn parts(api: &Arc<Api>, asked: &Asked, tick: &Tick, now_ms: i64) -> Resul
     }
     if moved || told {
         let devices = nodes::devices_of(api, id).await?;
-        parts.push(part("devices", &Devices { devices, id: id.clone(), now_ms })?);
+        parts.push(part("devices", &Devices { devices, id: id.clone(), tz: tz.clone(), now_ms })?);
     }
     if told {
         let events = events::read(api, Some(number), None, EVENTS).await?.items;
-        let tz = api.hub.with_fleet(|fleet| {
-            let node = fleet.nodes.get(id)?;
-            zones::of_node(fleet, node).map(str::to_owned)
-        });
-        parts.push(part("events", &Events { events, tz, now_ms })?);
+        parts.push(part("events", &Events { events, tz: tz.clone(), now_ms })?);
     }
     if tick.all || !tick.commands.is_empty() {
         let filter = CommandFilter { node: Some(number), limit: COMMANDS, ..CommandFilter::default() };
         let commands = commands::read_of(api, id.clone(), filter).await?.items;
-        parts.push(part("commands", &Commands { commands, id: id.clone(), now_ms })?);
+        parts.push(part("commands", &Commands { commands, id: id.clone(), tz: tz.clone(), now_ms })?);
     }
     if moved || tick.config {
         let config = config::read_of(api, id.clone()).await?;
-        parts.push(part("config", &Config { config, now_ms })?);
+        parts.push(part("config", &Config { config, tz, now_ms })?);
     }
     if moved || told {
         let ledger = ledger::read(api, Some(id.clone()), false).await?;
@@ -280,7 +281,8 @@ async fn charts(api: &Arc<Api>, asked: &Asked, now_ms: i64) -> Result<Charts, Re
         let offered = offered.collect();
         let unit_of_step = words::span(window.step_ms());
         let spans = chart::timeline(&presence, window);
-        Ok(Charts { window, now_ms, charts, spans, offered, unit_of_step, asked })
+        let tz = api.hub.with_fleet(|fleet| zones::at(fleet, &asked.id));
+        Ok(Charts { tz, window, now_ms, charts, spans, offered, unit_of_step, asked })
     })
     .await
 }
@@ -377,12 +379,12 @@ impl Asked {
 }
 
 impl Charts {
-    fn from(&self) -> String {
-        output::time(self.window.from_ms)
-    }
-
-    fn to(&self) -> String {
-        output::time(self.window.to_ms)
+    /// The ends of the axis: Unix milliseconds, UTC, and what the clocks of the node's site show.
+    fn ends(&self) -> [(i64, String, String); 2] {
+        [self.window.from_ms, self.window.to_ms].map(|at_ms| {
+            let shown = output::time_in(at_ms, self.tz.as_deref());
+            (at_ms, When::at(&at_ms, &self.now_ms).iso(), shown)
+        })
     }
 
     fn chosen(&self, device: &str, metric: &str) -> bool {
@@ -463,7 +465,7 @@ impl Config {
         let doc = self.config.desired.as_ref().map(|desired| &desired.doc);
         let all = self.config.why.iter().map(|(pointer, origin)| {
             let value = doc.and_then(|doc| doc.pointer(pointer)).map(ToString::to_string).unwrap_or_default();
-            let when = When::at(&origin.at_ms, &self.now_ms);
+            let when = When::of(&origin.at_ms, &self.now_ms, &self.tz);
             (pointer.as_str(), clip(&value), origin, when)
         });
         all.collect()
@@ -483,7 +485,7 @@ impl Ledger {
                 account.written_off,
                 account.duplicates,
             ];
-            let when = When::at(&account.as_of_ms, &self.now_ms);
+            let when = When::of(&account.as_of_ms, &self.now_ms, &account.tz);
             (account, terms.map(output::count), when)
         })
     }

@@ -131,16 +131,21 @@ impl Overview {
         all
     }
 
-    /// The last changes of presence and the last events, as one list.
-    pub(super) fn changes(&self, events: &[Event], now_ms: i64) -> Changes {
+    /// The last changes of presence and the last events, as one list; `zone` gives that of a node's site.
+    pub(super) fn changes(
+        &self,
+        events: &[Event],
+        now_ms: i64,
+        zone: impl Fn(&str) -> Option<String>,
+    ) -> Changes {
         let moved = self.moved.iter().map(|(at_ms, node, state)| Change {
-            when: When::at(at_ms, &now_ms),
+            when: When::of(at_ms, &now_ms, &zone(node)),
             node: node.clone(),
             word: (*state).to_owned(),
             what: format!("is {state}"),
         });
         let told = events.iter().map(|event| Change {
-            when: When::at(&event.stored_ms, &now_ms),
+            when: When::of(&event.stored_ms, &now_ms, &zone(&event.node)),
             node: event.node.clone(),
             word: event.severity.clone(),
             what: words::clip(&event.message),

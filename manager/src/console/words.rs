@@ -7,11 +7,12 @@ use crate::cli::output::{bytes, count, number, time, time_in};
 /// Characters of a name or a message in a list; a node's own page has all of it.
 const CLIP: usize = 160;
 
-/// An instant, told as how long ago it was; pointed at, it tells the time. The script keeps it up to date.
+/// An instant, told as how long ago it was; pointed at, it tells the time, at a node by the clocks of its site. The
+/// script keeps it up to date.
 #[derive(Debug, Clone, PartialEq, Eq, Template)]
 #[template(
     ext = "html",
-    source = r#"<time datetime="{{ self.iso() }}" title="{{ self.shown() }}" data-ms="{{ at_ms }}">{{ self.ago() }}</time>"#
+    source = r#"<time datetime="{{ self.iso() }}" title="{{ self.shown() }}" data-ms="{{ at_ms }}"{% if let Some(there) = self.there() %} data-there="{{ there }}"{% endif %}>{{ self.ago() }}</time>"#
 )]
 pub(super) struct When {
     /// Unix milliseconds.
@@ -35,15 +36,19 @@ impl When {
         Self { tz: tz.clone(), ..Self::at(at_ms, now_ms) }
     }
 
-    /// By the clocks of the site, and UTC.
-    fn shown(&self) -> String {
-        match &self.tz {
-            Some(tz) => format!("{}, {} UTC", time_in(self.at_ms, Some(tz)), self.utc()),
-            None => format!("{} UTC", self.utc()),
-        }
+    /// By the clocks of the site, where it has some.
+    fn there(&self) -> Option<String> {
+        self.tz.as_deref().map(|tz| time_in(self.at_ms, Some(tz)))
     }
 
-    fn iso(&self) -> String {
+    /// By the clocks of the site, and UTC. The script puts the time of whoever looks in the place of UTC.
+    fn shown(&self) -> String {
+        let there = self.there().map(|there| there + ", ").unwrap_or_default();
+        format!("{there}{} UTC", self.utc())
+    }
+
+    /// RFC 3339, UTC.
+    pub(super) fn iso(&self) -> String {
         self.utc().replacen(' ', "T", 1) + "Z"
     }
 
@@ -130,6 +135,8 @@ mod tests {
         );
         let there = When::of(&1_790_000_000_000, &1_790_000_090_000, &Some("Europe/Berlin".to_owned()));
         assert_eq!(there.shown(), "2026-09-21 16:13:20 CEST, 2026-09-21 14:13:20 UTC");
+        let text = there.render().unwrap();
+        assert!(text.contains(" data-there=\"2026-09-21 16:13:20 CEST\">1 min ago<"), "{text}");
     }
 
     #[test]

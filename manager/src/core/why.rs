@@ -34,6 +34,8 @@ pub struct Cause {
     pub at_ms: Option<i64>,
     /// Until when, where it is over or has an end.
     pub until_ms: Option<i64>,
+    /// The time zone of these times and of those of what led to it, where they are those of a node with one.
+    pub tz: Option<String>,
     /// What is so, in a sentence.
     pub what: String,
     /// What led to it.
@@ -103,6 +105,12 @@ impl Cause {
 
     fn until(self, until_ms: i64) -> Self {
         Self { until_ms: Some(until_ms), ..self }
+    }
+
+    /// The same by the clocks of a site.
+    #[must_use]
+    pub fn at(self, tz: Option<String>) -> Self {
+        Self { tz, ..self }
     }
 
     fn because(self, because: impl IntoIterator<Item = Self>) -> Self {

@@ -5,7 +5,10 @@
 
 use std::collections::BTreeMap;
 
-use fleet_schemas::update::{Hours, Window};
+use fleet_schemas::{
+    NodeId,
+    update::{Hours, Window},
+};
 use jiff::{
     Span, Timestamp,
     civil::{DateTime, Time},
@@ -41,10 +44,22 @@ pub fn of<'a>(window: &'a Window, site: Option<&str>, sites: &'a BTreeMap<String
     window.zone.as_deref().or_else(of_site).unwrap_or(UTC)
 }
 
+/// The zone that somebody gave a site.
+#[must_use]
+pub fn of_site(fleet: &Fleet, site: Option<&str>) -> Option<String> {
+    fleet.sites.get(site?).cloned()
+}
+
 /// The zone that somebody gave the site of a node.
 #[must_use]
-pub fn of_node<'a>(fleet: &'a Fleet, node: &Node) -> Option<&'a str> {
-    fleet.sites.get(node.record.site.as_deref()?).map(String::as_str)
+pub fn of_node(fleet: &Fleet, node: &Node) -> Option<String> {
+    of_site(fleet, node.record.site.as_deref())
+}
+
+/// The same by the node's id, also of one that was removed and whose history is kept.
+#[must_use]
+pub fn at(fleet: &Fleet, node: &NodeId) -> Option<String> {
+    of_node(fleet, fleet.known(node)?)
 }
 
 /// When a window's hours are next open in a zone. What cannot be read is no limit: it was refused before.

@@ -20,10 +20,10 @@ use crate::{
     stream::Stream,
 };
 
-const HOT: &str = "rules:\n  - {id: hot, sensor: any, field: temperature, condition: \"value > 27\", severity: critical, \
+pub(crate) const HOT: &str = "rules:\n  - {id: hot, sensor: any, field: temperature, condition: \"value > 27\", severity: critical, \
                    labels: {team: lab}, message: \"{{ device }} is at {{ value }}\"}\n";
 
-async fn put(site: &Site, path: &str, text: &str) -> (StatusCode, Value) {
+pub(crate) async fn put(site: &Site, path: &str, text: &str) -> (StatusCode, Value) {
     let request =
         site.client().put(site.url(path)).header("content-type", "application/yaml").body(text.to_owned());
     let response = request.send().await.unwrap();
@@ -31,7 +31,7 @@ async fn put(site: &Site, path: &str, text: &str) -> (StatusCode, Value) {
 }
 
 /// The alerts of a query, once there are as many as wanted.
-async fn alerts(site: &Site, query: &str, count: usize) -> Vec<Value> {
+pub(crate) async fn alerts(site: &Site, query: &str, count: usize) -> Vec<Value> {
     let there = async {
         loop {
             let items =

@@ -19,3 +19,4 @@ mod prom;
 mod releases;
 mod rights;
 mod stream;
+mod zones;

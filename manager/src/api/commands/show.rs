@@ -1,14 +1,17 @@
 //! How commands and executions look outside.
 
 use fleet_schemas::{
-    CommandId,
+    CommandId, NodeId,
     command::{Reason, State},
 };
 use serde_json::{Value, json};
 
 use super::super::{Api, any, problem::Refusal, shapes};
 use crate::{
-    core::command::{Change, Command, Execution, Step},
+    core::{
+        command::{Change, Command, Execution, Step},
+        zones,
+    },
     store::state::{Counts, ExecutionFilter, ReportRow, StateStore},
 };
 
@@ -34,6 +37,7 @@ pub(super) fn command(command: &Command, counts: &Counts) -> shapes::Command {
         timeout_ms: command.timeout_ms,
         by: command.by.clone(),
         selector: command.selector.clone(),
+        tz: None,
         nodes_count: counts.sum(),
         held_count: 0,
         states: states.map(|state| (state.as_str().to_owned(), counts.of(state))).collect(),
@@ -42,14 +46,35 @@ pub(super) fn command(command: &Command, counts: &Counts) -> shapes::Command {
     }
 }
 
-/// An execution without output and result.
-pub(super) fn execution(node: &str, command: &Command, execution: &Execution) -> shapes::Execution {
+/// The zone of a command to one node: that of its site.
+///
+/// # Errors
+/// The store's.
+pub(super) fn zone(api: &Api, command: &Command, counts: &Counts) -> Result<Option<String>, Refusal> {
+    if counts.sum() != 1 {
+        return Ok(None);
+    }
+    let only = ExecutionFilter { limit: 1, ..ExecutionFilter::default() };
+    let only = api.hub.state().executions(command.id, &only)?.items;
+    Ok(only.first().and_then(|(number, _)| {
+        api.hub.with_fleet(|fleet| fleet.ids.get(number).and_then(|id| zones::at(fleet, id)))
+    }))
+}
+
+/// An execution without output and result; `tz` is the zone of the node's site.
+pub(super) fn execution(
+    node: &NodeId,
+    tz: Option<String>,
+    command: &Command,
+    execution: &Execution,
+) -> shapes::Execution {
     let state = execution.state();
     let waits_ms = execution.slot_ms.max(command.not_before_ms.unwrap_or(i64::MIN));
     let waits = state == State::Queued && waits_ms > command.created_ms;
     shapes::Execution {
-        node: node.to_owned(),
+        node: node.to_string(),
         state: state.as_str().to_owned(),
+        tz,
         history: execution.history.iter().map(step).collect(),
         not_before_ms: waits.then_some(waits_ms),
         cancel_asked_ms: execution.cancel_ms,
@@ -89,6 +114,7 @@ pub(super) fn whole(
     let store = api.hub.state();
     let Some((known, counts)) = store.command(id)? else { return Ok(None) };
     let mut shown = command(&known, &counts);
+    shown.tz = zone(api, &known, &counts)?;
     shown.params = Some(any::json(&known.params));
     let held = api.hub.with_fleet(|fleet| fleet.commands.held_of(&id));
     shown.held_count = u32::try_from(held).unwrap_or(u32::MAX);
@@ -103,8 +129,12 @@ pub(super) fn whole(
             next = Some(number.saturating_sub(1));
             break;
         }
-        let Some(node) = api.hub.with_fleet(|fleet| fleet.ids.get(&number).cloned()) else { continue };
-        let mut one = execution(node.as_str(), &known, &found);
+        let node = api.hub.with_fleet(|fleet| {
+            let id = fleet.ids.get(&number)?;
+            Some((id.clone(), zones::at(fleet, id)))
+        });
+        let Some((node, tz)) = node else { continue };
+        let mut one = execution(&node, tz, &known, &found);
         bytes += give(&store, id, number, &mut one)?;
         shown.executions.push(one);
     }

@@ -9,6 +9,7 @@ use crate::{
     core::{
         fleet::Fleet,
         rollout::{Draft, LeftOut, Live, Placed, Seat, Stage, Stand, State, Wave},
+        zones,
     },
 };
 
@@ -118,11 +119,13 @@ pub(super) fn nodes(
 pub(super) fn node(fleet: &Fleet, live: &Live, seat: &Seat) -> Option<shapes::RolloutNode> {
     let member = live.members().get(seat)?;
     let wave = live.head.waves.get(usize::from(member.wave)).map(|wave| wave.name.clone());
+    let tz = fleet.ids.get(&seat.0).and_then(|id| zones::at(fleet, id));
     Some(shapes::RolloutNode {
         node: name(fleet, &(seat.0, DeviceId::node())),
         device: seat.1.to_string(),
         wave: wave.unwrap_or_default(),
         state: member.stand.as_str().to_owned(),
+        tz,
         since_ms: member.since_ms,
         code: member.reason.as_ref().map(|reason| reason.code.clone()),
         reason: member.reason.as_ref().map(|reason| reason.message.clone()),

@@ -43,6 +43,9 @@ pub struct Account {
     pub at_edge: u64,
     /// Records that came again and were not stored again.
     pub duplicates: u64,
+    /// The time zone of the node's site, by the IANA name; none was set when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tz: Option<String>,
     /// Time of the snapshot.
     pub as_of_ms: i64,
     /// Why it is broken.

@@ -20,6 +20,9 @@ pub struct Alert {
     /// The node's site when it began.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub site: Option<String>,
+    /// The time zone of that site, by the IANA name; only in answers of `alerts`, and absent when none was set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tz: Option<String>,
     /// The rule's field.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metric: Option<String>,
@@ -95,6 +98,9 @@ pub struct Silence {
     /// At this site only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub site: Option<String>,
+    /// The time zone of that node's site, or of that site, by the IANA name; none was set when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tz: Option<String>,
     /// Since when.
     pub since_ms: i64,
     /// Until when.

@@ -60,6 +60,9 @@ pub struct Command {
     /// Waiting commands with the same key gave way to it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub supersedes: Option<String>,
+    /// Of a command to one node: the time zone of its site, by the IANA name; none was set when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tz: Option<String>,
     /// When it was made.
     pub created_ms: i64,
     /// It does not begin before.
@@ -100,6 +103,9 @@ pub struct Execution {
     pub node: String,
     /// As in [`BriefExecution`].
     pub state: String,
+    /// The time zone of the node's site, by the IANA name; none was set when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tz: Option<String>,
     /// Every state it had, oldest first.
     #[serde(default)]
     pub history: Vec<Step>,
@@ -213,6 +219,10 @@ pub struct Cause {
     /// Until when, where it is over or has an end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub until_ms: Option<i64>,
+    /// Whose clocks tell these times, and those of what led to it: the time zone of a node's site, by the IANA name.
+    /// Absent: as of what it led to; UTC where there is no such.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tz: Option<String>,
     /// What is so, in a sentence.
     pub what: String,
     /// What led to it, newest first.

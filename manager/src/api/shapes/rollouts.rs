@@ -112,6 +112,9 @@ pub struct RolloutNode {
     pub wave: String,
     /// `waiting`, a state of an update, `inconclusive` or `drifted`.
     pub state: String,
+    /// The time zone of the node's site, by the IANA name; none was set when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tz: Option<String>,
     /// Since when.
     pub since_ms: i64,
     /// A stable word for why.

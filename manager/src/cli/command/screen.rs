@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::seen::{News, Seen, What};
 use crate::cli::{
     Failure,
-    output::{Format, Out, clean, paint, time, tone},
+    output::{Format, Out, clean, hour_in, paint, tone},
     yaml,
 };
 
@@ -168,7 +168,7 @@ impl Screen {
     }
 
     fn json(&self, news: &News) -> Value {
-        let News { node, at_ms, what } = news;
+        let News { node, at_ms, tz: _, what } = news;
         let mut value = json!({ "id": self.id, "node": node, "at_ms": at_ms });
         match what {
             What::State { state, reason, exit_code } => {
@@ -196,7 +196,8 @@ impl Screen {
     }
 
     fn line(&mut self, news: &News) -> Result<(), Failure> {
-        let News { node, at_ms, what } = news;
+        let News { node, at_ms, tz, what } = news;
+        let hour = hour_in(*at_ms, tz.as_deref());
         match what {
             What::State { state, reason, exit_code } => {
                 if state.is_terminal() {
@@ -215,17 +216,17 @@ impl Screen {
                         text.push_str(" (it may have been done)");
                     }
                 }
-                self.say(&format!("{}  {node}  {text}", moment(*at_ms)));
+                self.say(&format!("{hour}  {node}  {text}"));
                 Ok(())
             }
             What::Output { text, cut } => self.output(node, text, *cut),
             What::Result(result) => self.output(node, &format!("{result}\n"), false),
             What::CancelAsked => {
-                self.say(&format!("{}  {node}  asked to cancel it", moment(*at_ms)));
+                self.say(&format!("{hour}  {node}  asked to cancel it"));
                 Ok(())
             }
             What::TooLate => {
-                self.say(&format!("{}  {node}  too late to cancel it", moment(*at_ms)));
+                self.say(&format!("{hour}  {node}  too late to cancel it"));
                 Ok(())
             }
         }
@@ -296,10 +297,4 @@ impl Screen {
 /// A line for a terminal; tabs stay.
 fn plain(line: &str) -> String {
     line.split('\t').map(clean).collect::<Vec<_>>().join("\t")
-}
-
-/// The time of the day, UTC.
-fn moment(at_ms: i64) -> String {
-    let whole = time(at_ms);
-    whole.split_once(' ').map_or_else(|| whole.clone(), |(_, of_day)| of_day.to_owned())
 }

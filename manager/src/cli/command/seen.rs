@@ -25,6 +25,7 @@ pub(super) struct Seen {
 /// What is known of one.
 #[derive(Debug, Default)]
 struct One {
+    tz: Option<String>,
     state: Option<State>,
     bytes: u64,
     exit_code: Option<i32>,
@@ -40,6 +41,8 @@ pub(super) struct News {
     pub node: String,
     /// When, Unix milliseconds; of output: since when the program runs.
     pub at_ms: i64,
+    /// The time zone of the node's site.
+    pub tz: Option<String>,
     /// What.
     pub what: What,
 }
@@ -110,10 +113,11 @@ impl Seen {
     /// Takes what the hub says of one execution as a whole.
     pub(super) fn whole(&mut self, execution: &Execution) -> Vec<News> {
         let one = self.nodes.entry(execution.node.clone()).or_default();
+        one.tz.clone_from(&execution.tz);
         let mut news = Vec::new();
         let last_ms = execution.history.last().map_or(0, |step| step.at_ms);
         let mut tell = |at_ms: i64, what: What| {
-            news.push(News { node: execution.node.clone(), at_ms, what });
+            news.push(News { node: execution.node.clone(), at_ms, tz: execution.tz.clone(), what });
         };
         let mut output =
             rest(execution, one.bytes).map(|text| What::Output { text, cut: execution.output_cut });
@@ -160,7 +164,9 @@ impl Seen {
         let one = self.nodes.entry(node.to_owned()).or_default();
         let at_ms = change["at_ms"].as_i64().unwrap_or(0);
         let mut news = Vec::new();
-        let mut tell = |what: What| news.push(News { node: node.to_owned(), at_ms, what });
+        // The stream does not tell it; whoever asked for all of it has heard it.
+        let tz = one.tz.clone();
+        let mut tell = |what: What| news.push(News { node: node.to_owned(), at_ms, tz: tz.clone(), what });
         let output = &change["output"];
         // What does not follow on what is known was told before, or is told when all of it is asked for.
         if output["from"].as_u64() == Some(one.bytes) && output.is_object() {
@@ -291,6 +297,16 @@ mod tests {
         assert_eq!(told(&seen.whole(&end)), ["last\n", "failed"]);
         assert!(seen.is_over());
         assert_eq!(seen.verdict("ID").unwrap_err().code(), 3);
+    }
+
+    #[test]
+    fn news_of_the_stream_has_the_zone_that_was_heard_before() {
+        let mut seen = Seen::default();
+        let tz = Some("Asia/Tokyo".to_owned());
+        seen.whole(&Execution { tz: tz.clone(), ..execution("a", &["queued"], "") });
+        let news = seen.change(&piece(0, "one\n", "running"));
+        assert_eq!(told(&news), ["one\n", "running"]);
+        assert!(news.iter().all(|news| news.tz == tz), "{news:?}");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::{
     api::shapes::{BriefCommand, Command, Execution},
     cli::{
         Context, Failure, node,
-        output::{Cell, Table, Tone, ago, clean, paint, read, time, tone, until},
+        output::{Cell, Table, Tone, ago, clean, paint, read, time_in, tone, until},
     },
 };
 
@@ -65,12 +65,10 @@ fn description(command: &Command, now_ms: i64, color: bool) -> String {
         line("selector", &clean(selector));
     }
     if let Some(at_ms) = command.not_before_ms {
-        line("not before", &time(at_ms));
+        line("not before", &time_in(at_ms, command.tz.as_deref()));
     }
-    line(
-        "expires",
-        &format!("{} ({})", time(command.not_after_ms), until(now_ms, Some(command.not_after_ms))),
-    );
+    let (end_ms, tz) = (command.not_after_ms, command.tz.as_deref());
+    line("expires", &format!("{} ({})", time_in(end_ms, tz), until(now_ms, Some(end_ms))));
     line("queue", &clean(&command.queue));
     line("states", &states(command, color));
     let mut table = Table::new(&["node", "state", "since", "exit", "why"]);
@@ -104,7 +102,9 @@ fn row(execution: &Execution, now_ms: i64) -> Vec<Cell> {
     let why = match (why, execution.not_before_ms) {
         (Some(why), _) => why,
         (None, _) if execution.held => "held since the hub was restored: approve or cancel it".to_owned(),
-        (None, Some(at_ms)) if execution.state == "queued" => format!("its turn comes at {}", time(at_ms)),
+        (None, Some(at_ms)) if execution.state == "queued" => {
+            format!("its turn comes at {}", time_in(at_ms, execution.tz.as_deref()))
+        }
         (None, _) if execution.too_late => "the cancel came too late".to_owned(),
         (None, _) if execution.cancel_asked_ms.is_some() && execution.state != "canceled" => {
             "the node is asked to cancel it".to_owned()

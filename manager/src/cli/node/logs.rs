@@ -11,7 +11,7 @@ use tokio::time;
 use super::super::{
     Context, Failure,
     order::{self, Order},
-    output::{Format, Tone, ago, clean, paint, time as day},
+    output::{Format, Tone, ago, clean, paint, time_in},
     period,
 };
 use crate::{api::shapes::Node, clock};
@@ -206,24 +206,24 @@ async fn page(args: &LogsArgs, params: &Map<String, Value>, context: &Context) -
     let unread = |what: &str| Missing::Final(Failure::Failed(format!("the node's {what} is not understood")));
     let next = execution.result.ok_or_else(|| unread("answer"))?;
     let next: Next = serde_json::from_value(next).map_err(|_| unread("answer"))?;
-    let text =
-        show(execution.output.as_deref().unwrap_or_default(), context).ok_or_else(|| unread("line"))?;
+    let text = show(execution.output.as_deref().unwrap_or_default(), execution.tz.as_deref(), context)
+        .ok_or_else(|| unread("line"))?;
     if !text.is_empty() {
         context.out.print(&text).map_err(Missing::Final)?;
     }
     Ok(next)
 }
 
-/// The lines as they are asked for.
-fn show(output: &str, context: &Context) -> Option<String> {
+/// The lines as they are asked for; `tz` is the zone of the node's site.
+fn show(output: &str, tz: Option<&str>, context: &Context) -> Option<String> {
     if context.out.format == Format::Json {
         return Some(output.to_owned());
     }
     let lines = output.lines().map(|line| serde_json::from_str(line).ok());
-    lines.map(|line| line.map(|line| text(&line, context.out.color))).collect()
+    lines.map(|line| line.map(|line| text(&line, tz, context.out.color))).collect()
 }
 
-fn text(line: &Line, color: bool) -> String {
+fn text(line: &Line, tz: Option<&str>, color: bool) -> String {
     let (word, tone) = match line.priority {
         0..=2 => ("critical", Tone::Bad),
         3 => ("error", Tone::Bad),
@@ -231,7 +231,9 @@ fn text(line: &Line, color: bool) -> String {
         5 | 6 => ("info", Tone::Plain),
         _ => ("debug", Tone::Faint),
     };
-    let when = format!("{}.{:03}", day(line.time_ms), line.time_ms.rem_euclid(1_000));
+    let whole = time_in(line.time_ms, tz);
+    let (second, zone) = whole.rsplit_once(' ').unwrap_or((&whole, ""));
+    let when = format!("{second}.{:03} {zone}", line.time_ms.rem_euclid(1_000));
     format!(
         "{when}  {}  {}  {}\n",
         clean(&line.unit),
@@ -274,8 +276,10 @@ mod tests {
             priority,
             message: message.to_owned(),
         };
-        insta::assert_snapshot!(text(&line(4, "no sensor"), false), @"2026-11-23 12:00:00.042  greeter.service  warning  no sensor");
-        assert!(!text(&line(3, "\x1b[2Jgone"), false).contains('\x1b'));
-        assert!(text(&line(3, "bad"), true).contains("\x1b[31m"));
+        insta::assert_snapshot!(text(&line(4, "no sensor"), None, false), @"2026-11-23 12:00:00.042 UTC  greeter.service  warning  no sensor");
+        let there = text(&line(4, "no sensor"), Some("Asia/Tokyo"), false);
+        assert!(there.starts_with("2026-11-23 21:00:00.042 JST  greeter"), "{there}");
+        assert!(!text(&line(3, "\x1b[2Jgone"), None, false).contains('\x1b'));
+        assert!(text(&line(3, "bad"), None, true).contains("\x1b[31m"));
     }
 }

@@ -17,14 +17,16 @@
     const words = span(Math.floor(Math.abs(ms) / 1000));
     const text = ms <= -1000 ? `in ${words}` : ms < 1000 ? "now" : `${words} ago`;
     if (time.textContent !== text) time.textContent = text;
-    const title = new Date(Number(time.dataset.ms)).toLocaleString();
+    // What happened at a site is told by its clocks first.
+    const here = new Date(Number(time.dataset.ms)).toLocaleString();
+    const title = time.dataset.there ? `${time.dataset.there}, ${here} here` : here;
     if (time.title !== title) time.title = title;
   }
 
   function ages(within) {
     const now = Date.now() - ahead;
     within.querySelectorAll("time[data-ms]").forEach((time) => age(time, now));
-    // The ends of a chart: in the time of whoever looks.
+    // The ends of a chart: in the time of whoever looks, where the site has no clocks of its own.
     within.querySelectorAll("time[data-at]").forEach((time) => {
       const text = new Date(Number(time.dataset.at)).toLocaleString();
       if (time.textContent !== text) time.textContent = text;
@@ -40,7 +42,8 @@
       const kept = from.matches("details") && name === "open" || from.matches("time") && name === "title";
       if (!to.hasAttribute(name) && !kept) from.removeAttribute(name);
     }
-    if (from.matches("time")) return;
+    // What the script itself writes is left to it.
+    if (from.matches("time[data-ms], time[data-at]")) return;
     fill(from, to);
   }
 

@@ -8,6 +8,7 @@ use super::{Cause, LISTED, count};
 use crate::core::{
     fleet::{Fleet, NodeNo},
     rollout::{Live, Member, Stage, Stand, State, Wave},
+    zones,
 };
 
 /// The state first, then what holds it up, then its waves, newest first, with who failed in them.
@@ -68,9 +69,11 @@ fn of_wave(fleet: &Fleet, live: &Live, at: usize, wave: &Wave) -> Cause {
         .iter()
         .take(LISTED)
         .map(|((node, device), member)| {
-            let name = fleet.ids.get(node).map_or_else(|| node.to_string(), NodeId::to_string);
+            let id = fleet.ids.get(node);
+            let tz = id.and_then(|id| zones::at(fleet, id));
+            let name = id.map_or_else(|| node.to_string(), NodeId::to_string);
             let name = if device.is_node() { name } else { format!("{name}/{device}") };
-            Cause::new(member.since_ms, format!("{name} is {}{}", words(member.stand), reason(member)))
+            Cause::new(member.since_ms, format!("{name} is {}{}", words(member.stand), reason(member))).at(tz)
         })
         .collect();
     if all.len() > LISTED {
