@@ -25,13 +25,14 @@
 #![doc = include_str!("operate.md")]
 
 pub mod make;
+pub mod prune;
 pub mod read;
 pub mod restore;
 pub mod sealed;
 pub mod trail;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::{
     collections::BTreeMap,
@@ -179,6 +180,12 @@ pub enum Error {
     /// The folder is somebody's.
     #[error("{0} is not empty; restore into an empty folder, and move the old one away before")]
     NotEmpty(PathBuf),
+    /// Somebody else writes to the folder.
+    #[error("another backup is written to {0}; wait until it is done")]
+    Busy(PathBuf),
+    /// An encrypted backup, without the list of what it needs.
+    #[error("{0} is encrypted, and objects/ does not say what it needs; remove old backups by hand until it is old itself")]
+    NeedsUnknown(PathBuf),
     /// Nobody wants it any more.
     #[error("the backup was given up")]
     GivenUp,

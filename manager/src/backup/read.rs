@@ -47,6 +47,16 @@ pub trait Sink {
     fn take(&mut self, name: &str, bytes: u64, from: &mut dyn Read) -> Result<(), Error>;
 }
 
+/// What is compared and not kept.
+#[derive(Debug, Clone, Copy)]
+pub struct PassOver;
+
+impl Sink for PassOver {
+    fn take(&mut self, _: &str, _: u64, _: &mut dyn Read) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
 /// A backup that was read to its end, and found good.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Checked {
@@ -136,9 +146,7 @@ pub fn objects(folder: &Path) -> Result<BTreeMap<String, (String, PathBuf)>, Err
 /// # Errors
 /// [`Error`]: what the sink took is not to be used.
 pub fn read(place: &Place, identities: Option<&Identities>, sink: &mut dyn Sink) -> Result<Manifest, Error> {
-    let file = File::open(&place.file).map_err(at(&place.file))?;
-    let plain = sealed::open(io::BufReader::new(file), identities)?;
-    let manifest = read_stream(plain, &place.file, sink)?;
+    let manifest = read_file(&place.file, identities, sink)?;
     let known = objects(&place.objects)?;
     for elsewhere in &manifest.elsewhere {
         let (path, tag) = (&elsewhere.path, &elsewhere.tag);
@@ -152,6 +160,19 @@ pub fn read(place: &Place, identities: Option<&Identities>, sink: &mut dyn Sink)
         read_object(file, digest, path, identities, sink)?;
     }
     Ok(manifest)
+}
+
+/// The same of its own file alone, without what lies beside it.
+///
+/// # Errors
+/// [`Error`].
+pub fn read_file(
+    path: &Path,
+    identities: Option<&Identities>,
+    sink: &mut dyn Sink,
+) -> Result<Manifest, Error> {
+    let file = File::open(path).map_err(at(path))?;
+    read_stream(sealed::open(io::BufReader::new(file), identities)?, path, sink)
 }
 
 fn read_object(

@@ -31,11 +31,11 @@ use crate::{
     },
 };
 
-const NOW_MS: i64 = 1_796_000_000_000;
+pub(crate) const NOW_MS: i64 = 1_796_000_000_000;
 const WEEK_MS: i64 = 7 * 86_400_000;
 const ID: StoreId = StoreId([7; 16]);
 
-fn now(ms: i64) -> Now {
+pub(crate) fn now(ms: i64) -> Now {
     Now { wall_ms: ms, mono: Duration::from_secs(1) }
 }
 
@@ -49,7 +49,7 @@ fn open(data: &Path, ms: i64) -> Consumer {
 }
 
 /// Appends so many samples of a node, received then.
-fn measure(store: &TelemetryStore, node: u32, recv_ms: i64, count: i64) {
+pub(crate) fn measure(store: &TelemetryStore, node: u32, recv_ms: i64, count: i64) {
     let mut builder = telemetry::Builder::default();
     for nth in 0..count {
         let device = DeviceId::parse("probe").unwrap();
@@ -103,7 +103,7 @@ fn command(n: u8, idempotent: bool) -> Command {
 }
 
 /// A hub's folder: two nodes, samples of this week and of one past, commands, tokens, keys, a signed artifact.
-fn hub() -> TempDir {
+pub(crate) fn hub() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path();
     let mut consumer = open(data, NOW_MS - WEEK_MS);

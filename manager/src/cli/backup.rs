@@ -3,6 +3,8 @@
 //! A backup gets its name only when it is whole: it is written beside, synced and read back first. Owns the flags and
 //! what is printed; [`take`] writes, [`crate::backup`] makes and reads.
 
+#[cfg(test)]
+mod nights;
 mod take;
 
 use std::path::{Path, PathBuf};
@@ -22,6 +24,7 @@ use crate::{
     backup::{
         Error, SUFFIX,
         make::{self, Ask, Sources},
+        prune::{self, Plan},
         read::{self, Checked, Place},
         restore,
         sealed::{Identities, Recipient},
@@ -35,6 +38,8 @@ const EXAMPLES: &str = "\
 Examples:
   fleet backup /mnt/backup/monday.fleet-backup               of the hub that runs here, while it runs
   fleet backup /mnt/backup/ --telemetry                      into a folder: week files and artifacts are there once
+  fleet backup /mnt/backup/ --telemetry --keep 14            every night: the newest 14 stay, older ones go
+  fleet backup /mnt/backup/ --keep 14 --dry-run              which would go
   fleet backup hub.fleet-backup --recipient age1…            encrypted; `age-keygen -o key.txt` makes a key
   fleet backup hub.fleet-backup --hub https://hub.example:8080   over the network, with an admin's token
   fleet backup hub.fleet-backup --data /var/lib/fleet        of a folder on which no hub runs
@@ -60,6 +65,13 @@ pub(super) struct BackupArgs {
     /// Encrypt for this key of age, such as age1…; repeat for more
     #[arg(long = "recipient", value_name = "AGE1…", value_parser = recipient)]
     recipients: Vec<Recipient>,
+    /// In a folder: once this one is written and read back, remove older ones until so many are left, and what only
+    /// they needed
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    keep: Option<u32>,
+    /// Only show what --keep would remove; nothing is written
+    #[arg(long, requires = "keep")]
+    dry_run: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -88,7 +100,7 @@ pub(super) fn failed(error: &Error, what: &str) -> Failure {
     let text = format!("failed to {what}: {error}");
     match error {
         Error::None(_) => Failure::NotFound(text),
-        Error::NotEmpty(_) => Failure::Conflict(text),
+        Error::NotEmpty(_) | Error::Busy(_) => Failure::Conflict(text),
         Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => Failure::NotFound(text),
         Error::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
             Failure::Denied(text)
@@ -109,12 +121,26 @@ pub(super) async fn run(args: BackupArgs, common: &Common, out: Out) -> Result<(
     }
     let to = args.to.unwrap_or_default();
     let (folder, name) = place(&to)?;
+    let keep = args.keep.map(|keep| keep as usize);
+    if keep.is_some() && !to.is_dir() {
+        let text = format!("--keep counts the backups of a folder; {} is none", to.display());
+        return Err(Failure::Usage(text));
+    }
+    if let Some(keep) = keep.filter(|_| args.dry_run) {
+        let plan = blocking(move || {
+            prune::plan(&folder, None, keep).map_err(|error| failed(&error, "look at old backups"))
+        });
+        let plan = plan.await?;
+        return out.show(&json!({ "dry_run": true, "pruned": plan }), || would_go(&plan));
+    }
     let file = folder.join(&name);
     if file.exists() {
         let text = format!("{} is there already; choose another name, or a folder", file.display());
         return Err(Failure::Conflict(text));
     }
     let is_folder = to.is_dir();
+    let alone = is_folder.then(|| prune::Alone::new(&folder)).transpose();
+    let alone = alone.map_err(|error| failed(&error, "back up"))?.flatten();
     let have =
         if is_folder { read::objects(&folder.join(crate::backup::OBJECTS)) } else { Ok(Default::default()) };
     let have = have.map_err(|error| failed(&error, "back up"))?;
@@ -156,7 +182,70 @@ pub(super) async fn run(args: BackupArgs, common: &Common, out: Out) -> Result<(
     bar.finish_and_clear();
     // What the hub says is the cause of what the writer says.
     source?;
-    show(&taken?, "written and read back", out)
+    let taken = taken?;
+    let pruned = match keep {
+        Some(keep) => blocking(move || Ok(prune_folder(&folder, &file, keep, alone.is_some()))).await?,
+        None => Ok(Plan::default()),
+    };
+    let mut value = json!(taken);
+    if let (Some(_), Ok(plan)) = (keep, &pruned) {
+        value["pruned"] = json!(plan);
+    }
+    out.show(&value, || {
+        let went = pruned.as_ref().ok().filter(|_| keep.is_some()).map(went).unwrap_or_default();
+        text(&taken, "written and read back") + &went
+    })?;
+    pruned.map(drop).map_err(|error| {
+        Failure::Partly(format!("the backup is good, but not all old ones were removed: {error}"))
+    })
+}
+
+/// Removes what is older than the `keep` newest, `file` among them. It is whole: it has its name.
+fn prune_folder(folder: &Path, file: &Path, keep: usize, is_alone: bool) -> Result<Plan, Error> {
+    if !is_alone {
+        // Another one may count on what lies there.
+        let source = std::io::Error::other("its filesystem has no locks, so another backup may be under way");
+        return Err(Error::Io { path: folder.to_owned(), source });
+    }
+    let plan = prune::plan(folder, Some(file), keep)?;
+    prune::carry_out(folder, &plan, &mut |path| std::fs::remove_file(path))?;
+    Ok(plan)
+}
+
+fn went(plan: &Plan) -> String {
+    let Plan { kept, removed, objects, bytes: size } = plan;
+    if removed.is_empty() {
+        return format!("  {} stay, nothing is removed\n", backups(kept.len()));
+    }
+    let objects = count(objects.len() as u64);
+    let gone = backups(removed.len());
+    format!(
+        "  {gone} and {objects} files that only they needed are removed, {}; {} stay\n",
+        bytes(*size as f64),
+        backups(kept.len())
+    )
+}
+
+fn would_go(plan: &Plan) -> String {
+    let Plan { kept, removed, objects, bytes: size } = plan;
+    if removed.is_empty() {
+        return format!("nothing would go: with the next one there are {}\n", backups(kept.len() + 1));
+    }
+    let mut text = String::new();
+    for path in removed.iter().chain(objects) {
+        text.push_str(&format!("would remove {}\n", path.display()));
+    }
+    text + &format!(
+        "{} and {} files beside them would go, {}; {} would stay, with the next one\n",
+        backups(removed.len()),
+        count(objects.len() as u64),
+        bytes(*size as f64),
+        backups(kept.len() + 1)
+    )
+}
+
+fn backups(many: usize) -> String {
+    format!("{} backup{}", count(many as u64), if many == 1 { "" } else { "s" })
 }
 
 enum Source {

@@ -14,8 +14,8 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 
 use crate::backup::{
-    Error, HEAD, Head, MANIFEST, Manifest, OBJECTS,
-    read::{self, Checked, Place, Sink},
+    Error, HEAD, Head, MANIFEST, Manifest, OBJECTS, prune,
+    read::{self, Checked, PassOver, Place, Sink},
     sealed::{Out, Recipient},
 };
 
@@ -208,6 +208,9 @@ impl Taking {
             read::checked(&self.file, &manifest, (files, manifest.bytes(), size), true, 0)
         };
         checked.file.clone_from(&self.file);
+        if self.is_folder && !self.recipients.is_empty() {
+            prune::write_needs(self.file.parent().unwrap_or(Path::new(".")), &self.file, &manifest)?;
+        }
         beside.rename(&self.file)?;
         Ok(checked)
     }
@@ -261,15 +264,6 @@ impl Taking {
         let encoder = demux.tar.into_inner().map_err(at(path))?;
         finished(encoder.finish().map_err(at(path))?, path)?;
         Ok(manifest)
-    }
-}
-
-/// What is compared and not kept.
-struct PassOver;
-
-impl Sink for PassOver {
-    fn take(&mut self, _: &str, _: u64, _: &mut dyn Read) -> Result<(), Error> {
-        Ok(())
     }
 }
 
