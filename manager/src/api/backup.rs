@@ -40,8 +40,7 @@ const PIECE: usize = 256 * 1024;
 const WAITING: usize = 8;
 /// Most tags that need not come.
 const TAGS: usize = 20_000;
-/// About how many bytes are read for the answer, before they are compressed.
-const BYTES: HeaderName = HeaderName::from_static("fleet-backup-bytes");
+const BYTES: HeaderName = HeaderName::from_static(make::BYTES_HEADER);
 
 /// Largest body of a request, in bytes: every tag that may be named.
 pub(super) const BODY_BYTES: usize = 2 * 1024 * 1024;
@@ -116,6 +115,8 @@ pub(super) async fn create(
     let noted = Noted { action: "hub.backup", target: api.hub.store_id().to_string(), detail };
     api.hub.intend(&caller.by(), Intent::Noted(noted)).await?;
     let sources = api.query(sources).await?;
+    // Said before anything is sent: what breaks off later can say nothing.
+    make::has_room(&sources, &ask).map_err(|error| Refusal::Conflict(error.to_string()))?;
     let bytes = make::estimate(&sources, &ask);
     let (to, from) = mpsc::channel(WAITING);
     let (stopping, hub) = (api.stopping(), api.hub.clone());

@@ -24,12 +24,16 @@ use crate::{
 
 /// Where copies lie while they are written out, in the data folder.
 pub const COPIES: &str = "backup.tmp";
+/// Header of a hub's answer: about how many bytes are read for it, before they are compressed.
+pub const BYTES_HEADER: &str = "fleet-backup-bytes";
 /// zstd's level: a tenth of the size at the speed of a disk.
 const LEVEL: i32 = 3;
 /// Bytes handed on at once.
 const PIECE: usize = 128 * 1024;
 /// Largest file of the data folder that is taken without being an artifact or a store, in bytes: rules, keys, settings.
 const PLAIN_BYTES: u64 = 64 * 1024 * 1024;
+/// What a copy leaves free on the hub's disk, bytes: the hub goes on writing while it is made.
+const SPARE_BYTES: u64 = 16 * 1024 * 1024;
 /// What of a data folder is never taken: made anew, handled by the stores, or somebody else's.
 const NOT_TAKEN: [&str; 6] =
     [COPIES, "telemetry", state::FILE, run::ADDRESSES, "nodes", super::restore::MARKER];
@@ -140,6 +144,31 @@ pub fn estimate(sources: &Sources, ask: &Ask) -> u64 {
     stores + plain.iter().map(|plain| plain.bytes).sum::<u64>()
 }
 
+/// Whether there is room for the copies that are made in any case, one at a time.
+///
+/// # Errors
+/// [`Error::Full`].
+pub fn has_room(sources: &Sources, ask: &Ask) -> Result<(), Error> {
+    let copied = |still: &&Still| match still.holds() {
+        Holds::State | Holds::Inbox => true,
+        Holds::Week | Holds::Rollups => ask.telemetry && !ask.objects,
+    };
+    let files = sources.moment.files.iter().filter(copied);
+    files.map(Still::name).try_for_each(|name| fits(&sources.data, name))
+}
+
+/// Whether there is room for a copy of a file of the data folder, beside what the hub writes meanwhile.
+fn fits(data: &Path, name: &str) -> Result<(), Error> {
+    let needs = fs::metadata(data.join(name)).map_or(0, |meta| meta.len()).saturating_add(SPARE_BYTES);
+    match super::free(data) {
+        Some(free) if free < needs => {
+            let source = io::Error::new(io::ErrorKind::StorageFull, format!("a copy of {name} does not fit"));
+            Err(Error::Full { path: data.join(COPIES), needs, free: Some(free), source })
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
 /// Writes a backup. `go_on` is asked now and then.
 ///
 /// # Errors
@@ -217,6 +246,7 @@ impl<W: Write> Writer<'_, W> {
                 return Ok(());
             }
         }
+        fits(copies.0.parent().unwrap_or(Path::new(".")), still.name())?;
         let path = copies.0.join("copy.redb");
         let rows = still.copy(&path, self.go_on)?;
         let found = moment::check(&path, still.name())?;

@@ -42,7 +42,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::store::moment::{CopyError, Rows};
+use crate::store::{
+    disk::{Disk as _, Folder},
+    moment::{CopyError, Rows},
+};
 
 /// The form of a backup that this build writes, and the newest that it reads.
 pub const FORMAT: u32 = 1;
@@ -123,6 +126,19 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// There is too little room.
+    #[error("{path}: {source}; {}", room(*needs, *free))]
+    Full {
+        /// What did not fit.
+        path: PathBuf,
+        /// Bytes that there have to be, at most.
+        needs: u64,
+        /// Bytes that there are, where that can be told.
+        free: Option<u64>,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
     /// A redb file.
     #[error(transparent)]
     Copy(#[from] CopyError),
@@ -184,7 +200,9 @@ pub enum Error {
     #[error("another backup is written to {0}; wait until it is done")]
     Busy(PathBuf),
     /// An encrypted backup, without the list of what it needs.
-    #[error("{0} is encrypted, and objects/ does not say what it needs; remove old backups by hand until it is old itself")]
+    #[error(
+        "{0} is encrypted, and objects/ does not say what it needs; remove old backups by hand until it is old itself"
+    )]
     NeedsUnknown(PathBuf),
     /// Nobody wants it any more.
     #[error("the backup was given up")]
@@ -194,6 +212,33 @@ pub enum Error {
 fn at(path: &Path) -> impl Fn(io::Error) -> Error + use<> {
     let path = path.to_owned();
     move |source| Error::Io { path: path.clone(), source }
+}
+
+fn room(needs: u64, free: Option<u64>) -> String {
+    let bytes = |size: u64| crate::cli::output::bytes(size as f64);
+    let free = free.map_or_else(String::new, |free| format!(", {} are", bytes(free)));
+    format!("up to {} have to be free there{free}", bytes(needs))
+}
+
+/// Bytes that are free for a file in a folder, where that can be told.
+fn free(folder: &Path) -> Option<u64> {
+    Folder::new(folder).space().map(|space| space.free)
+}
+
+impl Error {
+    /// Says how much room is needed in a folder, where this is for want of it.
+    #[must_use]
+    pub fn with_room(self, folder: &Path, needs: u64) -> Self {
+        use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+        match self {
+            Self::Io { path, source }
+                if matches!(source.kind(), StorageFull | QuotaExceeded | FileTooLarge) =>
+            {
+                Self::Full { path, needs, free: free(folder), source }
+            }
+            other => other,
+        }
+    }
 }
 
 /// Whether a name may be one in a data folder: relative, plain parts, nothing that leads out of it.

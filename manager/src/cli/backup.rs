@@ -7,7 +7,13 @@
 mod nights;
 mod take;
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -147,10 +153,12 @@ pub(super) async fn run(args: BackupArgs, common: &Common, out: Out) -> Result<(
     let have = have.into_keys().collect();
     let ask = Ask { telemetry: args.telemetry, objects: is_folder, have };
     let bar = progress(out);
+    let about = Arc::<AtomicU64>::default();
     let (incoming, source) = match source(common)? {
         Source::Hub(client) => {
             let body = json!({ "telemetry": ask.telemetry, "objects": ask.objects, "have": ask.have });
             let mut pieces = client.stream(&["api", "v1", "backup"], &body).await?;
+            about.store(pieces.said(make::BYTES_HEADER).unwrap_or(0), Ordering::Relaxed);
             let (to, incoming) = Incoming::pair();
             let source = task::spawn(async move {
                 loop {
@@ -173,10 +181,12 @@ pub(super) async fn run(args: BackupArgs, common: &Common, out: Out) -> Result<(
         }
         Source::Folder(data) => {
             let (to, incoming) = Incoming::pair();
-            (incoming, task::spawn_blocking(move || offline(&data, &ask, to)))
+            let about = about.clone();
+            (incoming, task::spawn_blocking(move || offline(&data, &ask, to, &about)))
         }
     };
-    let taking = Taking { file: file.clone(), is_folder, recipients: args.recipients, bar: bar.clone() };
+    let (recipients, bar_there) = (args.recipients, bar.clone());
+    let taking = Taking { file: file.clone(), is_folder, recipients, about, bar: bar_there };
     let taken = blocking(move || taking.run(incoming).map_err(|error| failed(&error, "back up"))).await;
     let source = source.await.map_err(|error| Failure::Failed(format!("the backup ended badly: {error}")))?;
     bar.finish_and_clear();
@@ -264,7 +274,13 @@ fn source(common: &Common) -> Result<Source, Failure> {
     }
 }
 
-fn offline(data: &Path, ask: &Ask, to: mpsc::Sender<std::io::Result<bytes::Bytes>>) -> Result<(), Failure> {
+/// Backs up a folder on which no hub runs; says in `about` how many bytes it reads.
+fn offline(
+    data: &Path,
+    ask: &Ask,
+    to: mpsc::Sender<std::io::Result<bytes::Bytes>>,
+    about: &AtomicU64,
+) -> Result<(), Failure> {
     let wrong = |error: &Error| failed(error, "back up");
     let now_ms = clock::wall_ms();
     let (state, samples) =
@@ -282,11 +298,14 @@ fn offline(data: &Path, ask: &Ask, to: mpsc::Sender<std::io::Result<bytes::Bytes
         store_id: state.store_id().to_string(),
         now_ms,
     };
+    about.store(make::estimate(&sources, ask), Ordering::Relaxed);
     let gone = to.clone();
-    let go_on = move || !gone.is_closed();
+    let go_on = || !gone.is_closed();
     let mut pipe = Pipe::new(to);
     match make::write(sources, ask, &mut pipe, &go_on) {
         Ok(_) => Ok(()),
+        // Whoever took it has failed, and says why.
+        Err(_) if gone.is_closed() => Ok(()),
         Err(error) => {
             pipe.fail(&error.to_string());
             Err(wrong(&error))

@@ -334,6 +334,12 @@ impl Client {
 }
 
 impl Pieces {
+    /// A number that the hub says of what comes, in a header.
+    #[must_use]
+    pub(super) fn said(&self, header: &str) -> Option<u64> {
+        self.reply.header(header)?.parse().ok()
+    }
+
     /// The next piece; none at the end.
     ///
     /// # Errors

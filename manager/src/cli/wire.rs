@@ -146,6 +146,11 @@ impl Reply {
         self.response.status()
     }
 
+    /// A header of it, where it is a text.
+    pub(super) fn header(&self, name: &str) -> Option<&str> {
+        self.response.headers().get(name)?.to_str().ok()
+    }
+
     /// Its whole body; the connection is kept.
     ///
     /// # Errors

@@ -5,6 +5,7 @@ use std::{
     collections::BTreeSet,
     fs, io,
     path::{Path, PathBuf},
+    sync::{Arc, atomic::AtomicU64},
     thread,
 };
 
@@ -59,9 +60,10 @@ impl Nights {
         let ask = Ask { telemetry: true, objects: true, have };
         let (to, incoming) = Incoming::pair();
         let data = self.hub.path().to_owned();
-        let source = thread::spawn(move || offline(&data, &ask, to));
-        let recipients = self.recipients.clone();
-        let taking = Taking { file: file.clone(), is_folder: true, recipients, bar: ProgressBar::hidden() };
+        let about = Arc::<AtomicU64>::default();
+        let (recipients, bar) = (self.recipients.clone(), ProgressBar::hidden());
+        let taking = Taking { file: file.clone(), is_folder: true, recipients, about: about.clone(), bar };
+        let source = thread::spawn(move || offline(&data, &ask, to, &about));
         taking.run(incoming).unwrap();
         source.join().unwrap().unwrap();
         file

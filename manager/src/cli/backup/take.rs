@@ -4,7 +4,11 @@ use std::{
     fs::{self, File},
     io::{self, BufWriter, Read, Write},
     path::{Path, PathBuf},
-    sync::mpsc as sync,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc as sync,
+    },
     thread,
 };
 
@@ -96,6 +100,8 @@ pub(super) struct Taking {
     pub(super) is_folder: bool,
     /// For whom it is encrypted.
     pub(super) recipients: Vec<Recipient>,
+    /// About how many bytes come; none were said while it is 0.
+    pub(super) about: Arc<AtomicU64>,
     /// Shows how far it is.
     pub(super) bar: ProgressBar,
 }
@@ -194,6 +200,17 @@ impl Taking {
     /// # Errors
     /// [`Error`]: there is nothing under its name.
     pub(super) fn run(self, incoming: Incoming) -> Result<Checked, Error> {
+        let folder = match self.file.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => folder.to_owned(),
+            Some(_) | None => PathBuf::from("."),
+        };
+        let about = self.about.clone();
+        // Once as it is written, and once unpacked when it is read back.
+        self.write(incoming)
+            .map_err(|error| error.with_room(&folder, about.load(Ordering::Relaxed).saturating_mul(2)))
+    }
+
+    fn write(self, incoming: Incoming) -> Result<Checked, Error> {
         let (beside, file) = Beside::new(&self.file)?;
         let manifest = match self.is_folder {
             true => self.demux(incoming, file, &beside.path)?,
