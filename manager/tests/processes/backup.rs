@@ -47,7 +47,7 @@ fn load(mut generator: Generator, stop: watch::Receiver<bool>) -> JoinHandle<Tru
 }
 
 /// Runs a verb; without a hub's address where `hub` is none.
-async fn fleet(data: &Path, hub: Option<&Hub>, keys: &Path, verb: &[&str]) -> Output {
+pub(crate) async fn fleet(data: &Path, hub: Option<&Hub>, keys: &Path, verb: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_fleet"));
     command.arg("--data").arg(data).args(["-o", "json"]);
     if let Some(hub) = hub {
@@ -59,7 +59,7 @@ async fn fleet(data: &Path, hub: Option<&Hub>, keys: &Path, verb: &[&str]) -> Ou
 }
 
 /// The same, which has to succeed; gives its JSON.
-async fn done(data: &Path, hub: Option<&Hub>, keys: &Path, verb: &[&str]) -> Value {
+pub(crate) async fn done(data: &Path, hub: Option<&Hub>, keys: &Path, verb: &[&str]) -> Value {
     let output = fleet(data, hub, keys, verb).await;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{verb:?}: {text}{}", String::from_utf8_lossy(&output.stderr));
@@ -249,6 +249,22 @@ async fn a_hub_that_does_not_run_is_backed_up_from_its_folder_and_only_a_whole_b
         Some(1)
     );
     assert_eq!(fleet(&data, None, &keys, &["backup", "verify", "nowhere"]).await.status.code(), Some(3));
+    // Night after night into a folder: one stays.
+    let nights = folder.path().join("nights");
+    fs::create_dir(&nights).unwrap();
+    let night = ["backup", nights.to_str().unwrap(), "--keep", "1"];
+    let first = done(&data, None, &keys, &night).await;
+    assert_eq!(first["pruned"]["removed"].as_array().map(Vec::len), Some(0), "{first}");
+    let dry = done(&data, None, &keys, &[&night[..], &["--dry-run"]].concat()).await;
+    assert_eq!(dry["pruned"]["removed"], Value::from(vec![first["file"].clone()]), "{dry}");
+    // Its name is the second in which it was made.
+    let next = async || fleet(&data, None, &keys, &night).await;
+    let next = until("the next second", next, |ended| ended.status.code() != Some(7)).await;
+    let second: Value = serde_json::from_slice(&next.stdout).unwrap();
+    assert_eq!(second["pruned"]["removed"], Value::from(vec![first["file"].clone()]), "{second}");
+    done(&data, None, &keys, &["backup", "verify", nights.to_str().unwrap()]).await;
+    let misused = fleet(&data, None, &keys, &["backup", "x.fleet-backup", "--keep", "1"]).await;
+    assert_eq!(misused.status.code(), Some(2), "only a folder has several");
     let full = fleet(&data, None, &keys, &["restore", file.to_str().unwrap()]).await;
     assert_eq!(full.status.code(), Some(7), "the folder is somebody's");
 

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// What the hub says of itself: status of `/readyz`, and its reasons.
-async fn readiness(hub: &Hub) -> (u16, String) {
+pub(crate) async fn readiness(hub: &Hub) -> (u16, String) {
     let (status, answer) = ask(hub.http, "/readyz").await.expect("it answers whatever its disk does");
     let reasons = answer["reasons"].as_array().unwrap().iter();
     (status, reasons.map(|reason| reason.as_str().unwrap()).collect::<Vec<_>>().join("; "))
@@ -72,12 +72,18 @@ async fn run_full(hub: &Hub, folder: &Path, reason: &str, make_room: impl FnOnce
 }
 
 /// A small filesystem of its own, gone with the value.
-struct Small(PathBuf);
+pub(crate) struct Small(pub(crate) PathBuf);
 
 impl Small {
-    fn mount(at: &Path) -> Option<Self> {
+    pub(crate) fn mount(at: &Path) -> Option<Self> {
+        Self::mount_of(at, "16m")
+    }
+
+    /// One of a size, as `mount` writes it.
+    pub(crate) fn mount_of(at: &Path, size: &str) -> Option<Self> {
         fs::create_dir_all(at).unwrap();
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=16m", "tmpfs"]).arg(at).output();
+        let size = format!("size={size}");
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(at).output();
         mounted.is_ok_and(|output| output.status.success()).then(|| Self(at.to_owned()))
     }
 }

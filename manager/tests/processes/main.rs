@@ -9,6 +9,7 @@ mod bad_input;
 mod commands;
 mod compare;
 mod devices;
+mod full_backup;
 mod full_disk;
 mod full_outbox;
 mod generator;
