@@ -134,7 +134,8 @@ impl Follower {
         } else {
             Wants::default()
         };
-        match (self.wants.node || self.home.is_some(), &self.changes) {
+        // Whoever reads newest values hears of it, too, when a node goes.
+        match (self.wants.node || self.wants.latest || self.home.is_some(), &self.changes) {
             (true, None) => self.changes = Some(self.hub.feed()),
             (false, Some(_)) => {
                 self.changes = None;
@@ -208,7 +209,7 @@ impl Follower {
         if self.home.is_some() {
             self.announce.changed(id.clone());
         }
-        if self.wants.node {
+        if self.wants.node || self.wants.latest {
             self.nodes.changed(id);
         }
     }
@@ -298,21 +299,21 @@ impl Follower {
         let now = clock::mono();
         for id in self.nodes.take(now, AT_ONCE) {
             let topic = Topic::Hub(Told::Node(id.clone()));
-            if !self.publisher.wanted(&topic) {
+            if !self.hub.with_fleet(|fleet| fleet.nodes.contains_key(&id)) {
+                // Nothing is retained of it any more.
+                for topic in [Topic::Hub(Told::Latest(id)), topic] {
+                    if self.publisher.wanted(&topic) {
+                        self.say(&topic, Vec::new(), stop).await?;
+                    }
+                }
                 continue;
             }
-            let payload = match self.look(&id) {
-                Some(node) => {
-                    let devices = self.table(node.number).map_or(0, |table| table.devices_count());
-                    say::node(&self.shared, &node, devices)
-                }
-                // Nothing is retained of it any more.
-                None => Vec::new(),
-            };
-            if payload.is_empty() {
-                self.say(&Topic::Hub(Told::Latest(id)), Vec::new(), stop).await?;
+            let node = self.look(&id).filter(|_| self.publisher.wanted(&topic));
+            if let Some(node) = node {
+                let devices = self.table(node.number).map_or(0, |table| table.devices_count());
+                let payload = say::node(&self.shared, &node, devices);
+                self.say(&topic, payload, stop).await?;
             }
-            self.say(&topic, payload, stop).await?;
         }
         for id in self.latest.take(now, AT_ONCE) {
             let topic = Topic::Hub(Told::Latest(id.clone()));

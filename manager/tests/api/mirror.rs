@@ -8,7 +8,11 @@ use rumqttc::{AsyncClient, Event, MqttOptions, Packet, QoS};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use crate::given::{Node, PATIENCE, Site};
+use crate::{
+    alerts::{HOT, alerts, put},
+    cli::on,
+    given::{Node, PATIENCE, Site},
+};
 
 /// A third-party program: what it hears, in order.
 pub(crate) struct Tool {
@@ -51,6 +55,28 @@ impl Tool {
         client.subscribe(filter, QoS::AtLeastOnce).await.unwrap();
         tokio::time::timeout(PATIENCE, agreement.recv()).await.unwrap().unwrap();
         Self { client, heard, polling }
+    }
+
+    /// Waits until a topic is said to be empty.
+    async fn cleared(&mut self, topic: &str) {
+        while self.next(topic).await.0 != Value::Null {}
+    }
+
+    /// The topics that were heard until then, with one that comes at last.
+    async fn heard_until(&mut self, mut last: impl FnMut(&str, &Value) -> bool) -> Vec<String> {
+        let mut topics = Vec::new();
+        let all = async {
+            loop {
+                let (topic, payload, _) = self.heard.recv().await.expect("the tool is connected");
+                let is_last = last(&topic, &payload);
+                topics.push(topic);
+                if is_last {
+                    return;
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, all).await.expect("the last comes");
+        topics
     }
 
     /// The next message on a topic; others are passed over.
@@ -192,5 +218,64 @@ async fn home_assistant_discovers_nodes_devices_and_new_metrics() {
     late.client.publish("homeassistant/status", QoS::AtLeastOnce, false, "online").await.unwrap();
     let (again, is_retained) = late.next(own).await;
     assert_eq!((&again, is_retained), (&retained[own], false));
+    site.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_listens_hears_that_a_purged_node_is_gone_and_nothing_of_it_is_retained() {
+    let site = Site::start().await;
+    put(&site, "/api/v1/rules", HOT).await;
+    let mut node = Node::born(&site, "edge-1").await;
+    let mut other = Node::born(&site, "edge-2").await;
+    let t = clock::wall_ms();
+    node.measures(&[(t, "dht22", "temperature", 28.5)]).await;
+    other.measures(&[(t, "", "x", 1.0)]).await;
+    alerts(&site, "state=firing", 1).await;
+    let retained = [
+        "fleet/v1/hub/node/edge-1",
+        "fleet/v1/hub/latest/edge-1",
+        "fleet/v1/hub/alert/hot/edge-1",
+        "homeassistant/device/fleet_edge-1/config",
+        "homeassistant/device/fleet_edge-1__dht22/config",
+    ];
+    // Two that read everything, and for each topic one that reads it alone.
+    let (hub, home) = ("fleet/v1/hub/#", "homeassistant/device/+/config");
+    let mut all = [Tool::on(&site, "tool-hub", hub).await, Tool::on(&site, "tool-home", home).await];
+    let mut alone = Vec::new();
+    for (n, topic) in retained.iter().enumerate() {
+        let mut tool = Tool::on(&site, &format!("tool-{n}"), topic).await;
+        assert_ne!(tool.next(topic).await.0, Value::Null, "{topic} is retained");
+        alone.push(tool);
+    }
+    let (code, _, error) = on(&site, &["node", "rm", "edge-1", "--purge", "--yes"]).await;
+    assert_eq!(code, 0, "{error}");
+    for (topic, tool) in retained.iter().zip(&mut alone) {
+        tool.cleared(topic).await;
+    }
+    for (tool, root) in all.iter_mut().zip(["fleet/", "homeassistant/"]) {
+        let mut left: Vec<&str> = retained.into_iter().filter(|topic| topic.starts_with(root)).collect();
+        let is_last = |topic: &str, payload: &Value| {
+            left.retain(|one| *one != topic || *payload != Value::Null);
+            left.is_empty()
+        };
+        tool.heard_until(is_last).await;
+    }
+    // Who comes now hears of the other node alone; what is said now comes last.
+    let mut late = Tool::on(&site, "tool-late-hub", hub).await;
+    other.measures(&[(t + 1, "", "x", 2.0)]).await;
+    let samples = "fleet/v1/hub/samples/edge-2";
+    let topics = late.heard_until(|topic, said| topic == samples && said[0]["value"] == 2.0).await;
+    assert!(topics.iter().any(|topic| topic == "fleet/v1/hub/node/edge-2"), "{topics:?}");
+    assert!(!topics.iter().any(|topic| topic.contains("edge-1")), "{topics:?}");
+    let mut late = Tool::on(&site, "tool-late-home", home).await;
+    let config = "homeassistant/device/fleet_edge-2/config";
+    late.client.publish("homeassistant/status", QoS::AtLeastOnce, false, "online").await.unwrap();
+    let mut times = 0;
+    let is_again = |topic: &str, _: &Value| {
+        times += usize::from(topic == config);
+        times == 2
+    };
+    let topics = late.heard_until(is_again).await;
+    assert!(!topics.iter().any(|topic| topic.contains("edge-1")), "{topics:?}");
     site.stop().await;
 }
