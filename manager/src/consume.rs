@@ -23,7 +23,7 @@ use crate::{
         command::{self, Dispatch, Kept},
         config, devices,
         fleet::{Fleet, Node, NodeNo},
-        identity::{Cut, Identities, Row},
+        identity::{Cut, Identities, Row, trail::Line},
         intake::{self, Effects},
         ledger::Counters,
         mark::{self, Mark},
@@ -126,7 +126,12 @@ pub struct Consumer {
     written_ms: BTreeMap<NodeNo, i64>,
     // Where revocations are written for hubs that are restored later.
     trail: Option<Trail>,
+    // The CAs, for the same.
+    authorities: Option<Authorities>,
 }
+
+/// Gives the CAs that there are, as the trail has them.
+pub type Authorities = Box<dyn Fn() -> Vec<Line> + Send>;
 
 /// Rows that an intent names by itself: what is saved, or removed.
 #[derive(Debug, Default)]
@@ -196,6 +201,7 @@ impl Consumer {
             refusals: Refusals::default(),
             written_ms: BTreeMap::new(),
             trail: None,
+            authorities: None,
         };
         consumer.load(now)?;
         Ok(consumer)
@@ -208,6 +214,22 @@ impl Consumer {
     pub fn keep_trail(&mut self, path: &Path, now: Now) -> Result<(), TrailError> {
         self.trail = Some(Trail::open(path, &self.shared.identities(), now.wall_ms)?);
         Ok(())
+    }
+
+    /// From now on the CAs are written there, too: before a certificate that a new one signed is handed out.
+    ///
+    /// # Errors
+    /// [`TrailError`].
+    pub fn keep_authorities(&mut self, authorities: Authorities, now: Now) -> Result<(), TrailError> {
+        self.authorities = Some(authorities);
+        self.note_authorities(now)
+    }
+
+    fn note_authorities(&mut self, now: Now) -> Result<(), TrailError> {
+        match (&mut self.trail, &self.authorities) {
+            (Some(trail), Some(authorities)) => trail.append_authorities(authorities(), now.wall_ms),
+            (Some(_) | None, _) => Ok(()),
+        }
     }
 
     fn load(&mut self, now: Now) -> Result<(), Error> {
@@ -423,7 +445,11 @@ impl Consumer {
         commit.rollouts = self.shared.fleet().rollouts.rows(&effects.rollouts);
         commit.identities = changes(&self.shared.identities(), &effects.identities);
         commit.identities.audit = audit;
+        let is_about_keys = !commit.identities.audit.is_empty() || !effects.identities.is_empty();
         let first_event = if commit.is_empty() { 0 } else { self.shared.state().apply(&commit)? };
+        if is_about_keys {
+            self.note_authorities(now)?;
+        }
         if let Some(trail) = self.trail.as_mut().filter(|_| !effects.identities.is_empty()) {
             trail.append(&self.shared.identities(), &effects.identities, now.wall_ms)?;
         }

@@ -7,6 +7,7 @@ pub mod file;
 mod keys;
 pub mod make;
 pub mod peer;
+pub mod readmit;
 pub mod rotation;
 #[cfg(test)]
 mod tests;
@@ -30,9 +31,9 @@ pub use peer::{Peer, Who};
 
 use crate::core::{
     Now,
-    identity::{Certificate, Hash, Identities, Standing},
+    identity::{Certificate, Hash, Identities, Standing, trail::Line},
 };
-use file::{FileError, Folder, Kept, KeptAuthority, KeptServer};
+use file::{FileError, Folder, Kept, KeptAuthority, KeptFormer, KeptServer};
 use make::{Authority, Holder, Made};
 use rotation::{Ring, Server, Stage, Step};
 
@@ -53,6 +54,7 @@ struct State {
     server: (Made, String),
     by: Pin,
     names: Vec<String>,
+    former: Vec<(CertificateDer<'static>, KeptFormer)>,
 }
 
 /// A tool's certificate.
@@ -273,11 +275,29 @@ impl Pki {
         if in_doubt {
             return Ok(None);
         }
+        let is_over = |(_, former): &(CertificateDer<'_>, KeptFormer)| former.until_ms <= now.wall_ms;
+        if self.lock().former.iter().any(is_over) {
+            self.change(|state, _| {
+                state.former.retain(|former| !is_over(former));
+                Ok(())
+            })?;
+        }
         let due = self.lock().ring().due(waiting, now.wall_ms);
         if let Some(step) = due {
             self.take(step)?;
         }
         Ok(due)
+    }
+
+    /// The CAs as the [trail](crate::core::identity::trail) has them, oldest first.
+    #[must_use]
+    pub fn lines(&self) -> Vec<Line> {
+        let made = |(authority, facts): &(Authority, rotation::Authority)| Line::AuthorityMade {
+            pin: authority.pin.to_string(),
+            certificate: pem(authority.vouched.as_ref().unwrap_or(&authority.der)),
+            at_ms: facts.made_ms,
+        };
+        self.lock().authorities.iter().map(made).collect()
     }
 
     /// The nodes that may come in and have no certificate of the newest CA yet.
@@ -326,7 +346,7 @@ impl Pki {
     fn take(&self, step: Step) -> Result<(), Error> {
         self.change(|state, now_ms| match step {
             Step::MakeAuthority => {
-                let authority = Authority::make(now_ms)?;
+                let authority = state.signer().0.successor(now_ms)?;
                 state.signer_mut().retired_ms = Some(now_ms);
                 state.push(authority, now_ms);
                 Ok(())
@@ -357,7 +377,7 @@ impl State {
         let authority = Authority::make(now_ms)?;
         let server = authority.server(names, now_ms)?;
         let (by, names) = (authority.pin, names.to_owned());
-        let mut state = Self { authorities: Vec::new(), server, by, names };
+        let mut state = Self { authorities: Vec::new(), server, by, names, former: Vec::new() };
         state.push(authority, now_ms);
         Ok(state)
     }
@@ -377,8 +397,9 @@ impl State {
         let damaged = |why: &str| FileError::Damaged { path: folder.to_owned(), why: why.to_owned() };
         let mut authorities = Vec::new();
         for one in &kept.authorities {
-            let authority = Authority::new(der(&one.certificate, &damaged)?, one.key.clone())
+            let mut authority = Authority::new(der(&one.certificate, &damaged)?, one.key.clone())
                 .map_err(|error| damaged(&error.to_string()))?;
+            authority.vouched = one.vouched.as_ref().map(|pem| der(pem, &damaged)).transpose()?;
             let facts = rotation::Authority {
                 pin: authority.pin,
                 made_ms: one.made_ms,
@@ -395,13 +416,17 @@ impl State {
         }
         let (made_ms, not_after_ms) = (server.made_ms, server.not_after_ms);
         let made = Made { der: der(&server.certificate, &damaged)?, made_ms, not_after_ms };
-        Ok(Self { authorities, server: (made, server.key.clone()), by, names: server.names.clone() })
+        let former = |one: &KeptFormer| Ok::<_, FileError>((der(&one.certificate, &damaged)?, one.clone()));
+        let former = kept.former.iter().map(former).collect::<Result<_, _>>()?;
+        let (server, names) = ((made, server.key.clone()), server.names.clone());
+        Ok(Self { authorities, server, by, names, former })
     }
 
     fn kept(&self) -> Kept {
         let authority = |(authority, facts): &(Authority, rotation::Authority)| KeptAuthority {
             certificate: pem(&authority.der),
             key: authority.key.clone(),
+            vouched: authority.vouched.as_ref().map(|der| pem(der)),
             made_ms: facts.made_ms,
             not_after_ms: facts.not_after_ms,
             retired_ms: facts.retired_ms,
@@ -416,7 +441,8 @@ impl State {
             made_ms: made.made_ms,
             not_after_ms: made.not_after_ms,
         };
-        Kept::new(self.authorities.iter().map(authority).collect(), server)
+        let former = self.former.iter().map(|(_, former)| former.clone()).collect();
+        Kept { former, ..Kept::new(self.authorities.iter().map(authority).collect(), server) }
     }
 
     fn ring(&self) -> Ring {
@@ -455,7 +481,10 @@ impl State {
         Ok(keys::Parts {
             chain: vec![made.der.clone(), self.shown().der.clone()],
             key,
-            trusted: self.authorities.iter().map(|(authority, _)| &authority.der).collect(),
+            trusted: {
+                let former = self.former.iter().map(|(der, _)| der);
+                self.authorities.iter().map(|(authority, _)| &authority.der).chain(former).collect()
+            },
         })
     }
 }

@@ -225,6 +225,9 @@ pub async fn start(config: &Config) -> Result<RunningHub, StartError> {
     let legacy = bind_legacy(config.listen.legacy_http).await?;
     let reads = clock.clone();
     let pki = Arc::new(Pki::open(&config.data, &config.listen.names, Arc::new(move || reads.read()))?);
+    let signed = pki.clone();
+    let authorities = Box::new(move || signed.lines());
+    consumer.keep_authorities(authorities, clock.now()).map_err(backup::Error::from)?;
     let artifacts = Arc::new(artifact::Store::open(&config.data, clock.now().wall_ms)?);
     let reads = clock.clone();
     let releases = Releases::open(&config.data, artifacts, Arc::new(move || reads.read()))?;

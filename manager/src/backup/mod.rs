@@ -151,6 +151,9 @@ pub enum Error {
     /// Both, by the consumer.
     #[error(transparent)]
     Consume(#[from] crate::consume::Error),
+    /// Keys.
+    #[error(transparent)]
+    Pki(#[from] crate::pki::Error),
     /// Releases.
     #[error(transparent)]
     Releases(#[from] crate::release::Error),

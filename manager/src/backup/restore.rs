@@ -32,7 +32,7 @@ use crate::{
         restored::Restore,
         rollout,
     },
-    pki::file::replace,
+    pki::{self, file::replace, readmit::Readmitted},
     release::{self, Releases},
     store::{
         disk::Folder,
@@ -87,6 +87,14 @@ pub struct Report {
     pub shut_out: u64,
     /// Lines of that file that do not read.
     pub unreadable_lines: u64,
+    /// CAs of after the backup that are trusted again: whom they signed comes in.
+    pub authorities: u64,
+    /// When the old hub trusted the CA no more that this one has, Unix milliseconds; absent: it did to its end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_dropped_ms: Option<i64>,
+    /// Nodes that may have heard of that: they do not trust this hub, and have to join again.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub join_again: Vec<String>,
     /// Join tokens that ended, because nobody can tell whether they were used since.
     pub tokens_ended: u64,
     /// Executions of commands that wait for approval.
@@ -135,6 +143,7 @@ pub fn restore(options: &Options<'_>, told: &mut dyn FnMut(&str, u64)) -> Result
         ..Report::default()
     };
     distrust(data, given.as_ref(), id, *now, &mut report)?;
+    readmit(data, given.as_ref(), id, *now, &mut report)?;
     told("account for what is not in it", bytes);
     settle(data, &manifest, id, *now, &mut report)?;
     report.releases = reissue(data, *now)?;
@@ -231,6 +240,25 @@ fn distrust(
     let audit = vec![entry(report, now)];
     let identities = Changes { audit, ..changed(&identities, &rows) };
     state.apply(&Commit { identities, commands, ..Commit::default() })?;
+    Ok(())
+}
+
+/// Lets in again whom a CA of after the backup signed, and names those who do not trust this hub's any more.
+fn readmit(
+    data: &Path,
+    given: Option<&trail::Found>,
+    id: StoreId,
+    now: Now,
+    report: &mut Report,
+) -> Result<(), Error> {
+    let Some(found) = given else { return Ok(()) };
+    let Readmitted { trusted, dropped_ms } = pki::readmit::readmit(data, &found.lines, now.wall_ms)?;
+    (report.authorities, report.ca_dropped_ms) = (trusted, dropped_ms);
+    if dropped_ms.is_some() {
+        let identities = StateStore::open(&Folder::new(data), id)?.identities()?;
+        let nodes = lines::let_in_since(&identities, &found.lines);
+        report.join_again = nodes.iter().map(ToString::to_string).collect();
+    }
     Ok(())
 }
 

@@ -118,6 +118,15 @@ impl Trail {
         self.add(&lines)
     }
 
+    /// Appends what follows from the CAs that there are; durable when this returns.
+    ///
+    /// # Errors
+    /// [`TrailError`]: it is kept, and written by [`Trail::retry`].
+    pub fn append_authorities(&mut self, there: Vec<Line>, now_ms: i64) -> Result<(), TrailError> {
+        let lines = self.said.authorities(there, now_ms);
+        self.add(&lines)
+    }
+
     /// Writes what waits since an error.
     ///
     /// # Errors

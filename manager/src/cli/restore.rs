@@ -37,6 +37,12 @@ join tokens end. Commands that are not idempotent and were on their way are held
 `fleet command approve` or `cancel`. Rollouts that were running are paused.
 Never start the old hub again beside the restored one.";
 
+/// Nodes that are named; the rest is counted.
+const LISTED: usize = 20;
+/// How a node comes back that the hub does not trust, or that does not trust the hub.
+const JOIN_AGAIN: &str =
+    "`fleet join-token create --replace NODE` here, then `fleet-agent join HUB --token TOKEN --force` there";
+
 /// What to restore, and where to.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
@@ -102,10 +108,41 @@ fn text(report: &Report, data: &str) -> String {
     }
     if report.revocations_given {
         line(format!("{} were shut out after the backup, and are again", count(report.shut_out)));
+        if report.authorities > 0 {
+            line(
+                "the CA was changed after the backup: whom the new one signed comes in, and is signed anew"
+                    .to_owned(),
+            );
+        }
     } else {
         line(format!(
             "no file of revocations was given: whom you shut out after the backup gets in again; {} open join tokens ended",
             count(report.tokens_ended)
+        ));
+    }
+    if !report.revocations_given {
+        line(
+            "if the CA was changed after the backup (`fleet pki rotate ca`), nodes that renewed since do not get in:".to_owned(),
+        );
+        line(format!("  {JOIN_AGAIN}"));
+    }
+    if let Some(at_ms) = report.ca_dropped_ms {
+        let nodes = &report.join_again;
+        let more = nodes.len().saturating_sub(LISTED);
+        let more = if more > 0 {
+            format!(" and {} more (-o json lists them)", count(more as u64))
+        } else {
+            String::new()
+        };
+        let names = nodes.iter().take(LISTED).map(String::as_str).collect::<Vec<_>>().join(", ");
+        line(format!(
+            "the CA of the backup was dropped on {} UTC: nodes that came since do not trust this hub, and join again:",
+            time(at_ms)
+        ));
+        line(format!("  {names}{more}"));
+        line(format!("  {JOIN_AGAIN}"));
+        line(format!(
+            "  nobody has to if you still have its pki/keys.json: put it into {data}/pki/ before you start"
         ));
     }
     if report.unreadable_lines > 0 {
@@ -158,5 +195,20 @@ mod tests {
             ..Report::default()
         };
         insta::assert_snapshot!(text(&report, "/var/lib/fleet"));
+        let rotated = Report {
+            revocations_given: true,
+            authorities: 1,
+            ca_dropped_ms: Some(1_790_000_300_000),
+            join_again: (1..=21).map(|n| format!("edge-{n}")).collect(),
+            ..report
+        };
+        let text = text(&rotated, "/var/lib/fleet");
+        assert!(
+            text.contains("the CA was changed after the backup: whom the new one signed comes in"),
+            "{text}"
+        );
+        assert!(text.contains("was dropped on 2026-09-21 14:18:20 UTC"), "{text}");
+        assert!(text.contains("edge-20 and 1 more") && !text.contains("edge-21"), "{text}");
+        assert!(text.contains("`fleet join-token create --replace NODE`"), "{text}");
     }
 }

@@ -28,6 +28,18 @@ pub struct Kept {
     pub authorities: Vec<KeptAuthority>,
     /// The server's certificate.
     pub server: KeptServer,
+    /// CAs of the hub that this one was restored from, made after the backup: their keys are gone, their word counts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub former: Vec<KeptFormer>,
+}
+
+/// A CA whose key is gone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptFormer {
+    /// Its certificate, PEM.
+    pub certificate: String,
+    /// Until when it is trusted, Unix milliseconds.
+    pub until_ms: i64,
 }
 
 /// A CA.
@@ -37,6 +49,9 @@ pub struct KeptAuthority {
     pub certificate: String,
     /// Its key, PKCS #8 PEM.
     pub key: String,
+    /// The same signed by the CA before it, PEM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vouched: Option<String>,
     /// When it was made, Unix milliseconds.
     pub made_ms: i64,
     /// When it ends, Unix milliseconds.
@@ -120,7 +135,7 @@ impl Kept {
     /// With this build's format.
     #[must_use]
     pub fn new(authorities: Vec<KeptAuthority>, server: KeptServer) -> Self {
-        Self { format: FORMAT, authorities, server }
+        Self { format: FORMAT, authorities, server, former: Vec::new() }
     }
 }
 

@@ -37,6 +37,8 @@ pub struct Authority {
     pub der: CertificateDer<'static>,
     /// Its key, PKCS #8 PEM.
     pub key: String,
+    /// A certificate of the same name and key, signed by the CA before it: whoever knows that one may trust this one.
+    pub vouched: Option<CertificateDer<'static>>,
     issuer: Issuer<'static, KeyPair>,
 }
 
@@ -88,15 +90,21 @@ impl Authority {
     /// What the library says.
     pub fn make(now_ms: i64) -> Result<Self, rcgen::Error> {
         let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
-        let pin = Pin(Sha256::digest(key.subject_public_key_info()).into());
-        let short: String = pin.0[..4].iter().map(|byte| format!("{byte:02x}")).collect();
-        let (mut params, _, _) = params(now_ms, AUTHORITY_LIFE);
-        params.distinguished_name.push(DnType::CommonName, format!("Clawland Fleet CA {short}"));
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let mut params = authority_params(pin(&key), now_ms);
         params.use_authority_key_identifier_extension = false;
         let der = params.self_signed(&key)?.der().clone();
         Self::new(der, key.serialize_pem())
+    }
+
+    /// Makes one whose successor it is known to be: this one vouches for it.
+    ///
+    /// # Errors
+    /// What the library says.
+    pub fn successor(&self, now_ms: i64) -> Result<Self, rcgen::Error> {
+        let made = Self::make(now_ms)?;
+        let params = authority_params(made.pin, now_ms);
+        let vouched = params.signed_by(&KeyPair::from_pem(&made.key)?, &self.issuer)?.der().clone();
+        Ok(Self { vouched: Some(vouched), ..made })
     }
 
     /// Takes one that was kept.
@@ -105,9 +113,9 @@ impl Authority {
     /// What the library says.
     pub fn new(der: CertificateDer<'static>, key: String) -> Result<Self, rcgen::Error> {
         let pair = KeyPair::from_pem(&key)?;
-        let pin = Pin(Sha256::digest(pair.subject_public_key_info()).into());
+        let pin = pin(&pair);
         let issuer = Issuer::from_ca_cert_der(&der, pair)?;
-        Ok(Self { pin, der, key, issuer })
+        Ok(Self { pin, der, key, vouched: None, issuer })
     }
 
     /// Makes the certificate of the hub's own listeners, with its key (PKCS #8 PEM).
@@ -171,6 +179,20 @@ impl Request {
         // Of the certificate's own encoding, as it is reckoned when it is shown.
         Ok(Self { key: Sha256::digest(spki.subject_public_key_info()).into(), spki })
     }
+}
+
+fn pin(key: &KeyPair) -> Pin {
+    Pin(Sha256::digest(key.subject_public_key_info()).into())
+}
+
+/// What all certificates of a CA have in common.
+fn authority_params(pin: Pin, now_ms: i64) -> CertificateParams {
+    let short: String = pin.0[..4].iter().map(|byte| format!("{byte:02x}")).collect();
+    let (mut params, _, _) = params(now_ms, AUTHORITY_LIFE);
+    params.distinguished_name.push(DnType::CommonName, format!("Clawland Fleet CA {short}"));
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params
 }
 
 /// What all certificates have in common; when it is made and when it ends.

@@ -311,3 +311,69 @@ fn nothing_is_issued_while_the_clock_is_in_doubt() {
     assert!(matches!(pki.rotate_server(), Err(Error::ClockInDoubt)));
     assert_eq!(pki.tick(0).unwrap(), None);
 }
+
+/// What a backup of the keys holds, and the hub goes on.
+fn copy_keys(from: &Given, to: &Given) {
+    fs::create_dir(to.folder.path().join(file::FOLDER)).unwrap();
+    fs::copy(from.keys(), to.keys()).unwrap();
+}
+
+#[test]
+fn a_hub_that_is_restored_trusts_the_cas_of_after_its_backup_and_signs_by_its_own() {
+    let (lost, restored) = (Given::new(), Given::new());
+    let pki = lost.open().unwrap();
+    let first = pki.pin();
+    copy_keys(&lost, &restored);
+    // Two changes after the backup.
+    for _ in 0..2 {
+        pki.rotate_ca().unwrap();
+        pki.finish().unwrap();
+    }
+    let node = joins(&pki, "edge-1");
+    let lines = pki.lines();
+    let now_ms = START + DAY;
+    let before = restored.open().unwrap();
+    assert!(shake(&before, &before.ca_pem(), Some(&node)).is_err(), "nobody told it of the new CAs");
+    drop(before);
+
+    let said = readmit::readmit(restored.folder.path(), &lines, now_ms).unwrap();
+    assert_eq!(said, readmit::Readmitted { trusted: 2, dropped_ms: None });
+    let again = readmit::readmit(restored.folder.path(), &lines, now_ms).unwrap();
+    assert_eq!(again.trusted, 0, "they are known");
+    restored.at(now_ms);
+    let pki = restored.open().unwrap();
+    let shown = shake(&pki, &pki.ca_pem(), Some(&node)).unwrap().unwrap();
+    assert_eq!(shown.who, Who::Node(NodeId::parse("edge-1").unwrap()));
+    assert_eq!((pki.signer(), pki.pin(), pki.trust().ca.len()), (first, first, 1), "it signs by its own");
+    pki.rotate_ca().unwrap();
+    assert!(shake(&pki, &pki.ca_pem(), Some(&node)).is_ok(), "a change of its own keeps them");
+    // Until the last certificate that they signed has ended.
+    restored.at(now_ms + 366 * DAY);
+    pki.tick(1).unwrap();
+    assert!(shake(&pki, &pki.ca_pem(), Some(&node)).is_err());
+    drop(pki);
+    assert!(shake(&restored.open().unwrap(), &pem_of(&restored), Some(&node)).is_err(), "nor after a start");
+}
+
+fn pem_of(given: &Given) -> String {
+    fs::read_to_string(given.folder.path().join("pki/ca.pem")).unwrap()
+}
+
+#[test]
+fn whoever_writes_to_the_trail_makes_no_ca() {
+    let (lost, restored, stranger) = (Given::new(), Given::new(), Given::new());
+    let (pki, other) = (lost.open().unwrap(), stranger.open().unwrap());
+    copy_keys(&lost, &restored);
+    let node = joins(&pki, "edge-1");
+    other.rotate_ca().unwrap();
+    let made = |certificate: String| Line::AuthorityMade { pin: "any".to_owned(), certificate, at_ms: 1 };
+    // A certificate that this hub signed but for a node, a CA that signed itself, one that another hub vouches for, none.
+    let mut lines = vec![made(pem(&node.certificate.der)), made("nonsense".to_owned())];
+    lines.extend(other.lines());
+    let before = fs::read(restored.keys()).unwrap();
+    assert_eq!(readmit::readmit(restored.folder.path(), &lines, START).unwrap().trusted, 0);
+    assert_eq!(fs::read(restored.keys()).unwrap(), before);
+    // That the CA was dropped is the lost hub's word.
+    let gone = [Line::AuthorityDropped { pin: pki.pin().to_string(), at_ms: 7 }];
+    assert_eq!(readmit::readmit(restored.folder.path(), &gone, START).unwrap().dropped_ms, Some(7));
+}

@@ -9,10 +9,11 @@ use tokio::{sync::mpsc, task::JoinHandle, time};
 use crate::{
     core::{
         identity::{self, Cut, Identities},
+        registry::Intent,
         time::millis,
     },
     hub::{Door, Hub},
-    pki::Pki,
+    pki::{Pki, rotation::Step},
     release::{self, Standing},
 };
 
@@ -73,7 +74,7 @@ pub(super) fn keys(pki: Arc<Pki>, hub: Hub) -> JoinHandle<()> {
         looks.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
         loop {
             looks.tick().await;
-            let (pki, hub) = (pki.clone(), hub.clone());
+            let (pki, hub, noted) = (pki.clone(), hub.clone(), hub.clone());
             // It may make keys and write to the disk.
             let look = move || {
                 let waiting = hub.with_identities(|known| pki.waiting(known)).len();
@@ -81,12 +82,27 @@ pub(super) fn keys(pki: Arc<Pki>, hub: Hub) -> JoinHandle<()> {
             };
             match tokio::task::spawn_blocking(look).await {
                 Ok(Ok(None)) => {}
-                Ok(Ok(Some(step))) => tracing::warn!(?step, "keys were changed"),
+                Ok(Ok(Some(step))) => {
+                    tracing::warn!(?step, "keys were changed");
+                    // Written down with the time, for hubs that are restored later.
+                    if let Err(error) = noted.intend("hub", Intent::Rotated(word(step).to_owned())).await {
+                        tracing::warn!(%error, "a change of keys is not in the trail of changes");
+                    }
+                }
                 Ok(Err(error)) => tracing::error!(%error, "failed to change keys; it is tried again"),
                 Err(error) => tracing::error!(%error, "failed to look after the keys"),
             }
         }
     })
+}
+
+/// A step as the trail of changes has it.
+fn word(step: Step) -> &'static str {
+    match step {
+        Step::MakeAuthority => "ca",
+        Step::MakeServer(_) => "server",
+        Step::Drop(_) => "ca.drop",
+    }
 }
 
 /// Renews metadata of releases when that is due, complains of what people have to renew, and removes uploads that rest,

@@ -287,3 +287,77 @@ async fn a_hub_that_does_not_run_is_backed_up_from_its_folder_and_only_a_whole_b
         done(&data, None, &keys, &["backup", "verify", cut.to_str().unwrap()]).await;
     }
 }
+
+/// Waits until every node has a certificate of the newest CA.
+async fn renewed(hub: &Hub) {
+    let waiting = async || hub.get("/api/v1/pki").await["nodes_waiting_count"].clone();
+    until("every node has renewed", waiting, |waiting| *waiting == 0).await;
+}
+
+async fn is_back(agent: &Agent) {
+    let answered = async || agent.get("/api/v1/status").await["cloud"] == true;
+    until("the birth is answered", answered, |answered| *answered).await;
+}
+
+/// The backup is older than a change of the CA. Nodes that renewed by the new one come back by what the file of
+/// revocations says of it; those that trust only CAs that are lost are named, and come back with the old keys.
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_come_back_to_a_hub_whose_backup_is_older_than_its_ca() {
+    let folder = tempfile::tempdir().unwrap();
+    let keys = folder.path().join("keys");
+    let mut hub = Hub::start(&folder.path().join("hub")).await;
+    let data = hub.data.clone();
+    let token = done(&data, Some(&hub), &keys, &["join-token", "create"]).await;
+    let mut agent = Agent::joined(folder.path(), "joined", &hub, token["token"].as_str().unwrap()).await;
+    agent.end().await;
+    agent.set("HUB_TRUST_S", "1");
+    agent.up().await;
+    let mut generator = Generator::new(1, agent.door.clone());
+    let (first, second) = (folder.path().join("1.fleet-backup"), folder.path().join("2.fleet-backup"));
+    done(&data, Some(&hub), &keys, &["backup", first.to_str().unwrap()]).await;
+    let rotate = async |hub: &Hub, more: &[&str]| {
+        done(&data, Some(hub), &keys, &[&["pki", "rotate", "ca"], more].concat()).await
+    };
+    rotate(&hub, &[]).await;
+    renewed(&hub).await;
+    rotate(&hub, &["--finish"]).await;
+    assert!(generator.samples(50).await);
+    agent.drained().await;
+    let trail = folder.path().join("survived.jsonl");
+    fs::copy(data.join("revocations.jsonl"), &trail).unwrap();
+
+    let report = restore(&mut hub, &keys, &first, Some(&trail)).await;
+    assert_eq!((&report["authorities"], &report["join_again"]), (&Value::from(1), &Value::Null), "{report}");
+    is_back(&agent).await;
+    renewed(&hub).await;
+    assert!(generator.samples(50).await);
+    agent.drained().await;
+    // By its new certificate, too.
+    agent.end().await;
+    agent.up().await;
+    is_back(&agent).await;
+
+    // The change goes to its end: the node hears that the CA of the backup is one no more.
+    done(&data, Some(&hub), &keys, &["backup", second.to_str().unwrap()]).await;
+    rotate(&hub, &[]).await;
+    renewed(&hub).await;
+    rotate(&hub, &["--finish"]).await;
+    let settled = rotate(&hub, &["--finish"]).await;
+    let pin = settled["authorities"][0]["pin"].as_str().unwrap().to_owned();
+    let trusts = async || agent.get("/api/v1/status").await["identity"]["trust"].clone();
+    until("it has heard", trusts, |trusts| *trusts == Value::from(vec![pin.clone()])).await;
+    fs::copy(data.join("revocations.jsonl"), &trail).unwrap();
+    let survived = folder.path().join("keys.json");
+    fs::copy(data.join("pki/keys.json"), &survived).unwrap();
+    let report = restore(&mut hub, &keys, &second, Some(&trail)).await;
+    assert!(report["ca_dropped_ms"].is_i64(), "{report}");
+    assert_eq!(report["join_again"], Value::from(vec!["joined"]), "{report}");
+    hub.end().await;
+    fs::copy(&survived, data.join("pki/keys.json")).unwrap();
+    hub.up().await;
+    is_back(&agent).await;
+    assert!(generator.samples(50).await);
+    agent.drained().await;
+    let stored = Stored::of(&hub, "joined", generator.truth.last).await;
+    stored.check_all("joined", &generator.truth);
+}

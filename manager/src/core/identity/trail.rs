@@ -66,6 +66,22 @@ pub enum Line {
         /// When, Unix milliseconds: one of that name that was made later stays.
         at_ms: i64,
     },
+    /// A CA of the hub's: a hub that is restored from a backup of before lets in whom it signed.
+    AuthorityMade {
+        /// Names it.
+        pin: String,
+        /// Its certificate, PEM; but for the first signed by the CA before it.
+        certificate: String,
+        /// When, Unix milliseconds.
+        at_ms: i64,
+    },
+    /// A CA is trusted no more.
+    AuthorityDropped {
+        /// Which.
+        pin: String,
+        /// When, Unix milliseconds.
+        at_ms: i64,
+    },
     /// A field agent's token was taken back.
     FieldRemoved {
         /// Which.
@@ -92,6 +108,8 @@ pub struct Applied {
 pub struct Said {
     nodes: BTreeMap<NodeId, (bool, i64)>,
     tokens: BTreeMap<String, usize>,
+    // CAs that were made and not dropped.
+    authorities: BTreeSet<String>,
 }
 
 impl Digits {
@@ -116,8 +134,31 @@ impl Said {
             }
             Line::TokenUsed { token, nodes } => drop(self.tokens.insert(token.clone(), nodes.len())),
             Line::TokenRemoved { token } => drop(self.tokens.remove(token)),
+            Line::AuthorityMade { pin, .. } => drop(self.authorities.insert(pin.clone())),
+            Line::AuthorityDropped { pin, .. } => drop(self.authorities.remove(pin)),
             Line::AccessRemoved { .. } | Line::OperatorRemoved { .. } | Line::FieldRemoved { .. } => {}
         }
+    }
+
+    /// The lines that follow from the CAs that there are, each as [`Line::AuthorityMade`], and are not written yet.
+    #[must_use]
+    pub fn authorities(&self, there: Vec<Line>, at_ms: i64) -> Vec<Line> {
+        let pin = |line: &Line| match line {
+            Line::AuthorityMade { pin, .. } => Some(pin.clone()),
+            Line::AuthorityDropped { .. }
+            | Line::NodeRevoked { .. }
+            | Line::NodeLetIn { .. }
+            | Line::TokenUsed { .. }
+            | Line::TokenRemoved { .. }
+            | Line::AccessRemoved { .. }
+            | Line::OperatorRemoved { .. }
+            | Line::FieldRemoved { .. } => None,
+        };
+        let pins: BTreeSet<String> = there.iter().filter_map(pin).collect();
+        let gone = self.authorities.difference(&pins).cloned();
+        let gone = gone.map(|pin| Line::AuthorityDropped { pin, at_ms });
+        let is_news = |line: &Line| pin(line).is_some_and(|pin| !self.authorities.contains(&pin));
+        there.into_iter().filter(is_news).chain(gone.collect::<Vec<_>>()).collect()
     }
 
     /// The lines that follow from rows as they are now, and are not written yet. Of a row that is gone, `at_ms` is when.
@@ -211,6 +252,8 @@ pub fn apply(identities: &mut Identities, lines: &[Line]) -> Applied {
                 old.then(|| drop(identities.operators.remove(name))).map(|()| Row::Operator(name.clone()))
             }
             Line::FieldRemoved { token } => identities.field.remove(token).map(|_| Row::Field(token.clone())),
+            // They are no rows: the keys lie elsewhere.
+            Line::AuthorityMade { .. } | Line::AuthorityDropped { .. } => None,
         };
         if let Some(row) = row {
             applied.shut_out += 1;
@@ -260,6 +303,26 @@ fn let_in(
     (known.key, known.certificate, known.since_ms) = (key, None, since_ms);
     token.clone_into(&mut known.token);
     true
+}
+
+/// Nodes that may come in by the rows and by lines of after them, whatever certificate they show.
+#[must_use]
+pub fn let_in_since(identities: &Identities, lines: &[Line]) -> BTreeSet<NodeId> {
+    let may = |node: &NodeId| {
+        identities.enrolments.get(node).is_none_or(|known| known.standing == Standing::Enrolled)
+    };
+    let later = lines.iter().filter_map(|line| match line {
+        Line::NodeLetIn { node, .. } => Some(node),
+        Line::NodeRevoked { .. }
+        | Line::TokenUsed { .. }
+        | Line::TokenRemoved { .. }
+        | Line::AccessRemoved { .. }
+        | Line::OperatorRemoved { .. }
+        | Line::AuthorityMade { .. }
+        | Line::AuthorityDropped { .. }
+        | Line::FieldRemoved { .. } => None,
+    });
+    identities.enrolments.keys().chain(later).filter(|node| may(node)).cloned().collect()
 }
 
 /// Ends join tokens that are open: without the lines nobody can tell whether they were used since the backup.
@@ -374,6 +437,24 @@ mod tests {
         // A second time nothing happens.
         assert_eq!(apply(&mut restored, &lines).rows, BTreeSet::new());
         assert_eq!(restored.enrolments[&id("a")].key, [7; 32]);
+    }
+
+    #[test]
+    fn a_ca_is_written_once_and_its_end_once() {
+        let made =
+            |pin: &str| Line::AuthorityMade { pin: pin.to_owned(), certificate: String::new(), at_ms: 1 };
+        let mut said = Said::default();
+        let mut hear = |there: &[&str], at_ms| {
+            let lines = said.authorities(there.iter().map(|pin| made(pin)).collect(), at_ms);
+            lines.iter().for_each(|line| said.take(line));
+            lines
+        };
+        assert_eq!(hear(&["a"], 2), [made("a")]);
+        assert_eq!(hear(&["a"], 3), []);
+        assert_eq!(hear(&["a", "b"], 4), [made("b")]);
+        let dropped = Line::AuthorityDropped { pin: "a".to_owned(), at_ms: 5 };
+        assert_eq!(hear(&["b"], 5), [dropped]);
+        assert_eq!(hear(&["b"], 6), []);
     }
 
     #[test]
