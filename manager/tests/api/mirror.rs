@@ -279,3 +279,17 @@ async fn whoever_listens_hears_that_a_purged_node_is_gone_and_nothing_of_it_is_r
     assert!(!topics.iter().any(|topic| topic.contains("edge-1")), "{topics:?}");
     site.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_reads_newest_values_alone_hears_too_that_a_node_is_gone() {
+    let site = Site::start().await;
+    let mut node = Node::born(&site, "edge-1").await;
+    node.measures(&[(clock::wall_ms(), "", "x", 1.0)]).await;
+    let latest = "fleet/v1/hub/latest/edge-1";
+    let mut tool = Tool::on(&site, "tool-1", "fleet/v1/hub/latest/+").await;
+    assert_ne!(tool.next(latest).await.0, Value::Null);
+    let (code, _, error) = on(&site, &["node", "rm", "edge-1", "--keep-data"]).await;
+    assert_eq!(code, 0, "{error}");
+    tool.cleared(latest).await;
+    site.stop().await;
+}
