@@ -5,7 +5,11 @@
 
 use std::{
     fmt,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use rustls::{
@@ -20,7 +24,11 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 
-use super::peer;
+use super::peer::{self, Peer, Who};
+use crate::clock;
+
+/// How often it is complained of strangers, at most.
+const AGAIN: Duration = Duration::from_secs(60);
 
 /// Hands out the rules for the next connection.
 pub struct Keys(RwLock<Arc<ServerConfig>>);
@@ -85,7 +93,37 @@ fn config(parts: Parts<'_>) -> Result<Arc<ServerConfig>, KeysError> {
 
 /// Judges a client's certificate as if the time were within its life.
 #[derive(Debug)]
-struct Clients(Arc<dyn ClientCertVerifier>);
+struct Clients {
+    verifier: Arc<dyn ClientCertVerifier>,
+    strangers: Strangers,
+}
+
+/// Complains of nodes whose certificate is of another CA, once in a while: anybody can show one.
+#[derive(Debug, Default)]
+struct Strangers {
+    // Seconds of the monotonic clock; 0: never.
+    again_s: AtomicU64,
+}
+
+impl Strangers {
+    fn complain(&self, der: &[u8]) {
+        let Some(Peer { who: Who::Node(node), .. }) = Peer::read(der) else { return };
+        if self.is_due(clock::mono()) {
+            tracing::warn!(
+                %node,
+                "a certificate in the name of this node was signed by no CA of this hub; if the hub was restored from a \
+                 backup of before a change of its CA, the node has to join again: `fleet join-token create --replace NODE`"
+            );
+        }
+    }
+
+    fn is_due(&self, now: Duration) -> bool {
+        let (now_s, again_s) = (now.as_secs(), self.again_s.load(Ordering::Relaxed));
+        let next_s = (now + AGAIN).as_secs();
+        let swap = || self.again_s.compare_exchange(again_s, next_s, Ordering::Relaxed, Ordering::Relaxed);
+        now_s >= again_s && swap().is_ok()
+    }
+}
 
 impl Clients {
     fn new(
@@ -99,7 +137,7 @@ impl Clients {
         let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
             .clear_root_hint_subjects()
             .allow_unauthenticated();
-        Ok(Self(verifier.build()?))
+        Ok(Self { verifier: verifier.build()?, strangers: Strangers::default() })
     }
 }
 
@@ -109,7 +147,7 @@ impl ClientCertVerifier for Clients {
     }
 
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.0.root_hint_subjects()
+        self.verifier.root_hint_subjects()
     }
 
     fn verify_client_cert(
@@ -119,7 +157,8 @@ impl ClientCertVerifier for Clients {
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
         let now = peer::clamped(end_entity, now).ok_or(rustls::CertificateError::BadEncoding)?;
-        self.0.verify_client_cert(end_entity, &[], now)
+        let verified = self.verifier.verify_client_cert(end_entity, &[], now);
+        verified.inspect_err(|_| self.strangers.complain(end_entity))
     }
 
     fn verify_tls12_signature(
@@ -128,7 +167,7 @@ impl ClientCertVerifier for Clients {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.0.verify_tls12_signature(message, certificate, signed)
+        self.verifier.verify_tls12_signature(message, certificate, signed)
     }
 
     fn verify_tls13_signature(
@@ -137,10 +176,22 @@ impl ClientCertVerifier for Clients {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.0.verify_tls13_signature(message, certificate, signed)
+        self.verifier.verify_tls13_signature(message, certificate, signed)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_verify_schemes()
+        self.verifier.supported_verify_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strangers_fill_no_log() {
+        let (strangers, at) = (Strangers::default(), Duration::from_secs);
+        let due = [0, 0, 59, 60, 61, 200].map(|now| strangers.is_due(at(now)));
+        assert_eq!(due, [true, false, false, true, false, true]);
     }
 }
