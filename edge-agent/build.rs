@@ -1,11 +1,14 @@
 //! Compiles `schemas/edge.proto` into the types of the gRPC API, without protoc.
 
-use std::{env, error::Error, fs, path::PathBuf, process::Command};
+use std::{env, error::Error, ffi::OsString, fs, path::PathBuf, process::Command};
 
 use prost::Message as _;
 
 const SCHEMAS: &str = "../schemas";
 const PROTO: &str = "edge.proto";
+/// Functions and constants that are the same, byte for byte, are there once. Rust promises no function an address of its
+/// own. lld and mold know it.
+const FOLD: &str = "-Wl,--icf=all";
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed={SCHEMAS}/{PROTO}");
@@ -20,11 +23,35 @@ fn main() -> Result<(), Box<dyn Error>> {
     // A package with an opt-level of its own gets `strip = "debuginfo"`, whatever the profile says: two megabytes of names.
     if env::var("PROFILE").is_ok_and(|profile| profile == "release") {
         println!("cargo::rustc-link-arg-bins=-Wl,--strip-all");
+        if links_with(FOLD) {
+            println!("cargo::rustc-link-arg-bins={FOLD}");
+        }
         if packs_relocations() {
             println!("cargo::rustc-link-arg-bins=-Wl,-z,pack-relative-relocs");
         }
     }
     Ok(())
+}
+
+/// Whether the linker that will be used takes a flag: found out by linking a program that does nothing.
+fn links_with(flag: &str) -> bool {
+    let (Some(rustc), Some(out), Ok(target)) =
+        (env::var_os("RUSTC"), env::var_os("OUT_DIR"), env::var("TARGET"))
+    else {
+        return false;
+    };
+    let (source, program) = (PathBuf::from(&out).join("nothing.rs"), PathBuf::from(&out).join("nothing"));
+    if fs::write(&source, "fn main() {}").is_err() {
+        return false;
+    }
+    let mut link = Command::new(rustc);
+    link.args(["--target", &target, "-C", &format!("link-arg={flag}")]).arg("-o").arg(program).arg(source);
+    if let Some(linker) = env::var_os("RUSTC_LINKER") {
+        let mut option = OsString::from("linker=");
+        option.push(linker);
+        link.arg("-C").arg(option);
+    }
+    link.output().is_ok_and(|done| done.status.success())
 }
 
 /// Whether the C library reads packed relocations (DT_RELR, glibc 2.36): 0.7 MB less to keep in memory. Asked of this
