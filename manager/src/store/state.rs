@@ -54,7 +54,9 @@ pub const FILE: &str = "state.redb";
 const FORMAT: u32 = 1;
 /// The ways from older formats; there is none yet.
 const MIGRATIONS: &[Migration] = &[];
-const CACHE_BYTES: usize = 64 * 1024 * 1024;
+/// What a hub on a small machine can spare; the system's own cache has the rest of the file. It fills up as the file
+/// grows, so a larger one would look like a leak for days.
+const CACHE_BYTES: usize = 16 * 1024 * 1024;
 /// Raw batches kept of the event and command lanes; the oldest go.
 const QUARANTINE_ROWS: u64 = 10_000;
 

@@ -110,7 +110,8 @@ impl Default for Config {
             retain_rollups: 730 * DAY,
             max_disk_bytes: None,
             quarantine_bytes: 64 * 1024 * 1024,
-            inbox_cache_bytes: 64 * 1024 * 1024,
+            // It fills up as the inbox grows, for hours: see the cache of the state.
+            inbox_cache_bytes: 16 * 1024 * 1024,
             week_cache_bytes: 8 * 1024 * 1024,
         }
     }
