@@ -224,29 +224,25 @@ fn prune_folder(folder: &Path, file: &Path, keep: usize, is_alone: bool) -> Resu
 
 fn went(plan: &Plan) -> String {
     let Plan { kept, removed, objects, bytes: size } = plan;
+    let (left, gone) = (backups(kept.len()), backups(removed.len()));
     if removed.is_empty() {
-        return format!("  {} stay, nothing is removed\n", backups(kept.len()));
+        return format!("  in the folder: {left}; nothing is removed\n");
     }
-    let objects = count(objects.len() as u64);
-    let gone = backups(removed.len());
-    format!(
-        "  {gone} and {objects} files that only they needed are removed, {}; {} stay\n",
-        bytes(*size as f64),
-        backups(kept.len())
-    )
+    let (objects, size) = (count(objects.len() as u64), bytes(*size as f64));
+    format!("  removed: {gone}, and of what only they needed {objects} files, {size}; left: {left}\n")
 }
 
 fn would_go(plan: &Plan) -> String {
     let Plan { kept, removed, objects, bytes: size } = plan;
     if removed.is_empty() {
-        return format!("nothing would go: with the next one there are {}\n", backups(kept.len() + 1));
+        return format!("nothing would go; with the next one: {}\n", backups(kept.len() + 1));
     }
     let mut text = String::new();
     for path in removed.iter().chain(objects) {
         text.push_str(&format!("would remove {}\n", path.display()));
     }
     text + &format!(
-        "{} and {} files beside them would go, {}; {} would stay, with the next one\n",
+        "would go: {}, and of what only they needed {} files, {}; left with the next one: {}\n",
         backups(removed.len()),
         count(objects.len() as u64),
         bytes(*size as f64),
@@ -426,6 +422,28 @@ mod tests {
             left_out: Vec::new(),
         };
         insta::assert_snapshot!(text(&checked, "good"));
+    }
+
+    #[test]
+    fn what_goes_is_told_and_what_would() {
+        let path = |name: &str| PathBuf::from(name);
+        let plan = Plan {
+            kept: vec![path("c")],
+            removed: vec![path("a"), path("b")],
+            objects: vec![path("objects/x")],
+            bytes: 3 << 20,
+        };
+        let told = "removed: 2 backups, and of what only they needed 1 files, 3.0 MiB; left: 1 backup";
+        assert_eq!(went(&plan), format!("  {told}\n"));
+        insta::assert_snapshot!(would_go(&plan), @r"
+        would remove a
+        would remove b
+        would remove objects/x
+        would go: 2 backups, and of what only they needed 1 files, 3.0 MiB; left with the next one: 2 backups
+        ");
+        let first = Plan { kept: vec![path("c")], ..Plan::default() };
+        assert_eq!(went(&first), "  in the folder: 1 backup; nothing is removed\n");
+        assert_eq!(would_go(&first), "nothing would go; with the next one: 2 backups\n");
     }
 
     #[test]

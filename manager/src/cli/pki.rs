@@ -93,7 +93,10 @@ fn text(pki: &Pki, now_ms: i64, color: bool) -> String {
         server.names.join(", ")
     ));
     text.push_str(match pki.stage.as_str() {
-        "moving" => "change of the CA  nodes renew by the new CA; the hub shows it when all have\n",
+        "moving" => {
+            "change of the CA  nodes renew by the new CA; the hub shows it when all have. Back up now: a backup of\n                  \
+             before lets them in by revocations.jsonl only\n"
+        }
         "draining" => "change of the CA  the hub shows the new one; the old one goes when its last certificate has ended\n",
         _ => "",
     });
@@ -145,7 +148,8 @@ mod tests {
         new  1970-01-01 00:00:00  10d0h    nodes and tools
 
         hub certificate  ends in 2h0m, for localhost
-        change of the CA  nodes renew by the new CA; the hub shows it when all have
+        change of the CA  nodes renew by the new CA; the hub shows it when all have. Back up now: a backup of
+                          before lets them in by revocations.jsonl only
         still on the old  12: n0, n1, n2, n3, n4, n5, n6, n7, n8, n9, …
         "##);
     }
