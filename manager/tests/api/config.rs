@@ -223,8 +223,13 @@ async fn what_failed_is_told_and_tried_again_only_when_asked() {
     assert_eq!(shown["reported"]["failed"], json!({"code": "self_check", "message": "it is bad"}));
     assert_eq!(shown["diff"], json!([{"pointer": "/bad", "after": true}]), "what it runs is known");
     assert!(shown["reasons"][0].as_str().unwrap().contains("fleet config retry edge-1"), "{shown}");
-    let events = site.get("/api/v1/nodes/edge-1/events").await;
-    assert_eq!(events["items"][0]["kind"], "config_failed");
+    // The event is committed with the state, which is seen a moment before.
+    let told = async {
+        while site.get("/api/v1/nodes/edge-1/events").await["items"][0]["kind"] != "config_failed" {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, told).await.expect("it is an event");
     let (status, shown) = site.ask(Method::POST, "/api/v1/nodes/edge-1/config/retry", None).await;
     assert_eq!((status, &shown["desired"]["retry"]), (StatusCode::OK, &json!(1)), "{shown}");
     until(&site, "edge-1", "failed").await;

@@ -457,7 +457,11 @@ async fn a_nodes_logs_are_read_and_followed_from_the_hub() {
     fs::create_dir(&data).unwrap();
     let app = folder.path().join("app.log");
     fs::write(&app, "of before the agent\n").unwrap();
-    fs::write(data.join("agent.toml"), format!("[logs]\nfiles = [{app:?}]\n")).unwrap();
+    // What it collects is told at the level of debug, every second.
+    let number = folder.path().join("number");
+    fs::write(&number, "1\n").unwrap();
+    let collects = format!("[[file]]\npath = {number:?}\nmetric = \"t\"\nevery_s = 1\n");
+    fs::write(data.join("agent.toml"), format!("[logs]\nfiles = [{app:?}]\n{collects}")).unwrap();
     let board = Board::joined(&data, &hub, "edge-1").await;
     let (code, out, errors) = ask(&hub, &["node", "logs", "edge-1", "-n", "200"]).await;
     assert!(code == 0 && out.contains("fleet-agent") && out.contains("connected"), "{out}{errors}");
@@ -520,7 +524,7 @@ async fn a_nodes_logs_are_read_and_followed_from_the_hub() {
     assert_eq!(done(&hub, &["log-level"]).await["at_start"], "warn");
     done(&hub, &["config", "set", "node/edge-1", "log.level=debug", "--wait"]).await;
     let debug = async || ask(&hub, &["node", "logs", "edge-1", "--level", "debug", "-n", "500"]).await.1;
-    until("the agent says more", debug, |out| out.contains("  debug  ")).await;
+    until("the agent says more", debug, |out| out.contains("  debug    collected")).await;
     drop(board);
     hub.end().await;
 }
