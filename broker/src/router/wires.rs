@@ -96,7 +96,8 @@ const LINKER: &str = "router-linker";
 const CONNECTIONS: usize = 1_024;
 /// Messages the router reads from its log at once, the size of a link's own buffer.
 const READ_AT_ONCE: u64 = 200;
-/// Segments of a log. A fresh one evicts the oldest, so the room that is safe is one less times their size.
+/// Segments of a log. A fresh one evicts the oldest, so the room that is safe is one less times their size. What was read
+/// stays until then: each of the four logs grows to all of them once, in minutes or in days, and then no more.
 const SEGMENTS: usize = 8;
 const SEGMENT_BYTES_MIN: usize = 1024 * 1024;
 /// A link to a router that dies meanwhile may never be answered.
