@@ -163,10 +163,11 @@ impl Mark {
         if self.life == Life::Closed {
             self.life = Life::Open;
         }
-        self.digests.push_back((batch.seq, batch.last_seq(), digest));
-        if self.digests.len() > limits::DIGEST_WINDOW {
+        // First out, then in: one more would double the room, and there is a window for each stream of each node.
+        if self.digests.len() >= limits::DIGEST_WINDOW {
             self.digests.pop_front();
         }
+        self.digests.push_back((batch.seq, batch.last_seq(), digest));
     }
 
     /// Batch `seq`, which [`Mark::offer`] called a fork: the edge seals what it holds from there on anew, so nothing
