@@ -177,6 +177,12 @@ mod tests {
     }
 
     #[test]
+    fn what_a_full_disk_lets_a_hub_forget_binds_no_rollout() {
+        // A node drifted, the disk was full before that was written, and the node moved to another hub.
+        rolled_out(25_816, Faults::Heavy);
+    }
+
+    #[test]
     fn a_large_fleet_is_rolled_out_to_in_waves() {
         let large = large(1_000, 1, 2);
         assert_eq!(large.wrong, Vec::<String>::new());

@@ -316,6 +316,10 @@ fn look(live: &Live, fleet: &Fleet, edges: &[Edge], how: Option<How>, seen: &mut
             wrong.push(format!("wave {} passed with {bad} failed of {}", wave.name, bad + confirmed));
         }
     }
+    if !live.members().values().any(|member| member.stand == Stand::Drifted) {
+        // Seen before it was written, on a disk that was full: the hub heard nothing, then, and may not hear it again.
+        seen.drifted = None;
+    }
     for (seat, member) in live.members() {
         let Some(node) = fleet.ids.get(&seat.0) else { continue };
         match member.stand {
