@@ -3,14 +3,13 @@
 //! Everything happens in the folder itself, which may be a disk of its own; until all of it is done a marker lies there,
 //! and no hub starts on it. Begun again, it begins from the start.
 
-use std::{
-    fs, io,
-    os::unix::fs::{MetadataExt as _, lchown},
-    path::Path,
-    sync::Arc,
-};
+use std::{fs, io, os::unix::fs::MetadataExt as _, path::Path, sync::Arc};
 
 use fleet_schemas::{MetricName, StoreId, event::Severity};
+use rustix::{
+    fs::{AtFlags, Dir, Gid, Mode, OFlags, Uid, chownat, open, openat},
+    io::Errno,
+};
 use serde::Serialize;
 
 use super::{
@@ -188,23 +187,36 @@ fn finish(data: &Path) -> Result<(), Error> {
 }
 
 /// Root restores into a folder of the hub's user: what was made there is that user's, or the hub could not read it.
-fn give_to_owner(data: &Path) -> Result<(), Error> {
+///
+/// By descriptors, and never through a link: who owns the folder can lay one in the way, and root would give away what
+/// it leads to.
+pub(super) fn give_to_owner(data: &Path) -> Result<(), Error> {
     let owner = fs::metadata(data).map_err(at(data))?;
     if !rustix::process::geteuid().is_root() || owner.uid() == 0 {
         return Ok(());
     }
-    let mut folders = vec![data.to_owned()];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).map_err(at(&folder))? {
-            let entry = entry.map_err(at(&folder))?;
-            let path = entry.path();
-            lchown(&path, Some(owner.uid()), Some(owner.gid())).map_err(at(&path))?;
-            if entry.file_type().map_err(at(&path))?.is_dir() {
-                folders.push(path);
+    let given = || -> rustix::io::Result<()> {
+        let (user, group) = (Some(Uid::from_raw(owner.uid())), Some(Gid::from_raw(owner.gid())));
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mut folders = vec![open(data, flags - OFlags::NOFOLLOW, Mode::empty())?];
+        while let Some(folder) = folders.pop() {
+            for entry in Dir::read_from(&folder)? {
+                let entry = entry?;
+                let name = entry.file_name();
+                if matches!(name.to_bytes(), b"." | b"..") {
+                    continue;
+                }
+                chownat(&folder, name, user, group, AtFlags::SYMLINK_NOFOLLOW)?;
+                match openat(&folder, name, flags, Mode::empty()) {
+                    Ok(inner) => folders.push(inner),
+                    Err(Errno::NOTDIR | Errno::LOOP) => {}
+                    Err(error) => return Err(error),
+                }
             }
         }
-    }
-    Ok(())
+        Ok(())
+    };
+    given().map_err(|error| at(data)(error.into()))
 }
 
 fn sync_folder(path: &Path) -> Result<(), Error> {

@@ -278,6 +278,28 @@ fn what_root_restores_belongs_to_the_owner_of_the_folder() {
 }
 
 #[test]
+fn nothing_behind_a_link_is_given_away() {
+    use std::os::unix::fs::{MetadataExt as _, chown, symlink};
+
+    let there = tempfile::tempdir().unwrap();
+    let (data, other) = (there.path().join("data"), there.path().join("other"));
+    fs::create_dir_all(data.join("inner")).unwrap();
+    fs::create_dir(&other).unwrap();
+    fs::write(other.join("secret"), "").unwrap();
+    fs::write(data.join("inner/file"), "").unwrap();
+    symlink(&other, data.join("link")).unwrap();
+    symlink(other.join("secret"), data.join("inner/link")).unwrap();
+    if rustix::process::geteuid().is_root() {
+        chown(&data, Some(65_534), Some(65_534)).unwrap();
+    }
+    let before = fs::metadata(&other).unwrap().uid();
+    restore::give_to_owner(&data).unwrap();
+    let owner = |path: &Path| fs::symlink_metadata(path).unwrap().uid();
+    assert_eq!(owner(&data.join("inner/file")), owner(&data));
+    assert_eq!((owner(&other), owner(&other.join("secret"))), (before, before));
+}
+
+#[test]
 fn a_small_backup_books_the_weeks_that_it_leaves_out() {
     let (hub, there) = (hub(), tempfile::tempdir().unwrap());
     let (bytes, manifest) = back_up(hub.path(), &Ask::default());
