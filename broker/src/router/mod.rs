@@ -97,8 +97,9 @@ const SPAWN_AGAIN: Duration = Duration::from_millis(200);
 /// How long the threads of a router have to end.
 const END: Duration = Duration::from_secs(2);
 const END_STEP: Duration = Duration::from_millis(1);
-/// Bytes down in the router at once: it appends a whole batch before any reader runs (GATE-NOTES 4).
-const DOWN_WINDOW: usize = 1024 * 1024;
+/// Bytes in the router at once of what nodes are told, of the hub's own and of what tools say: it appends a whole batch
+/// before any reader runs (GATE-NOTES 4).
+const WINDOW: usize = 1024 * 1024;
 /// Bytes of the hub's own topics that wait in the plane, above which more are dropped.
 const NEWS_BUDGET: usize = 8 * 1024 * 1024;
 /// Bytes of what tools say that wait in the plane, above which tools are not read.
@@ -131,7 +132,7 @@ impl Plane {
             hub_changed: Condvar::new(),
             faults: Mutex::new(faults.clone()),
         });
-        let life = plane.enliven(0, wires::spawn(budget, 0)?)?;
+        let life = plane.enliven(0, wires::spawn(budget, WINDOW, 0)?)?;
         let supervised = plane.clone();
         let thread = thread::Builder::new()
             .name("plane-watch".into())
@@ -198,19 +199,10 @@ impl Plane {
             // Tools hear for themselves; this one only says what has left the pipe.
             thread("news-hear", Box::new(move |plane| plane.hear(&plane.news, news_tap, drop)))?,
             thread("talk-hear", Box::new(move |plane| plane.hear(&plane.talk, talk_tap, drop)))?,
-            thread(
-                "talk-feed",
-                Box::new(move |plane| plane.feed(&plane.talk, DOWN_WINDOW, generation, talk)),
-            )?,
-            thread(
-                "news-feed",
-                Box::new(move |plane| plane.feed(&plane.news, DOWN_WINDOW, generation, news)),
-            )?,
+            thread("talk-feed", Box::new(move |plane| plane.feed(&plane.talk, WINDOW, generation, talk)))?,
+            thread("news-feed", Box::new(move |plane| plane.feed(&plane.news, WINDOW, generation, news)))?,
             thread("up-feed", Box::new(move |plane| plane.feed(&plane.up, usize::MAX, generation, up)))?,
-            thread(
-                "down-feed",
-                Box::new(move |plane| plane.feed(&plane.down, DOWN_WINDOW, generation, down)),
-            )?,
+            thread("down-feed", Box::new(move |plane| plane.feed(&plane.down, WINDOW, generation, down)))?,
         ];
         self.hub().tap = Some(Tap::new(hub_rx, generation));
         self.hub_changed.notify_all();
@@ -262,7 +254,7 @@ impl Plane {
     /// Spawns until there is a router again; `None` when the plane is to stop.
     fn next_life(self: &Arc<Self>, generation: u64, faults: &Receiver<Fault>) -> Option<Life> {
         loop {
-            let life = wires::spawn(self.budget, generation).map_err(StartError::from);
+            let life = wires::spawn(self.budget, WINDOW, generation).map_err(StartError::from);
             match life.and_then(|wires| self.enliven(generation, wires).map_err(StartError::from)) {
                 Ok(life) => return Some(life),
                 Err(error) => tracing::error!(%error, "no new router yet"),

@@ -3,7 +3,7 @@
 //! Owns how a router is built, fed, probed and retired. Knows nothing of what it carries.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap},
     error,
     panic::{self, PanicHookInfo},
     pin::pin,
@@ -19,7 +19,7 @@ use std::{
 
 use fleet_schemas::topic::{ALL_DOWN, ALL_UP};
 use rumqttd::{
-    Router, RouterConfig,
+    Router, RouterConfig, SegmentConfig,
     local::{LinkBuilder, LinkRx, LinkTx},
     protocol::{Disconnect, DisconnectReasonCode, Packet, Publish},
 };
@@ -97,21 +97,32 @@ const CONNECTIONS: usize = 1_024;
 /// Messages the router reads from its log at once, the size of a link's own buffer.
 const READ_AT_ONCE: u64 = 200;
 /// Segments of a log. A fresh one evicts the oldest, so the room that is safe is one less times their size. What was read
-/// stays until then: each of the four logs grows to all of them once, in minutes or in days, and then no more.
+/// stays until then: each log grows to all of them once, in minutes or in days, and then no more. So no log is larger than
+/// it has to be; a message takes about 490 bytes beyond those that are counted (GATE-NOTES 3).
 const SEGMENTS: usize = 8;
 const SEGMENT_BYTES_MIN: usize = 1024 * 1024;
+/// Segments of a log that a window is fed through, in parts of the window: three windows are left for tools that are late.
+const WINDOW_PARTS: usize = 2;
+/// A probe is a few bytes, one a second: the smallest log there is, or it would grow for a week.
+const PROBES: SegmentConfig = SegmentConfig { max_segment_size: 1_024, max_segment_count: 2 };
 /// A link to a router that dies meanwhile may never be answered.
 const BUILD: Duration = Duration::from_secs(5);
 
-/// Spawns a router whose logs hold `budget` bytes unread, and links to it.
-pub(super) fn spawn(budget: usize, generation: u64) -> Result<Wires, SpawnError> {
+/// Spawns a router and links to it. Of what nodes say it holds `budget` bytes unread; of each other branch, `window` bytes
+/// and three times as much again.
+pub(super) fn spawn(budget: usize, window: usize, generation: u64) -> Result<Wires, SpawnError> {
     static ROUTERS: AtomicUsize = AtomicUsize::new(0);
     quiet_retirement();
+    let windowed = SegmentConfig { max_segment_size: window / WINDOW_PARTS, max_segment_count: SEGMENTS };
+    let mut smaller: HashMap<_, _> =
+        [Branch::Down, Branch::Hub, Branch::Tools].map(|branch| (branch.filter(), windowed.clone())).into();
+    smaller.insert(PROBE.to_owned(), PROBES);
     let config = RouterConfig {
         max_connections: CONNECTIONS,
         max_outgoing_packet_count: READ_AT_ONCE,
         max_segment_size: (budget / (SEGMENTS - 2)).max(SEGMENT_BYTES_MIN),
         max_segment_count: SEGMENTS,
+        custom_segment: Some(smaller),
         ..RouterConfig::default()
     };
     let id = ROUTERS.fetch_add(1, Ordering::Relaxed);
@@ -261,4 +272,100 @@ fn quiet_retirement() {
             }
         }));
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use fleet_schemas::{NodeId, Topic, topic::Down};
+
+    use super::*;
+    use crate::{
+        clock,
+        router::{
+            pipe::Parcel,
+            tap::{Heard, Letter},
+        },
+    };
+
+    const WINDOW: usize = 64 * 1_024;
+    const PAYLOAD: usize = 1_000;
+
+    fn soon() -> Instant {
+        clock::now() + Duration::from_secs(10)
+    }
+
+    /// A link that asked for a filter and was answered.
+    fn late(linker: &Linker, filter: &str) -> (Ask, Tap) {
+        let (mut ask, mut tap) = linker.link("fleet-tool-0").unwrap();
+        ask.subscribe(filter.to_owned()).unwrap();
+        let mut answered = false;
+        tap.hear(soon(), 1, &mut |heard| answered |= matches!(heard, Heard::Answer)).unwrap();
+        assert!(answered);
+        (ask, tap)
+    }
+
+    /// Hears one message; the answer to the link's own subscription may come before.
+    fn hear_one(tap: &mut Tap) {
+        let mut heard = Vec::new();
+        let mut answers = 0;
+        while heard.is_empty() {
+            tap.collect(soon(), 1, &mut heard).unwrap();
+            answers += usize::from(heard.is_empty());
+            assert!(answers <= 1, "nothing is heard");
+        }
+    }
+
+    /// What a link that is late hears of `said` messages: those before the router's log had lost any, and those after.
+    fn heard_late(mut tap: Tap, said: u64) -> (Vec<Letter>, Vec<Letter>) {
+        let mut letters: Vec<Letter> = Vec::new();
+        while letters.last().is_none_or(|last| last.offset.is_none_or(|offset| offset + 1 < said)) {
+            let before = letters.len();
+            let mut see = |heard| {
+                if let Heard::Letter(letter) = heard {
+                    letters.push(letter);
+                }
+            };
+            tap.hear(soon(), 1, &mut see).unwrap();
+            assert!(letters.len() > before, "{before} letters and no more of {said}");
+        }
+        let gap = letters.windows(2).position(|two| two[1].offset != two[0].offset.map(|offset| offset + 1));
+        let after = letters.split_off(gap.expect("nothing was evicted") + 1);
+        (letters, after)
+    }
+
+    #[test]
+    fn a_log_that_a_window_is_fed_through_keeps_four_windows_at_most_and_three_at_least() {
+        let Wires { mut down, down_rx, linker, fuse, .. } = spawn(1 << 20, WINDOW, 0).unwrap();
+        let mut read = Tap::new(down_rx, 0);
+        let (_ask, late) = late(&linker, ALL_DOWN);
+        let topic = Topic::Down(NodeId::parse("edge-1").unwrap(), Down::Ack);
+        let text = topic.to_string();
+        let (each, count) = (4 + text.len() + PAYLOAD + 1, 16 * WINDOW / PAYLOAD);
+        for _ in 0..count {
+            let mut one = vec![Parcel::new(topic.clone(), &text, &[0; PAYLOAD], 0)];
+            down.hand_over(&mut one).unwrap();
+            hear_one(&mut read);
+        }
+        let (_, kept) = heard_late(late, count as u64);
+        let bytes = kept.len() * each;
+        assert!((3 * WINDOW..=4 * WINDOW + SEGMENTS * each).contains(&bytes), "{bytes} of {}", count * each);
+        fuse.retire();
+    }
+
+    #[test]
+    fn probes_leave_next_to_nothing_behind() {
+        let Wires { up_rx, linker, mut fuse, .. } = spawn(1 << 20, WINDOW, 0).unwrap();
+        let mut read = Tap::new(up_rx, 0);
+        let (_ask, late) = late(&linker, PROBE);
+        let count = 1_000;
+        for _ in 0..count {
+            fuse.probe();
+            hear_one(&mut read);
+        }
+        let (_, kept) = heard_late(late, count);
+        assert!(kept.len() < 200, "{}", kept.len());
+        fuse.retire();
+    }
 }
