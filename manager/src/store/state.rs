@@ -56,7 +56,7 @@ const FORMAT: u32 = 1;
 const MIGRATIONS: &[Migration] = &[];
 /// What a hub on a small machine can spare; the system's own cache has the rest of the file. It fills up as the file
 /// grows, so a larger one would look like a leak for days.
-const CACHE_BYTES: usize = 16 * 1024 * 1024;
+const CACHE_BYTES: usize = 8 * 1024 * 1024;
 /// Raw batches kept of the event and command lanes; the oldest go.
 const QUARANTINE_ROWS: u64 = 10_000;
 

@@ -111,8 +111,9 @@ impl Default for Config {
             max_disk_bytes: None,
             quarantine_bytes: 64 * 1024 * 1024,
             // It fills up as the inbox grows, for hours: see the cache of the state.
-            inbox_cache_bytes: 16 * 1024 * 1024,
-            week_cache_bytes: 8 * 1024 * 1024,
+            inbox_cache_bytes: 8 * 1024 * 1024,
+            // There are two files for each week that is kept, and a question may be about all of them.
+            week_cache_bytes: 4 * 1024 * 1024,
         }
     }
 }
