@@ -228,19 +228,26 @@ fn free(folder: &Path) -> Option<u64> {
     Folder::new(folder).space().map(|space| space.free)
 }
 
+fn is_for_room(error: &io::Error) -> bool {
+    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
+}
+
 impl Error {
     /// Says how much room is needed in a folder, where this is for want of it.
     #[must_use]
     pub fn with_room(self, folder: &Path, needs: u64) -> Self {
-        use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
         match self {
-            Self::Io { path, source }
-                if matches!(source.kind(), StorageFull | QuotaExceeded | FileTooLarge) =>
-            {
+            Self::Io { path, source } if is_for_room(&source) => {
                 Self::Full { path, needs, free: free(folder), source }
             }
             other => other,
         }
+    }
+
+    /// Whether this is for want of room, and does not say yet how much.
+    fn is_for_room(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if is_for_room(source))
     }
 }
 

@@ -20,6 +20,9 @@ use crate::store::moment::{self, Rows};
 /// Most entries of a backup: artifacts with their names, and whatever else there is.
 const ENTRIES: usize = 100_000;
 
+/// What stores write when they are opened and a restored hub's first changes are made, at most.
+const UNPACKED_MORE: u64 = 16 << 20;
+
 /// Where a backup lies.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
@@ -298,7 +301,7 @@ impl Sink for Unpack<'_> {
     fn take(&mut self, name: &str, _: u64, from: &mut dyn Read) -> Result<(), Error> {
         (self.told)(name, self.bytes);
         self.files += 1;
-        let is_store = Path::new(name).extension().is_some_and(|extension| extension == "redb");
+        let is_store = is_store(name);
         if self.stores_only && !is_store {
             self.bytes += io::copy(from, &mut io::sink()).map_err(Error::Out)?;
             return Ok(());
@@ -314,6 +317,41 @@ impl Sink for Unpack<'_> {
             self.stores.push(name.to_owned());
         }
         Ok(())
+    }
+}
+
+/// Bytes of what a backup holds: all of it, or its redb files.
+struct Weigh {
+    stores_only: bool,
+    bytes: u64,
+}
+
+impl Sink for Weigh {
+    fn take(&mut self, name: &str, _: u64, from: &mut dyn Read) -> Result<(), Error> {
+        let bytes = io::copy(from, &mut io::sink()).map_err(Error::Out)?;
+        self.bytes += if self.stores_only && !is_store(name) { 0 } else { bytes };
+        Ok(())
+    }
+}
+
+fn is_store(name: &str) -> bool {
+    Path::new(name).extension().is_some_and(|extension| extension == "redb")
+}
+
+/// Says how much room unpacking needs in a folder, where this is for want of it: the backup is read again for that.
+pub(super) fn with_room(
+    error: Error,
+    (place, identities): (&Place, Option<&Identities>),
+    stores_only: bool,
+    folder: &Path,
+) -> Error {
+    if !error.is_for_room() {
+        return error;
+    }
+    let mut weigh = Weigh { stores_only, bytes: 0 };
+    match read(place, identities, &mut weigh) {
+        Ok(_) => error.with_room(folder, weigh.bytes + UNPACKED_MORE),
+        Err(_) => error,
     }
 }
 
@@ -340,8 +378,18 @@ pub fn check_stores(folder: &Path, stores: &[String], manifest: &Manifest, path:
 /// folder. `told` hears of each file.
 ///
 /// # Errors
-/// [`Error`].
+/// [`Error`]; [`Error::Full`] where the redb files have no room.
 pub fn verify(
+    place: &Place,
+    identities: Option<&Identities>,
+    scratch: &Path,
+    told: &mut dyn FnMut(&str, u64),
+) -> Result<Checked, Error> {
+    open_all(place, identities, scratch, told)
+        .map_err(|error| with_room(error, (place, identities), true, scratch))
+}
+
+fn open_all(
     place: &Place,
     identities: Option<&Identities>,
     scratch: &Path,

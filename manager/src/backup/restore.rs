@@ -115,8 +115,14 @@ pub fn is_unfinished(data: &Path) -> bool {
 /// Restores a backup into an empty folder. `told` hears what is being done, and the bytes so far.
 ///
 /// # Errors
-/// [`Error`]: the folder is marked as unfinished; the next restore into it begins again.
+/// [`Error`]: the folder is marked as unfinished; the next restore into it begins again. [`Error::Full`] where it has no
+/// room for what the backup holds.
 pub fn restore(options: &Options<'_>, told: &mut dyn FnMut(&str, u64)) -> Result<Report, Error> {
+    let Options { place, keys, data, .. } = options;
+    make(options, told).map_err(|error| read::with_room(error, (place, *keys), false, data))
+}
+
+fn make(options: &Options<'_>, told: &mut dyn FnMut(&str, u64)) -> Result<Report, Error> {
     let Options { place, keys, data, now, .. } = options;
     // Read before anything is made: a wrong name must not leave a folder behind.
     let given = options.trail.map(trail::read).transpose()?;

@@ -72,6 +72,26 @@ async fn fed(folder: &Path, data: &Path) -> (Hub, Agent, Generator) {
     (hub, agent, generator)
 }
 
+/// To verify and to restore say as much, and what they say is enough.
+async fn unpacks_only_where_there_is_room(
+    hub: &Hub,
+    keys: &Path,
+    (into, before): (&Path, &[PathBuf]),
+    plain: u64,
+) {
+    let (from, empty) = (into.to_str().unwrap(), into.parent().unwrap().join("restored"));
+    let restore = ["--data", empty.to_str().unwrap(), "restore", from];
+    for verb in [&["backup", "verify", from][..], &restore] {
+        let ended = limited(hub, plain / 8, verb).await;
+        let text = String::from_utf8_lossy(&ended.stderr);
+        assert_eq!(ended.status.code(), Some(1), "{text}");
+        assert!(text.contains("File too large") && text.contains(" have to be free there, "), "{text}");
+        assert_eq!(files(into), before, "nothing of it is left");
+    }
+    // Begun again, with room.
+    done(&empty, None, keys, &["restore", from]).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backup_that_does_not_fit_leaves_nothing_behind() {
     let folder = tempfile::tempdir().unwrap();
@@ -96,6 +116,7 @@ async fn a_backup_that_does_not_fit_leaves_nothing_behind() {
             done(&data, None, &keys, &["backup", "verify", into.to_str().unwrap()]).await;
         }
     }
+    unpacks_only_where_there_is_room(&hub, &keys, (&into, &before), plain).await;
 
     // The same on a filesystem that is full.
     if let Some(small) = Small::mount(&folder.path().join("small")) {
