@@ -183,6 +183,13 @@ mod tests {
     }
 
     #[test]
+    fn what_a_restored_hub_offered_too_late_to_be_answered_is_asked_for() {
+        // The node had done it before the backup came back, was behind with its reports when it was offered again, and so
+        // said nothing; its time was over before the next offer.
+        rolled_out(27_527, Faults::Heavy);
+    }
+
+    #[test]
     fn a_large_fleet_is_rolled_out_to_in_waves() {
         let large = large(1_000, 1, 2);
         assert_eq!(large.wrong, Vec::<String>::new());

@@ -104,7 +104,7 @@ pub struct Orders {
     /// The hub's wall clock, Unix milliseconds.
     pub hub_ms: i64,
     /// Commands that the hub has not heard accepted: per queue a run without a gap, in the order in which they are to
-    /// run.
+    /// run; then those of them whose time is over, with nothing left, until the node has said what became of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub offers: Vec<Offer>,
     /// Commands to cancel, listed until each has reported a terminal state.
@@ -131,7 +131,7 @@ pub struct Offer {
     #[serde(default = "nothing", skip_serializing_if = "Value::is_null")]
     pub params: Value,
     /// Milliseconds from the sending of this message until it may not begin any more. The time left, not the
-    /// deadline: a node may have no clock.
+    /// deadline: a node may have no clock. 0: it may not begin, and one that the agent does not know has expired.
     pub left_ms: u64,
     /// Milliseconds from the sending of this message before which it must not begin.
     #[serde(default, skip_serializing_if = "is_now")]

@@ -104,6 +104,7 @@ struct Model {
     store: BTreeMap<(CommandId, NodeNo), Execution>,
     ran: BTreeMap<(CommandId, NodeNo), u32>,
     wiped: BTreeSet<NodeNo>,
+    offered: BTreeSet<(SessionId, CommandId)>,
 }
 
 fn node_id(index: usize) -> NodeId {
@@ -203,6 +204,7 @@ impl Model {
             store: BTreeMap::new(),
             ran: BTreeMap::new(),
             wiped: BTreeSet::new(),
+            offered: BTreeSet::new(),
         }
     }
 
@@ -234,6 +236,7 @@ impl Model {
         for (to, orders) in effects.orders {
             let index = (0..NODES).find(|index| node_id(*index) == to).unwrap();
             self.check(index, &orders);
+            self.offered.extend(orders.offers.iter().map(|offer| (orders.session, offer.id)));
             if self.agents[index].session == Some(orders.session) {
                 self.agents[index].mail = Some(orders);
             }
@@ -243,9 +246,10 @@ impl Model {
     /// What must hold of everything that a node is told.
     fn check(&self, index: usize, orders: &Orders) {
         let rank = |command: &Command| (std::cmp::Reverse(command.priority), command.no);
+        assert!(orders.offers.is_sorted_by_key(|offer| offer.left_ms == 0), "what is over stands in the way");
         for queue in ["q0", "q1"] {
-            let offered: Vec<_> =
-                orders.offers.iter().filter(|offer| offer.queue.as_str() == queue).collect();
+            let live = orders.offers.iter().filter(|offer| offer.left_ms > 0);
+            let offered: Vec<_> = live.filter(|offer| offer.queue.as_str() == queue).collect();
             let ranks: Vec<_> =
                 offered.iter().map(|offer| (std::cmp::Reverse(offer.priority), offer.no)).collect();
             assert!(ranks.is_sorted(), "{queue} is out of order");
@@ -265,7 +269,10 @@ impl Model {
         for offer in &orders.offers {
             let command = self.made.iter().find(|command| command.id == offer.id).unwrap();
             let execution = &self.store[&(offer.id, number(index))];
-            assert!(self.now_ms < command.not_after_ms && offer.left_ms > 0, "offered after its end");
+            let (ended, asks) = (self.now_ms >= command.not_after_ms, offer.left_ms == 0);
+            assert_eq!(ended, asks, "offered to begin after its end");
+            let again = self.offered.contains(&(orders.session, offer.id));
+            assert!(!asks || again, "asked for although a birth can prove it");
             assert!(!execution.state().is_terminal(), "offered although it is over");
             assert!(execution.state() >= State::Sent, "said before it was written");
             let known = execution.history.iter().any(|step| step.state >= State::Accepted);
@@ -449,6 +456,27 @@ impl Model {
         self.group(|_, _| {});
     }
 
+    /// Everybody comes back once, and the orders of that birth are lost; then everything arrives. Every execution is over
+    /// without another birth.
+    fn settle_in_one_session(&mut self) {
+        for index in 0..NODES {
+            self.connect(index);
+            self.act(&Act::Deaf(u8::try_from(index).unwrap()));
+        }
+        self.act(&Act::Wait(1_500));
+        for _ in 0..20 {
+            for index in 0..NODES {
+                for _ in 0..200 {
+                    self.act(&Act::Hear(u8::try_from(index).unwrap()));
+                    self.work(index);
+                    self.report(index);
+                }
+            }
+            self.act(&Act::Wait(60));
+        }
+        assert_eq!(self.fleet.commands.waiting(), Waiting::default());
+    }
+
     /// Calm: everybody comes back and does what is left; then every execution is over.
     fn settle(&mut self) {
         for _ in 0..3 {
@@ -494,6 +522,16 @@ proptest! {
         for act in &acts {
             model.act(act);
         }
+        model.settle();
+    }
+
+    #[test]
+    fn what_is_lost_within_a_session_needs_no_other(acts in prop::collection::vec(act(), 1..120)) {
+        let mut model = Model::new();
+        for act in &acts {
+            model.act(act);
+        }
+        model.settle_in_one_session();
         model.settle();
     }
 }

@@ -1,5 +1,6 @@
 //! What one node is told: everything that it has not said it accepted, per queue in the order in which it is to run,
-//! as much as fits, and what is to be canceled.
+//! as much as fits, and what is to be canceled. What was offered in this session is offered on when its time is over,
+//! with nothing left of it: an agent that knows it answers, and one that does not says that it came too late.
 
 use fleet_schemas::{
     SessionId, StoreId, VERSION,
@@ -31,9 +32,14 @@ pub(super) struct Plan {
     pub is_news: bool,
 }
 
-/// Whether the hub wants the node to have it now.
-pub(super) fn is_wanted(command: &Command, execution: &Execution, now: Now) -> bool {
-    if command.has_ended(now) || execution.cancel_ms.is_some() || execution.doubt || execution.held {
+/// Whether the hub wants the node to have it now, or to say what became of it.
+fn is_wanted(command: &Command, execution: &Execution, session: SessionId, now: Now) -> bool {
+    if execution.cancel_ms.is_some() || execution.doubt || execution.held {
+        return false;
+    }
+    // The birth of a session proves nothing of what was offered in it, and no other may come for long: the offer may
+    // have been lost, or answered by a report that this hub has lost.
+    if command.has_ended(now) && execution.offered_in != Some(session) {
         return false;
     }
     match execution.state() {
@@ -59,7 +65,7 @@ impl Dispatch {
         let mut wanted: Vec<(&Command, &Execution)> = Vec::new();
         for (no, execution) in &agenda.open {
             let Some(command) = self.command(*no) else { continue };
-            if is_wanted(command, execution, now) {
+            if is_wanted(command, execution, session, now) {
                 wanted.push((command, execution));
             } else if execution.cancel_ms.is_some()
                 && execution.state() > State::Queued
@@ -69,8 +75,10 @@ impl Dispatch {
                 plan.bytes += 17;
             }
         }
-        // As the agent runs them: a queue that is cut off is cut off at its end.
-        wanted.sort_by_key(|(command, _)| (std::cmp::Reverse(command.priority), command.no));
+        // As the agent runs them: a queue that is cut off is cut off at its end. What will not run takes nobody's room.
+        wanted.sort_by_key(|(command, _)| {
+            (command.has_ended(now), std::cmp::Reverse(command.priority), command.no)
+        });
         for (command, execution) in wanted.into_iter().take(OFFERS) {
             let bytes = command.params_bytes as usize + FRAME;
             if plan.bytes + bytes > BYTES {
@@ -116,6 +124,8 @@ impl Dispatch {
 
 fn offer(command: &Command, now: Now) -> Offer {
     let left = |until: i64| u64::try_from(until.saturating_sub(now.wall_ms)).unwrap_or(0);
+    // What a clock made that was years ahead has ended, whatever its deadline says.
+    let left_ms = if command.has_ended(now) { 0 } else { left(command.not_after_ms) };
     Offer {
         id: command.id,
         no: command.no,
@@ -123,7 +133,7 @@ fn offer(command: &Command, now: Now) -> Offer {
         priority: command.priority,
         kind: command.kind.clone(),
         params: command.params.clone(),
-        left_ms: left(command.not_after_ms),
+        left_ms,
         delay_ms: command.not_before_ms.map_or(0, left),
         timeout_ms: command.timeout_ms,
         idempotent: command.idempotent,

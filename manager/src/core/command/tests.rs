@@ -207,6 +207,12 @@ fn told(effects: &Effects) -> Option<(Vec<CommandId>, Vec<CommandId>)> {
     Some((orders.offers.iter().map(|offer| offer.id).collect(), orders.cancels.clone()))
 }
 
+/// What is left of the time of each that is offered to `a`, in milliseconds.
+fn left(effects: &Effects) -> Vec<u64> {
+    let orders = effects.orders.iter().filter(|(to, _)| *to == node("a"));
+    orders.flat_map(|(_, orders)| orders.offers.iter().map(|offer| offer.left_ms)).collect()
+}
+
 /// The state of a command at `a` by the rows that are to be written, and the code of its reason.
 fn ended(effects: &Effects, id: CommandId) -> Option<(State, String)> {
     let row = effects.rows.get(&(id, 1))?;
@@ -298,10 +304,55 @@ fn what_was_sent_and_never_arrived_is_told_again_or_expires_by_proof() {
     let (id, _) = scene.make(ping(&["a"]));
     assert_eq!(told(&scene.born(&[], 1)), Some((vec![id], vec![])));
     let effects = scene.wait(700);
-    assert_eq!((told(&effects), ended(&effects, id)), (None, None));
+    assert_eq!((told(&effects), ended(&effects, id)), (Some((vec![id], vec![])), None));
     let effects = scene.born(&[], 1);
     assert_eq!(ended(&effects, id), is(State::Expired, "not_received"));
     assert_eq!(scene.fleet.commands.waiting(), Waiting::default());
+}
+
+#[test]
+fn what_was_offered_in_a_session_is_asked_for_when_its_time_is_over() {
+    let mut scene = Scene::new();
+    scene.born(&[], 1);
+    let (id, _) = scene.make(ping(&["a"]));
+    let effects = scene.wait(600);
+    assert_eq!((told(&effects), left(&effects)), (Some((vec![id], vec![])), vec![0]));
+    // What may still run comes first.
+    let (next, effects) = scene.make(ping(&["a"]));
+    assert_eq!((told(&effects), left(&effects)), (Some((vec![next, id], vec![])), vec![600_000, 0]));
+    scene.report(next, State::Accepted);
+    assert_eq!(told(&scene.wait(9)), None);
+    assert_eq!(told(&scene.wait(1)), Some((vec![id], vec![])));
+    let effects = scene.report(id, State::Succeeded);
+    assert_eq!(ended(&effects, id), is(State::Succeeded, ""));
+    assert_eq!(told(&scene.wait(100)), None);
+}
+
+#[test]
+fn what_was_offered_anew_is_asked_for_when_its_time_is_over() {
+    let mut scene = Scene::new();
+    scene.born(&[], 1);
+    let (id, _) = scene.make(Wanted { idempotent: true, ..ping(&["a"]) });
+    scene.report(id, State::Accepted);
+    assert_eq!(told(&scene.wait(600)), None, "the node has it");
+    let (id, _) = scene.make(Wanted { idempotent: true, ..ping(&["a"]) });
+    scene.report(id, State::Accepted);
+    assert_eq!(told(&scene.born(&[], 3)), Some((vec![id], vec![])));
+    let effects = scene.wait(600);
+    assert_eq!((told(&effects), left(&effects)), (Some((vec![id], vec![])), vec![0]));
+    let effects = scene.report(id, State::Expired);
+    assert_eq!(ended(&effects, id), is(State::Expired, ""));
+}
+
+#[test]
+fn what_was_made_by_a_clock_that_was_years_ahead_is_asked_for_with_nothing_left() {
+    let mut scene = Scene::new();
+    scene.born(&[], 1);
+    scene.now_ms += 315_360_000_000;
+    let (old, _) = scene.make(ping(&["a"]));
+    scene.now_ms -= 315_360_000_000;
+    let (new, effects) = scene.make(ping(&["a"]));
+    assert_eq!((told(&effects), left(&effects)), (Some((vec![new, old], vec![])), vec![600_000, 0]));
 }
 
 #[test]
