@@ -245,7 +245,8 @@ async fn a_machine_waits_for_approval_with_one_key() {
         (child, said)
     };
     let (mut child, _said) = tokio::task::block_in_place(wait);
-    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    // Not SIGINT: tests that a shell runs in the background pass it on as ignored.
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
     assert!(!tokio::task::block_in_place(|| child.wait()).unwrap().success());
     let (child, mut said) = tokio::task::block_in_place(wait);
     let times = site.asked().len();
