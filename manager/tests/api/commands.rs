@@ -273,9 +273,15 @@ async fn a_cancel_is_asked_of_the_node_and_told_on_the_stream() {
     assert_eq!((status, &told["executions"][0]["node"]), (StatusCode::ACCEPTED, &json!("edge-1")));
     let shown = until(&site, id, "canceled").await;
     assert!(shown["executions"][0]["cancel_asked_ms"].is_i64(), "{shown}");
-    let metrics = site.get("/metrics").await;
+    // Counted once it is committed, and so after it can be read.
     let ended = "fleet_command_executions_finished_total{state=\"canceled\"} 1";
-    assert!(metrics.as_str().is_some_and(|text| text.lines().any(|line| line == ended)), "{metrics}");
+    let counted = async {
+        while !site.get("/metrics").await.as_str().is_some_and(|text| text.lines().any(|line| line == ended))
+        {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, counted).await.unwrap();
     let (status, _) = site.ask(Method::POST, &path, None).await;
     assert_eq!(status, StatusCode::ACCEPTED);
     let unknown = "/api/v1/commands/0194a3f0-5b6c-7def-8123-456789abcdef/cancel";
