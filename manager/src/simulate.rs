@@ -190,6 +190,13 @@ mod tests {
     }
 
     #[test]
+    fn what_a_node_runs_is_told_although_its_outbox_is_full() {
+        // What was confirmed failed later, the outbox refused the event that said what came back, and the session went on:
+        // no birth said it either.
+        rolled_out(38_591, Faults::Heavy);
+    }
+
+    #[test]
     fn a_large_fleet_is_rolled_out_to_in_waves() {
         let large = large(1_000, 1, 2);
         assert_eq!(large.wrong, Vec::<String>::new());

@@ -76,7 +76,7 @@ pub(super) fn samples(
         Some(name) => Names::Whole(Name::new("samples", name, &rows::encode_samples(&read(UNTIMED_MS)?))),
         None => Names::None,
     };
-    Ok(Handed { submission: Submission::Samples(samples), names })
+    Ok(Handed { names, ..Submission::Samples(samples).into() })
 }
 
 /// Events as they are handed in, likewise. Without a name for all of them, each one's own `id` is its name.
@@ -93,7 +93,7 @@ pub(super) fn events(
     } else {
         Names::None
     };
-    Ok(Handed { submission: Submission::Events(events), names })
+    Ok(Handed { names, ..Submission::Events(events).into() })
 }
 
 /// An id is the business of the device that gave it.

@@ -27,11 +27,13 @@ pub(super) const TRIES: u32 = 3;
 pub(super) struct Told {
     event: Event,
     name: Name,
+    even_if_full: bool,
 }
 
 impl From<Told> for Handed {
-    fn from(Told { event, name }: Told) -> Self {
-        Self { submission: Submission::Events(vec![event]), names: Names::Each(vec![Some(name)]) }
+    fn from(Told { event, name, even_if_full }: Told) -> Self {
+        let (submission, names) = (Submission::Events(vec![event]), Names::Each(vec![Some(name)]));
+        Self { submission, names, even_if_full }
     }
 }
 
@@ -71,7 +73,8 @@ pub(super) fn report(report: &Report, time_ms: i64) -> Told {
         id: None,
     };
     let name = Name::new(EVENT, &format!("{} {}", report.command, state.as_str()), b"");
-    Told { event, name }
+    // The command's result says the same in the end.
+    Told { event, name, even_if_full: false }
 }
 
 /// `running`: `data` is [`Versions`].
@@ -89,7 +92,8 @@ pub(super) fn running(update: &Update, versions: &Versions, time_ms: i64) -> Tol
     // The same again says nothing new, and something else is another event.
     let content = fleet_schemas::batch::digest(&fleet_schemas::cbor::encode(&data));
     let text = format!("{} {} {content:02x?}", update.command, update.state().as_str());
-    Told { event, name: Name::new(RUNNING, &text, b"") }
+    // Nothing else tells the hub of this session, which may last for weeks.
+    Told { event, name: Name::new(RUNNING, &text, b""), even_if_full: true }
 }
 
 /// What the birth says.
@@ -128,4 +132,30 @@ pub(crate) fn own(known: Option<&Own>) -> Option<(Running, Own)> {
 
 fn kind(text: &str) -> MetricName {
     MetricName::parse(text).expect("our kinds are valid")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use fleet_schemas::{CommandId, batch::Clock};
+
+    use super::*;
+    use crate::core::{
+        Now,
+        queue::{Limit, Time},
+    };
+
+    #[test]
+    fn what_runs_is_handed_in_even_to_a_full_outbox() {
+        let text = format!(r#"{{"target": "skill/greeter/1.2.0/any", "digest": "{}"}}"#, "02".repeat(32));
+        let order = serde_json::from_str(&text).unwrap();
+        let now = Now { wall_ms: 0, up: Duration::ZERO, clock: Clock::Synced };
+        let time = Time { now, boot: [1; 8], true_ms: None };
+        let limit = Limit::after(Duration::from_secs(60), &time);
+        let update = Update::new(CommandId([1; 16]), order, limit);
+        let runs = Handed::from(running(&update, &Versions::default(), 0));
+        let step = Handed::from(report(&update.report(None), 0));
+        assert_eq!((runs.even_if_full, step.even_if_full), (true, false));
+    }
 }

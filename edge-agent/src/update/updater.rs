@@ -459,7 +459,8 @@ impl Tools {
         }
     }
 
-    /// Hands an event in, once. A full outbox loses it: the command's result says the same in the end.
+    /// Hands an event in, once. A full outbox loses a report, and the command's result says the same in the end; what runs
+    /// it takes all the same.
     async fn say(&self, told: Told, stop: &mut Stop) -> Option<()> {
         for _ in 0..tell::TRIES {
             let handed = async { self.outbox.hand_in(told.clone().into()).await?.done().await };

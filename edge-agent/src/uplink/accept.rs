@@ -111,10 +111,11 @@ impl Uplink {
                 results.push(Err(SubmitError::Large));
                 continue;
             }
+            let no_room = full && !handed.even_if_full;
             results.push(match self.without_repeated(handed) {
                 Err(error) => Err(error),
                 Ok((receipt, None)) => Ok(receipt),
-                Ok((_, Some(_))) if full => Err(SubmitError::Full),
+                Ok((_, Some(_))) if no_room => Err(SubmitError::Full),
                 Ok((receipt, Some((submission, names)))) => {
                     if let Err(refused) = self.admit_devices(&submission) {
                         results.push(Err(refused));

@@ -52,11 +52,14 @@ pub struct Handed {
     pub submission: Submission,
     /// Their names.
     pub names: Names,
+    /// Whether a full outbox takes them all the same, as it takes the ends of commands: for the little that the hub must
+    /// hear and that nobody says again.
+    pub even_if_full: bool,
 }
 
 impl From<Submission> for Handed {
     fn from(submission: Submission) -> Self {
-        Self { submission, names: Names::None }
+        Self { submission, names: Names::None, even_if_full: false }
     }
 }
 
@@ -120,7 +123,7 @@ type New = Option<(Submission, Vec<Name>)>;
 impl Uplink {
     /// Takes out what is on disk already. The rest is `Some` unless nothing is left.
     pub(super) fn without_repeated(&self, handed: Handed) -> Result<(Receipt, New), SubmitError> {
-        let Handed { submission, names } = handed;
+        let Handed { submission, names, even_if_full: _ } = handed;
         let records = submission.len() as u64;
         let new = Receipt { records, repeated: 0 };
         match (names, submission) {
@@ -183,6 +186,10 @@ mod tests {
     const NOW: Now = Now { wall_ms: 1_790_000_000_000, up: Duration::from_secs(100), clock: Clock::Synced };
 
     fn open(card: &SimFile, stream: u8) -> Result<Uplink, Error> {
+        open_with(card, stream, Config::default())
+    }
+
+    fn open_with(card: &SimFile, stream: u8, config: Config) -> Result<Uplink, Error> {
         let profile = Profile {
             node: NodeId::parse("edge-1").unwrap(),
             boot: [1; 8],
@@ -194,7 +201,7 @@ mod tests {
             machine: BTreeMap::new(),
             heartbeat: Duration::from_secs(30),
         };
-        Uplink::open(card.backend(), profile, Config::default(), StreamId([stream; 16]), NOW)
+        Uplink::open(card.backend(), profile, config, StreamId([stream; 16]), NOW)
     }
 
     fn named(number: u64) -> Handed {
@@ -206,7 +213,11 @@ mod tests {
             value: 1.0,
         };
         let name = Name::new("samples", &number.to_string(), b"m");
-        Handed { submission: Submission::Samples(vec![sample]), names: Names::Whole(name) }
+        Handed {
+            submission: Submission::Samples(vec![sample]),
+            names: Names::Whole(name),
+            even_if_full: false,
+        }
     }
 
     fn repeated(uplink: &mut Uplink, number: u64) -> bool {
@@ -232,6 +243,16 @@ mod tests {
         // The one that was stored again took the place of the oldest.
         assert!(repeated(&mut uplink, last) && repeated(&mut uplink, 12) && repeated(&mut uplink, 10));
         assert!(!repeated(&mut uplink, 11));
+    }
+
+    #[test]
+    fn a_full_outbox_takes_what_must_be_told_and_nothing_else() {
+        let card = SimFile::new();
+        let mut uplink = open_with(&card, 1, Config { quota_bytes: 0, ..Config::default() }).unwrap();
+        let pressing = Handed { even_if_full: true, ..named(2) };
+        let results = uplink.submit_once(vec![named(1), pressing, named(3)], NOW).unwrap();
+        let taken = Ok(Receipt { records: 1, repeated: 0 });
+        assert_eq!(results, [Err(SubmitError::Full), taken, Err(SubmitError::Full)]);
     }
 
     #[test]

@@ -6,11 +6,11 @@ use std::{collections::BTreeSet, time::Duration};
 use fleet_edge_agent::{
     core::{Now as EdgeNow, config::Running, queue::Act},
     store::sim_disk::SimFile,
-    uplink::{Config, Outgoing, Profile, Submission, Uplink},
+    uplink::{Config, Handed, Outgoing, Profile, Submission, Uplink},
 };
 use fleet_schemas::{
     DeviceId, MetricName, NodeId, SessionId, StreamId, batch::Clock, event::Event, event::Severity,
-    session::Versions, telemetry::Sample,
+    session::Versions, telemetry::Sample, update::RUNNING,
 };
 use rand::{RngExt as _, rngs::StdRng};
 
@@ -316,7 +316,10 @@ impl Edge {
                 device: None,
                 id: None,
             };
-            match uplink.submit(vec![Submission::Events(vec![event])], at) {
+            // As the agent does it: of the rest, the command's result says the same in the end.
+            let even_if_full = kind == RUNNING;
+            let handed = Handed { even_if_full, ..Submission::Events(vec![event]).into() };
+            match uplink.submit_once(vec![handed], at) {
                 Ok(results) => {
                     let taken = results.iter().any(Result::is_ok);
                     truth.accepted.extend(taken.then_some(number));
