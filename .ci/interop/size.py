@@ -4,7 +4,7 @@
     .ci/interop/size.py --fleet BIN
 
 The agent is the one beside it. `fleet bench agent` measures, and has the targets; how much of the program is resident
-differs by half a MiB with what the system has in its cache, which is allowed here.
+differs by up to a MiB with what the system has in its cache, which is allowed here.
 """
 
 import argparse

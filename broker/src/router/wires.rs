@@ -101,15 +101,16 @@ const READ_AT_ONCE: u64 = 200;
 /// it has to be; a message takes about 490 bytes beyond those that are counted (GATE-NOTES 3).
 const SEGMENTS: usize = 8;
 const SEGMENT_BYTES_MIN: usize = 1024 * 1024;
-/// Segments of a log that a window is fed through, in parts of the window: three windows are left for tools that are late.
+/// Segments of a log that a window is fed through, in parts of the window: two and a half windows are left for tools
+/// that are late.
 const WINDOW_PARTS: usize = 2;
 /// A probe is a few bytes, one a second: the smallest log there is, or it would grow for a week.
 const PROBES: SegmentConfig = SegmentConfig { max_segment_size: 1_024, max_segment_count: 2 };
 /// A link to a router that dies meanwhile may never be answered.
 const BUILD: Duration = Duration::from_secs(5);
 
-/// Spawns a router and links to it. Of what nodes say it holds `budget` bytes unread; of each other branch, `window` bytes
-/// and three times as much again.
+/// Spawns a router and links to it. Of what nodes say it holds `budget` bytes unread; of each other branch, three
+/// times and a half of `window`.
 pub(super) fn spawn(budget: usize, window: usize, generation: u64) -> Result<Wires, SpawnError> {
     static ROUTERS: AtomicUsize = AtomicUsize::new(0);
     quiet_retirement();
