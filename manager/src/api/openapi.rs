@@ -261,7 +261,7 @@ mod tests {
             ("GET", "/api/v1/artifacts/{digest}", does("One artifact.", s.of::<shapes::Artifact>())),
             ("DELETE", "/api/v1/artifacts/{digest}", gone("Removes an artifact that no release names, or an upload.")),
             ("GET", "/api/v1/artifacts/{digest}/upload", does("Where an upload stands; also as Upload-Offset and Upload-Length.", s.of::<shapes::Upload>())),
-            ("PATCH", "/api/v1/artifacts/{digest}/upload", does("More bytes, from the header Upload-Offset on; the last ones make it an artifact.", s.of::<shapes::Upload>()).takes_as("application/offset+octet-stream", json!({"type": "string", "format": "binary"}))),
+            ("PATCH", "/api/v1/artifacts/{digest}/upload", does("More bytes, from the header Upload-Offset on; the last ones make it an artifact. No bytes do where all are there and it is not complete: the hub was cut at its end.", s.of::<shapes::Upload>()).takes_as("application/offset+octet-stream", json!({"type": "string", "format": "binary"}))),
             ("GET", "/api/v1/releases", does("Releases, by kind, name and version.", s.page::<shapes::Release>()).query(PAGE)),
             ("GET", "/api/v1/releases/metadata", does("Where the signed metadata stands, and the hub's public keys.", s.of::<shapes::ReleaseMetadata>())),
             ("PUT", "/api/v1/releases/metadata", does("Takes the next root.json (admins) and targets.json as they were signed.", s.of::<shapes::ReleaseMetadata>()).takes(s.of::<releases::Wanted>())),

@@ -264,12 +264,17 @@ impl Store {
         upload.append(offset, bytes)
     }
 
-    /// Ends an upload of which all bytes are there: reads them all, and gives them their name.
+    /// Ends an upload of which all bytes are there: reads them all, and gives them their name. One that was ended
+    /// meanwhile stays what it is.
     ///
     /// # Errors
-    /// [`Error::Digest`]: the bytes are removed.
+    /// [`Error::Digest`]: the bytes are removed. [`Error::Busy`]: another request ends it.
     pub fn complete(&self, upload: &Upload) -> Result<Artifact, Error> {
         let digest = *upload.digest();
+        let _turn = upload.turn()?;
+        if let Some(artifact) = self.get(&digest) {
+            return Ok(artifact);
+        }
         let (length, found) = (upload.length(), upload.check()?);
         if found != digest {
             self.uploads().remove(&digest);

@@ -88,7 +88,13 @@ fn an_upload_goes_on_where_it_was_cut() {
     assert!(matches!(gap, Err(Error::Offset { has: 60_000, asked: 70_000 })));
     assert!(matches!(upload.append(60_000, &[0; 50_000]), Err(Error::TooLong(100_000))));
     upload.append(60_000, &bytes[60_000..]).unwrap();
-    store.complete(&upload).unwrap();
+    {
+        let _other = upload.turn().unwrap();
+        assert!(matches!(store.complete(&upload), Err(Error::Busy)));
+    }
+    let artifact = store.complete(&upload).unwrap();
+    // Whoever else held its last bytes hears the same.
+    assert_eq!(store.complete(&upload).unwrap(), artifact);
     assert_eq!(whole(&store, &digest), bytes);
     assert_eq!(fs::read_dir(folder.path().join(FOLDER).join(UPLOADS)).unwrap().count(), 0);
 }

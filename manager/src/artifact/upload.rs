@@ -43,7 +43,7 @@ pub struct Upload {
     note: PathBuf,
     pushed: Mutex<Vec<Pushed>>,
     offset: Mutex<u64>,
-    /// Held by who writes.
+    /// Held by who writes to it or ends it.
     turn: Mutex<()>,
 }
 
@@ -115,11 +115,7 @@ impl Upload {
     /// # Errors
     /// [`Error`]; what was written before stays.
     pub fn append(&self, offset: u64, bytes: &[u8]) -> Result<Offset, Error> {
-        let _turn = match self.turn.try_lock() {
-            Ok(turn) => turn,
-            Err(TryLockError::Poisoned(turn)) => turn.into_inner(),
-            Err(TryLockError::WouldBlock) => return Err(Error::Busy),
-        };
+        let _turn = self.turn()?;
         let stands = self.at();
         if stands.offset != offset {
             return Err(Error::Offset { has: stands.offset, asked: offset });
@@ -137,6 +133,15 @@ impl Upload {
         write().map_err(at(&self.part))?;
         *lock(&self.offset) = after;
         Ok(self.at())
+    }
+
+    /// What only one may hold: who appends, or ends it.
+    pub(super) fn turn(&self) -> Result<MutexGuard<'_, ()>, Error> {
+        match self.turn.try_lock() {
+            Ok(turn) => Ok(turn),
+            Err(TryLockError::Poisoned(turn)) => Ok(turn.into_inner()),
+            Err(TryLockError::WouldBlock) => Err(Error::Busy),
+        }
     }
 
     /// The digest of what is on the disk, after it is surely there.

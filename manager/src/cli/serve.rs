@@ -114,7 +114,7 @@ pub(super) async fn hub(args: HubArgs, common: &Common) -> Result<(), Failure> {
         return Ok(());
     }
     log(&args.log);
-    run::hub(&config, shutdown()).await.map_err(|error| failed(&error))
+    run::hub(&config, shutdown()?).await.map_err(|error| failed(&error))
 }
 
 pub(super) async fn demo(args: DemoArgs, common: &Common) -> Result<(), Failure> {
@@ -127,7 +127,7 @@ pub(super) async fn demo(args: DemoArgs, common: &Common) -> Result<(), Failure>
         mqtts: mqtts.is_some(),
         node_https: node_https.is_some(),
     };
-    demo::demo(&config, named, args.nodes, args.story, shutdown()).await.map_err(|error| failed(&error))
+    demo::demo(&config, named, args.nodes, args.story, shutdown()?).await.map_err(|error| failed(&error))
 }
 
 fn load(listen: &ListenArgs, file: Option<PathBuf>, common: &Common) -> Result<Config, Failure> {
@@ -156,14 +156,18 @@ fn log(args: &LogArgs) {
     log::start(args.log_format, &level);
 }
 
-/// Completes at SIGINT or SIGTERM.
-async fn shutdown() {
-    let mut terminate = match signal(SignalKind::terminate()) {
-        Ok(terminate) => terminate,
-        Err(error) => return tracing::error!(%error, "cannot wait for signals"),
+/// Completes at SIGINT or SIGTERM, also at one that came before anybody waited for it: from this call on none ends the
+/// process halfway.
+fn shutdown() -> Result<impl Future<Output = ()>, Failure> {
+    let signal = |kind, name| {
+        signal(kind).map_err(|error| Failure::Failed(format!("failed to listen for {name}: {error}")))
     };
-    tokio::select! {
-        _ = tokio::signal::ctrl_c() => {}
-        _ = terminate.recv() => {}
-    }
+    let mut terminate = signal(SignalKind::terminate(), "SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt(), "SIGINT")?;
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    })
 }

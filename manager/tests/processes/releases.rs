@@ -33,13 +33,17 @@ fn fleet(hub: &Hub, keys: &Path, verb: &[&str]) -> Child {
         .env("FLEET_RELEASE_KEYS", keys)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(Stdio::null())
+        .stderr(Stdio::piped())
         .spawn()
         .unwrap()
 }
 
-async fn done(mut child: Child) -> bool {
-    tokio::task::spawn_blocking(move || child.wait().unwrap().success()).await.unwrap()
+async fn done(child: Child) -> bool {
+    let output = tokio::task::spawn_blocking(move || child.wait_with_output().unwrap()).await.unwrap();
+    if !output.status.success() {
+        println!("{}", String::from_utf8_lossy(&output.stderr));
+    }
+    output.status.success()
 }
 
 /// Kills the hub a moment after the verb began, and starts it again. Says whether the verb came through all the same.
@@ -92,6 +96,13 @@ async fn pushing_and_signing_survive_kills_of_the_hub() {
         }
     }
     assert!(done(fleet(&hub, &keys, &push)).await, "it goes on to its end");
+    // Killed after the last byte and before it had its name.
+    hub.kill();
+    let (stored, uploads) = (hub.data.join("artifacts"), hub.data.join("artifacts/uploads"));
+    fs::rename(stored.join(&digest), uploads.join(format!("{digest}.part"))).unwrap();
+    fs::rename(stored.join(format!("{digest}.json")), uploads.join(format!("{digest}.json"))).unwrap();
+    hub.up().await;
+    assert!(done(fleet(&hub, &keys, &push)).await, "all bytes are there, and it ends");
     assert_eq!(hub.get(&format!("/api/v1/artifacts/{digest}")).await["length"], bytes.len());
 
     assert!(done(fleet(&hub, &keys, &["release", "init"])).await);
