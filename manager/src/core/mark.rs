@@ -2,15 +2,16 @@
 //!
 //! Pure. Numbers in, what to do out; the row is written in the transaction that stores the batch.
 
-use std::collections::VecDeque;
+mod window;
 
 use fleet_schemas::{
     StreamId,
     batch::{Batch, Digest, Lost},
-    limits,
     session::StreamState,
 };
 use serde::{Deserialize, Serialize};
+
+use window::Window;
 
 /// Where a stream's life stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,8 +83,7 @@ pub struct Mark {
     pub said: Option<Said>,
     /// When the row last changed, hub time.
     pub at_ms: i64,
-    // (first number, last number, digest) of recent batches.
-    digests: VecDeque<(u64, u64, Digest)>,
+    digests: Window,
     // The lowest number that was called a fork in this session.
     #[serde(skip)]
     forked_at: Option<u64>,
@@ -123,7 +123,7 @@ impl Default for Mark {
             snapshot: None,
             said: None,
             at_ms: 0,
-            digests: VecDeque::new(),
+            digests: Window::default(),
             forked_at: None,
         }
     }
@@ -137,10 +137,9 @@ impl Mark {
             return Offer::Gap;
         }
         if batch.seq <= self.seq {
-            let known = self.digests.iter().find(|(first, last, _)| (*first..=*last).contains(&batch.seq));
-            return match known {
+            return match self.digests.of(batch.seq) {
                 Some((first, last, known)) => {
-                    let same = *first == batch.seq && *last == batch.last_seq() && *known == digest;
+                    let same = first == batch.seq && last == batch.last_seq() && known == digest;
                     if same { Offer::Again } else { Offer::Fork }
                 }
                 // Older than the window, or booked as a hole.
@@ -163,11 +162,7 @@ impl Mark {
         if self.life == Life::Closed {
             self.life = Life::Open;
         }
-        // First out, then in: one more would double the room, and there is a window for each stream of each node.
-        if self.digests.len() >= limits::DIGEST_WINDOW {
-            self.digests.pop_front();
-        }
-        self.digests.push_back((batch.seq, batch.last_seq(), digest));
+        self.digests.push((batch.seq, batch.last_seq(), digest));
     }
 
     /// Batch `seq`, which [`Mark::offer`] called a fork: the edge seals what it holds from there on anew, so nothing

@@ -61,9 +61,6 @@ const CHECKPOINT: &str = "checkpoint";
 /// Most bytes of a chunk of several rows: it fills eight pages, where rows of half a page would waste the rest.
 const CHUNK_BYTES: usize = 8 * 4096 - 32;
 
-/// Notes and marks kept as a cache: beyond it a checkpoint forgets them (350 bytes each).
-const MARKS_CACHED: usize = 200_000;
-
 /// How the inbox is opened, whichever store's it is.
 pub(super) fn how(cache_bytes: usize) -> disk::Open {
     disk::Open { format: FORMAT, cache_bytes, store_id: None, migrations: MIGRATIONS }
@@ -92,9 +89,8 @@ pub(super) struct Inbox {
 pub(super) struct Memory {
     pub unsealed: Unsealed,
     pub counters: HashMap<(u32, Lane), Counters>,
-    marks: HashMap<MarkKey, Option<Box<[u8]>>>,
-    // In order, so that the same input makes the same file.
-    dirty_marks: BTreeSet<MarkKey>,
+    // What the table does not have yet. In order, so that the same input makes the same file.
+    marks: BTreeMap<MarkKey, Option<Box<[u8]>>>,
     dirty_counters: BTreeSet<(u32, Lane)>,
     /// Bytes of all rows that are in the file, sealed ones too.
     pub row_bytes: u64,
@@ -134,7 +130,7 @@ impl Memory {
 
     /// Whether a checkpoint would save anything.
     pub(super) fn is_dirty(&self) -> bool {
-        !(self.dirty_marks.is_empty() && self.dirty_counters.is_empty())
+        !(self.marks.is_empty() && self.dirty_counters.is_empty())
     }
 
     /// Samples of a week file that are booked as quarantined.
@@ -146,7 +142,6 @@ impl Memory {
 
     pub(super) fn apply(&mut self, note: Note) {
         for (key, mark) in note.marks {
-            self.dirty_marks.insert(key);
             self.marks.insert(key, mark);
         }
         for (key, delta) in note.counters {
@@ -321,9 +316,7 @@ impl Inbox {
         let rotten;
         let (marks, counters, next_seq, before, to) = {
             let memory = super::read_lock(&self.memory);
-            let marks: Vec<_> = (memory.dirty_marks.iter())
-                .map(|key| (*key, memory.marks.get(key).cloned().flatten()))
-                .collect();
+            let marks: Vec<_> = memory.marks.iter().map(|(key, mark)| (*key, mark.clone())).collect();
             let counters: Vec<_> = (memory.dirty_counters.iter())
                 .map(|key| (*key, memory.counters.get(key).copied().unwrap_or_default()))
                 .collect();
@@ -357,16 +350,14 @@ impl Inbox {
         write.commit()?;
 
         let mut memory = super::write_lock(&self.memory);
-        memory.dirty_marks.clear();
+        // They are in the table now, and there are some for each start of an agent in 30 days.
+        memory.marks.clear();
         memory.dirty_counters.clear();
         memory.row_bytes = memory.row_bytes.saturating_sub(removed_bytes);
         memory.front = kept.max(before);
         let front = memory.front;
         memory.window.removed(front);
         memory.rotten.retain(|spot, _| spot.file != 0 || spot.seq >= kept);
-        if memory.marks.len() > MARKS_CACHED {
-            memory.marks = HashMap::new();
-        }
         Ok(kept.saturating_sub(before))
     }
 
