@@ -25,7 +25,7 @@ use crate::{
         fleet::{Fleet, Node, NodeNo},
         identity::{Cut, Identities, Row, trail::Line},
         intake::{self, Effects},
-        ledger::Counters,
+        ledger::{Account, Counters},
         mark::{self, Mark},
         registry::{self, Intent, Order, RegistryError},
         rollout::{self, Rollouts},
@@ -112,6 +112,18 @@ impl Shared {
         let sampled = self.telemetry.counters_all()?;
         all.extend(sampled.into_iter().map(|(node, lane, counters)| ((node, lane), counters)));
         Ok(move |node, lane| all.get(&(node, lane)).copied().unwrap_or_default())
+    }
+
+    /// The accounts of a node. Only while things are [settled](Self::settled) the marks and the counters agree.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn accounts(&self, node: &Node) -> Result<Vec<Account>, Error> {
+        let mut all = self.state().counters_of(node.number)?;
+        for lane in Lane::ALL.into_iter().filter(|lane| lane.carries_samples()) {
+            all.insert(lane, self.telemetry.counters(node.number, lane)?);
+        }
+        Ok(node.ledger(|_, lane| all.get(&lane).copied().unwrap_or_default()).collect())
     }
 }
 

@@ -309,9 +309,9 @@ impl Hub {
     /// [`consume::Error`].
     pub fn ledger_of(&self, node: &NodeId) -> Result<Vec<Account>, consume::Error> {
         let _settled = self.0.shared.settled();
-        let counters = self.0.shared.counters()?;
         let fleet = self.0.shared.fleet();
-        Ok(fleet.nodes.get(node).map(|node| node.ledger(counters).collect()).unwrap_or_default())
+        let accounts = fleet.nodes.get(node).map(|node| self.0.shared.accounts(node));
+        Ok(accounts.transpose()?.unwrap_or_default())
     }
 
     /// The ledger against a count of what is really stored. Slow: reads everything.

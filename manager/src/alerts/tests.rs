@@ -4,11 +4,11 @@ use std::{sync::Arc, thread, time::Duration};
 
 use bytes::Bytes;
 use fleet_schemas::{
-    DeviceId, Lane, MetricName, NodeId, SessionId, StoreId, Topic, VERSION,
-    batch::Clock,
+    DeviceId, Lane, MetricName, NodeId, SessionId, StoreId, StreamId, Topic, VERSION,
+    batch::{Batch, Clock},
     cbor,
     session::{Birth, Pending, Versions},
-    telemetry::{Builder, Sample},
+    telemetry::{Builder, Sample, Samples},
     topic::Up,
 };
 use tempfile::TempDir;
@@ -58,11 +58,15 @@ fn import(consumer: &mut Consumer, names: impl Iterator<Item = String>, at: Now)
     assert!(spoken.outcomes.iter().all(Result::is_ok));
 }
 
-fn measure(shared: &Shared, lane: Lane, value: f64, at: Now) {
+fn sample(value: f64, at: Now) -> Samples {
     let mut builder = Builder::default();
     let (device, metric) = (DeviceId::parse("dht22").unwrap(), MetricName::parse("t").unwrap());
     builder.push(Sample { time_ms: at.wall_ms, device, metric, unit: None, value });
-    let samples = builder.build();
+    builder.build()
+}
+
+fn measure(shared: &Shared, lane: Lane, value: f64, at: Now) {
+    let samples = sample(value, at);
     let body = samples.encode();
     let mut write = shared.telemetry.begin().unwrap();
     let batch = InboxBatch {
@@ -191,6 +195,57 @@ fn birth(name: &str) -> (Topic, Bytes) {
         config: None,
     };
     (Topic::Up(NodeId::parse(name).unwrap(), Up::Birth), Bytes::from(cbor::encode(&birth)))
+}
+
+fn delivery(name: &str, seq: u64, at: Now) -> (Topic, Bytes) {
+    let batch = Batch {
+        v: VERSION,
+        stream: StreamId([1; 16]),
+        seq,
+        seq_to: None,
+        first: seq,
+        count: 1,
+        boot: [1; 8],
+        up_ms: 1_000 + seq,
+        clock: Clock::Synced,
+        sealed_ms: at.wall_ms,
+        lost: None,
+        body: sample(20.0, at).encode(),
+    };
+    let topic = Topic::Up(NodeId::parse(name).unwrap(), Up::Lane(Lane::Telemetry));
+    (topic, Bytes::from(cbor::encode(&batch)))
+}
+
+/// Nodes that deliver while they are looked at are no broken accounts: neither between two parts of a pass, nor while a
+/// group is half committed.
+#[test]
+fn a_fleet_that_delivers_while_it_is_looked_at_has_no_broken_account() {
+    let (disk, folder) = (Memory::default(), folder(""));
+    let names: Vec<String> = (0..600).map(|n| format!("n{n}")).collect();
+    let mut consumer = open(&disk, now(0));
+    let births: Vec<_> = names.iter().map(|name| birth(name)).collect();
+    consumer.consume(births.iter().map(|(topic, payload)| (topic, payload)), vec![], CREDIT, now(1)).unwrap();
+    let mut judge = judge(consumer.shared(), &folder, now(2)).unwrap();
+    let delivering = thread::spawn(move || {
+        for seq in 1..=60 {
+            let all: Vec<_> = names.iter().map(|name| delivery(name, seq, now(2))).collect();
+            let messages = all.iter().map(|(topic, payload)| (topic, payload));
+            consumer.consume(messages, vec![], CREDIT, now(3)).unwrap();
+        }
+        consumer
+    });
+    let (mut seconds, mut passes) = (20, 0);
+    while !delivering.is_finished() {
+        judge.round(now(seconds)).unwrap();
+        // A pass ends, and the next begins.
+        seconds += if judge.is_busy() { 0 } else { 20 };
+        passes += u32::from(!judge.is_busy());
+    }
+    let consumer = delivering.join().unwrap();
+    assert!(passes > 2, "{passes}");
+    assert_eq!(of_rule(consumer.shared(), "ledger-broken"), []);
+    let stored = consumer.shared().counters().unwrap()(1, Lane::Telemetry).stored;
+    assert_eq!(stored, 60, "they were delivered");
 }
 
 /// 10,000 nodes go dark at once: one alert is told, and the consumer commits meanwhile.

@@ -405,6 +405,21 @@ impl StateStore {
         Ok(counters)
     }
 
+    /// The same of one node.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn counters_of(&self, node: NodeNo) -> Result<BTreeMap<Lane, Counters>, Error> {
+        let read = self.db.begin_read().map_err(store)?;
+        let table = read.open_table(COUNTERS).map_err(store)?;
+        let mut counters = BTreeMap::new();
+        for row in table.range((node, 0)..=(node, u8::MAX)).map_err(store)? {
+            let (key, value) = row.map_err(store)?;
+            counters.insert(lane_of(key.value().1)?, decode(value.value(), "a counter")?);
+        }
+        Ok(counters)
+    }
+
     /// Events, newest first (oldest first when only `after` is given), with their numbers.
     ///
     /// # Errors

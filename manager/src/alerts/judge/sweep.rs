@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use fleet_schemas::{Lane, NodeId};
+use fleet_schemas::NodeId;
 
 use super::Judge;
 use crate::{
@@ -11,20 +11,20 @@ use crate::{
         Now,
         alert::Met,
         fleet::{Node, NodeNo},
-        ledger::{Counters, Standing},
+        ledger::Standing,
         time::millis,
     },
 };
 
-/// Nodes that are looked at in one hold of the registry's lock: the consumer waits for it.
+/// Nodes that are looked at between two groups of the consumer, which waits for it.
 const NODES_AT_ONCE: usize = 256;
 /// How often every node and its ledger are looked at.
 const SWEEP: Duration = Duration::from_secs(10);
 
 /// A pass over all nodes that is under way.
+#[derive(Default)]
 pub(super) struct Sweep {
     after: Option<NodeId>,
-    counters: Option<Box<dyn Fn(NodeNo, Lane) -> Counters + Send>>,
 }
 
 /// What the ledger says of one node.
@@ -50,7 +50,7 @@ impl Judge {
 
     /// Looks at every node at once.
     pub(super) fn look_at_all(&mut self, now: Now) -> Result<(), Error> {
-        self.begin_sweep()?;
+        self.sweep = Some(Sweep::default());
         while self.sweep.is_some() {
             self.sweep_some(now, false)?;
         }
@@ -65,19 +65,9 @@ impl Judge {
                 return Ok(());
             }
             self.swept = Some(now.mono);
-            self.begin_sweep()?;
+            self.sweep = Some(Sweep::default());
         }
         self.sweep_some(now, true)
-    }
-
-    fn begin_sweep(&mut self) -> Result<(), Error> {
-        let counters: Option<Box<dyn Fn(NodeNo, Lane) -> Counters + Send>> = match self.engine.wants_ledger()
-        {
-            true => Some(Box::new(self.shared.counters()?)),
-            false => None,
-        };
-        self.sweep = Some(Sweep { after: None, counters });
-        Ok(())
     }
 
     fn sweep_some(&mut self, now: Now, caught_up: bool) -> Result<(), Error> {
@@ -85,10 +75,13 @@ impl Judge {
         let Some(mut sweep) = self.sweep.take() else { return Ok(()) };
         let mut seen = Vec::with_capacity(NODES_AT_ONCE);
         {
+            let wants_ledger = self.engine.wants_ledger();
+            // A group that is under way has moved marks, and no counters yet.
+            let _settled = wants_ledger.then(|| self.shared.settled());
             let fleet = self.shared.fleet();
             let from = sweep.after.as_ref().map_or(Unbounded, Excluded);
             for (id, node) in fleet.nodes.range::<NodeId, _>((from, Unbounded)).take(NODES_AT_ONCE) {
-                let booked = sweep.counters.as_ref().map(|counters| self.booked(node, counters));
+                let booked = wants_ledger.then(|| self.booked(node)).transpose()?;
                 seen.push((id.clone(), self.engine.look(node, now.mono), booked));
             }
         }
@@ -120,10 +113,10 @@ impl Judge {
         Ok(())
     }
 
-    fn booked(&self, node: &Node, counters: &dyn Fn(NodeNo, Lane) -> Counters) -> Booked {
+    fn booked(&self, node: &Node) -> Result<Booked, Error> {
         let is_old = node.record.first_seen_ms < self.since_ms;
         let mut booked = Booked { lost: 0, quarantined: 0, standing: None, is_old };
-        for account in node.ledger(counters) {
+        for account in self.shared.accounts(node)? {
             booked.lost += account.counters.lost;
             booked.quarantined += account.counters.quarantined;
             let worse = match (booked.standing, account.state) {
@@ -133,6 +126,6 @@ impl Judge {
             };
             booked.standing = Some(worse);
         }
-        booked
+        Ok(booked)
     }
 }
