@@ -10,7 +10,6 @@ use std::{
     collections::BTreeMap,
     path::Path,
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
-    time::Duration,
 };
 
 use fleet_schemas::{Lane, NodeId, StoreId, Topic, cbor::Unpacker};
@@ -29,7 +28,6 @@ use crate::{
         mark::{self, Mark},
         registry::{self, Intent, Order, RegistryError},
         rollout::{self, Rollouts},
-        time::millis,
     },
     store::{
         disk::Disk,
@@ -42,10 +40,6 @@ pub use speak::{FeedItem, Spoken, StoredEvent};
 
 /// Batches a node may have in flight while the hub keeps up.
 pub const CREDIT: u32 = fleet_schemas::limits::IN_FLIGHT_BATCHES;
-
-/// How long the row of a stream that is over is kept by itself: long enough to know it again when an old card comes
-/// back.
-const FOLD_AFTER: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// The stores failed. The text fits after "failed to ": nothing was acked.
 #[derive(Debug, thiserror::Error)]
@@ -363,19 +357,18 @@ impl Consumer {
         Ok(())
     }
 
-    /// Folds the rows of streams that have been over for long into one row per node and lane.
+    /// Folds the rows of streams that are over, all but the newest, into one row per node and lane.
     ///
     /// # Errors
     /// [`Error`]: as of [`Consumer::consume`].
     pub fn fold(&mut self, now: Now) -> Result<(), Error> {
-        let before_ms = now.wall_ms.saturating_sub(millis(FOLD_AFTER));
         let mut effects = Effects::default();
         let mut commit = Commit::default();
         let mut forgotten = Vec::new();
         let group = Arc::clone(&self.shared.group);
         let _group = group.write().unwrap_or_else(PoisonError::into_inner);
         for node in self.shared.clone().fleet_mut().nodes.values_mut() {
-            for (lane, stream) in node.fold(before_ms) {
+            for (lane, stream) in node.fold(now.wall_ms) {
                 effects.marks.insert((node.record.id.clone(), lane, mark::FOLDED));
                 match lane {
                     Lane::Telemetry | Lane::Backfill => {

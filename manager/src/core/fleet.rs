@@ -23,12 +23,19 @@ use super::{
     presence::Presence,
     restored::Restored,
     rollout::Rollouts,
-    time::Boots,
+    time::{Boots, millis},
     twins::Twins,
 };
 
 /// Short for a node within one store; never reused.
 pub type NodeNo = u32;
+/// How long the row of a stream that is over is kept by itself: long enough to know it again when an old card comes
+/// back.
+const FOLD_AFTER: Duration = Duration::from_secs(30 * 24 * 3600);
+/// How many such rows of a lane are kept, the newest: a machine that starts again and again opens a stream each time.
+const OVER_KEPT: usize = 64;
+/// How long each is kept at least: what is on its way from it is still known again.
+const FOLD_REST: Duration = Duration::from_secs(3600);
 /// The number of the hub itself in events: nodes count from 1.
 pub const HUB: NodeNo = 0;
 
@@ -200,19 +207,33 @@ impl Node {
         open.map(|((lane, stream), mark)| (*lane, *stream, mark.write_off(now_ms))).collect()
     }
 
-    /// Folds streams that were closed before `before_ms` into one row per lane. Gives the rows that are gone; those
-    /// they went into are of the stream [`mark::FOLDED`].
-    pub fn fold(&mut self, before_ms: i64) -> Vec<(Lane, StreamId)> {
-        let old = |(key, mark): (&(Lane, StreamId), &Mark)| {
-            (mark.is_over() && mark.at_ms < before_ms && key.1 != mark::FOLDED).then_some(*key)
-        };
-        let gone: Vec<_> = self.marks.iter().filter_map(old).collect();
+    /// Folds streams that have been over for long, or of which too many newer ones are over, into one row per lane. Gives
+    /// the rows that are gone; those they went into are of the stream [`mark::FOLDED`].
+    pub fn fold(&mut self, now_ms: i64) -> Vec<(Lane, StreamId)> {
+        let at_rest = now_ms.saturating_sub(millis(FOLD_REST));
+        let old = now_ms.saturating_sub(millis(FOLD_AFTER));
+        let mut gone = Vec::new();
+        for lane in Lane::ALL {
+            let over = |(key, mark): (&(Lane, StreamId), &Mark)| {
+                let may_go = mark.is_over() && key.1 != mark::FOLDED && mark.at_ms < at_rest;
+                may_go.then_some((mark.at_ms, *key))
+            };
+            let mut over: Vec<_> = self.of_lane(lane).filter_map(over).collect();
+            over.sort_unstable();
+            let too_many = over.len().saturating_sub(OVER_KEPT);
+            let go = over.iter().enumerate().filter(|(place, (at_ms, _))| *place < too_many || *at_ms < old);
+            gone.extend(go.map(|(_, (_, key))| *key));
+        }
         for key in &gone {
             if let Some(mark) = self.marks.remove(key) {
-                self.marks.entry((key.0, mark::FOLDED)).or_default().absorb(&mark, before_ms);
+                self.marks.entry((key.0, mark::FOLDED)).or_default().absorb(&mark, now_ms);
             }
         }
         gone
+    }
+
+    fn of_lane(&self, lane: Lane) -> impl Iterator<Item = (&(Lane, StreamId), &Mark)> {
+        self.marks.range((lane, StreamId([0; 16]))..=(lane, StreamId([u8::MAX; 16])))
     }
 
     /// The accounts of every lane on which anything was ever produced.
@@ -227,8 +248,7 @@ impl Node {
     #[must_use]
     pub fn sum(&self, lane: Lane) -> ledger::Sum {
         let mut sum = ledger::Sum { as_of_ms: self.record.last_seen_ms, ..ledger::Sum::default() };
-        let first = StreamId([0; 16]);
-        for ((_, _), mark) in self.marks.range((lane, first)..).take_while(|((of, _), _)| *of == lane) {
+        for (_, mark) in self.of_lane(lane) {
             sum.accounted += mark.accounted();
             sum.at_edge += mark.at_edge();
             sum.fault = sum.fault.or(mark.fault_now());
@@ -383,23 +403,48 @@ impl Fleet {
 mod tests {
     use super::*;
 
+    const HOUR_MS: i64 = 3_600_000;
+
+    fn mark(next_record: u64) -> Mark {
+        let mut mark = Mark::default();
+        mark.next_record = next_record;
+        mark
+    }
+
+    fn node(over: impl IntoIterator<Item = i64>) -> Node {
+        let mut node = Node::new(1, Record::new(NodeId::parse("a").unwrap(), 0));
+        for (n, at_ms) in over.into_iter().enumerate() {
+            let mut mark = mark(11);
+            mark.write_off(at_ms);
+            node.marks.insert((Lane::Event, StreamId([n as u8 + 1; 16])), mark);
+        }
+        node
+    }
+
     #[test]
     fn folding_keeps_the_account() {
-        let id = NodeId::parse("a").unwrap();
-        let mut node = Node::new(1, Record::new(id, 0));
-        for n in 1..=3_u8 {
-            let mut mark = Mark::default();
-            mark.next_record = 10 * u64::from(n) + 1;
-            if n < 3 {
-                mark.write_off(5);
-            }
-            node.marks.insert((Lane::Event, StreamId([n; 16])), mark);
-        }
+        let mut node = node([5, 5]);
+        node.marks.insert((Lane::Event, StreamId([9; 16])), mark(31));
         let before = node.sum(Lane::Event);
-        assert_eq!(node.fold(5), []);
-        assert_eq!(node.fold(6).len(), 2);
+        let old = 30 * 24 * HOUR_MS;
+        assert_eq!(node.fold(old + 5), []);
+        assert_eq!(node.fold(old + 6).len(), 2);
         assert_eq!(node.marks.len(), 2);
         assert_eq!(node.sum(Lane::Event), before);
-        assert_eq!(node.fold(6), []);
+        assert_eq!(node.fold(old + 6), []);
+    }
+
+    #[test]
+    fn of_a_machine_that_starts_again_and_again_the_newest_streams_are_kept() {
+        let mut node = node((0..100).map(|n| n * 60_000));
+        let before = node.sum(Lane::Event);
+        let gone = node.fold(90 * 60_000 + HOUR_MS);
+        let expected: Vec<_> = (1..=26).map(|n| (Lane::Event, StreamId([n; 16]))).collect();
+        assert_eq!(
+            gone, expected,
+            "90 have been over for an hour: the 64 newest of them stay, and the 10 that have not"
+        );
+        assert_eq!(node.marks.len(), 64 + 10 + 1);
+        assert_eq!(node.sum(Lane::Event), before);
     }
 }
