@@ -187,7 +187,7 @@ async fn one(
         return id;
     }
     if is_told {
-        info!(command = %id, ?end, "a command ended");
+        info!(command = %id, %end, "a command ended");
     }
     while surroundings.outbox.finished(id, end.clone()).await.is_err() {
         select! {

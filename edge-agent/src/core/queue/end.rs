@@ -1,5 +1,7 @@
 //! How runs go on and end: output, the runner's last word, and what is made of it.
 
+use std::fmt;
+
 use ciborium::Value;
 use fleet_schemas::{
     CommandId,
@@ -42,6 +44,22 @@ pub enum End {
     Stopped,
     /// An update is over.
     Updated(Box<fleet_schemas::update::Report>),
+}
+
+/// For the log: what it gave is told to whoever asked for it.
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exited { code } => write!(f, "exit code {code}"),
+            Self::Killed { signal } => write!(f, "killed by signal {signal}"),
+            Self::Done { .. } => f.write_str("done"),
+            Self::Failed(reason) => write!(f, "failed: {}: {}", reason.code, reason.message),
+            Self::Refused(reason) => write!(f, "refused: {}: {}", reason.code, reason.message),
+            Self::Overran => f.write_str("ran too long"),
+            Self::Stopped => f.write_str("stopped"),
+            Self::Updated(report) => write!(f, "{} {}", report.target, report.state.as_str()),
+        }
+    }
 }
 
 /// How a command is over.
