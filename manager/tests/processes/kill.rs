@@ -100,6 +100,12 @@ async fn nothing_accepted_is_lost_or_doubled_by_kills() {
     }
     let hub = hub.lock().await;
     let ledger = compare::settled(&hub).await;
+    let broken = hub.get("/api/v1/alerts?rule=ledger-broken").await;
+    assert_eq!(
+        broken["items"],
+        serde_json::json!([]),
+        "an account that comes out was called broken on the way"
+    );
     let mut accepted = 0;
     for (agent, truth) in agents.iter().zip(&truths) {
         let node = &agent.node;
