@@ -320,6 +320,11 @@ impl Fleet {
         self.nodes.get(id).or_else(|| self.gone.get(id)).map(|node| &**node)
     }
 
+    /// All that are a part of the fleet, and those that were: of each of them something may be known elsewhere.
+    pub fn ever(&self) -> impl Iterator<Item = &NodeId> {
+        self.nodes.keys().chain(self.gone.keys()).chain(&self.buried)
+    }
+
     /// A node is a part of the fleet no more; its history is kept.
     pub fn retire(&mut self, id: &NodeId, now_ms: i64) {
         self.forget_deadline(id);
@@ -432,6 +437,22 @@ mod tests {
         assert_eq!(node.marks.len(), 2);
         assert_eq!(node.sum(Lane::Event), before);
         assert_eq!(node.fold(old + 6), []);
+    }
+
+    #[test]
+    fn who_was_removed_is_named_with_those_that_are_there() {
+        let mut fleet = Fleet::default();
+        let ids = ["a", "b", "c"].map(|id| NodeId::parse(id).unwrap());
+        for (id, number) in ids.iter().zip(1..) {
+            fleet.insert(Node::new(number, Record::new(id.clone(), 0)));
+        }
+        fleet.retire(&ids[0], 5);
+        fleet.retire(&ids[1], 5);
+        fleet.forget(&ids[1]).unwrap();
+        let mut ever: Vec<_> = fleet.ever().cloned().collect();
+        ever.sort();
+        assert_eq!(ever, ids);
+        assert_eq!(fleet.nodes.len(), 1);
     }
 
     #[test]

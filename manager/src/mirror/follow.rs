@@ -196,9 +196,9 @@ impl Follower {
                     self.node_changed(id.clone());
                 }
             }
-            // Any of them may have changed.
+            // Any of them may have changed, or may have been removed.
             Err(RecvError::Lagged(_)) => {
-                let ids: Vec<_> = self.hub.with_fleet(|fleet| fleet.nodes.keys().cloned().collect());
+                let ids: Vec<_> = self.hub.with_fleet(|fleet| fleet.ever().cloned().collect());
                 ids.into_iter().for_each(|id| self.node_changed(id));
             }
             Err(RecvError::Closed) => self.changes = None,
