@@ -170,6 +170,12 @@ mod tests {
     }
 
     #[test]
+    fn what_a_heartbeat_said_of_unsealed_samples_is_over_with_the_next_birth() {
+        // A node restarted for its trial before its next heartbeat: the account waited for samples that were stored.
+        rolled_out(40_020, Faults::Heavy);
+    }
+
+    #[test]
     fn what_begins_after_the_fleet_had_settled_is_waited_for() {
         // By a wrong clock, deadlines of a rollout ended in the very last moments.
         rolled_out(424, Faults::Heavy);

@@ -311,6 +311,7 @@ fn take_birth(fleet: &mut Fleet, effects: &mut Effects, id: &NodeId, birth: &Bir
         record.session.is_some_and(|known| known != birth.session) && birth.epoch <= record.session_epoch;
     record.last_seen_ms = now.wall_ms;
     record.session_epoch = birth.epoch;
+    let is_next = record.session != Some(birth.session);
     record.session = Some(birth.session);
     record.kind.clone_from(&birth.kind);
     record.own_name.clone_from(&birth.name);
@@ -321,6 +322,10 @@ fn take_birth(fleet: &mut Fleet, effects: &mut Effects, id: &NodeId, birth: &Bir
     if node.twins.born(returned_boot, birth.instance) {
         let message = "two machines, or two agents on one, take turns under this id: a cloned card, or a copied identity".to_owned();
         effects.by_hub(node, "two_instances", Severity::Error, message, now);
+    }
+    // What the last heartbeat said of samples without a number: they have one by now, or are gone with the process.
+    if let Some(vital) = node.vital.as_mut().filter(|_| is_next) {
+        vital.pending_samples = birth.pending.samples;
     }
     let said = Said { boot: birth.boot, up_ms: birth.up_ms };
     let (rolled_back, lost) = settle(node, effects, birth, said, is_new, now);

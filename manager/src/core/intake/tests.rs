@@ -3,7 +3,7 @@
 use fleet_schemas::{
     SessionId,
     batch::Clock,
-    session::{Pending, Versions},
+    session::{Heartbeat, OutboxUse, Pending, Versions},
     update::{self, Kind, Running},
 };
 
@@ -98,4 +98,37 @@ fn what_ran_before_a_birth_is_old_news_although_it_comes_later() {
     assert_eq!(known(&fleet), runs(2), "the first batch was sealed before the birth");
     take(&mut fleet, told(&runs(3), 2));
     assert_eq!(known(&fleet), runs(3));
+}
+
+#[test]
+fn samples_without_a_number_are_those_that_the_latest_word_tells_of() {
+    let id = NodeId::parse("a").unwrap();
+    let (mut fleet, mut effects) = (Fleet::default(), Effects::default());
+    let mut take = |fleet: &mut Fleet, input| take(fleet, &mut effects, &id, input, 0, NOW);
+    let at_edge = |fleet: &Fleet| fleet.nodes[&id].sum(Lane::Telemetry).at_edge;
+    let born = birth(runs(1), 1);
+    take(&mut fleet, Input::Birth(Box::new(born.clone())));
+    let heartbeat = Heartbeat {
+        v: VERSION,
+        session: born.session,
+        boot: born.boot,
+        up_ms: 2_000,
+        clock: Clock::Synced,
+        time_ms: NOW.wall_ms,
+        interval_ms: born.interval_ms,
+        system: BTreeMap::new(),
+        lanes: BTreeMap::new(),
+        partial: false,
+        pending: Pending { samples: 11 },
+        outbox: OutboxUse::default(),
+        config: None,
+    };
+    take(&mut fleet, Input::Heartbeat(Box::new(heartbeat)));
+    assert_eq!(at_edge(&fleet), 11);
+    // A birth that comes twice is older than the heartbeat.
+    take(&mut fleet, Input::Birth(Box::new(born.clone())));
+    assert_eq!(at_edge(&fleet), 11);
+    let next = Birth { session: SessionId([2; 8]), epoch: 2, pending: Pending { samples: 3 }, ..born };
+    take(&mut fleet, Input::Birth(Box::new(next)));
+    assert_eq!(at_edge(&fleet), 3);
 }
