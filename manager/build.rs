@@ -1,6 +1,6 @@
-//! Compiles `src/arenas.c` into the binary: what the C library's allocator is told before the first thread.
+//! Compiles `src/allocator.c` into the binary: what the C library's allocator is told before the first thread.
 
-const SOURCE: &str = "src/arenas.c";
+const SOURCE: &str = "src/allocator.c";
 
 fn main() -> Result<(), cc::Error> {
     println!("cargo::rerun-if-changed={SOURCE}");
