@@ -29,6 +29,9 @@ use super::{
 
 /// Short for a node within one store; never reused.
 pub type NodeNo = u32;
+/// The number of the hub itself in events: nodes count from 1.
+pub const HUB: NodeNo = 0;
+
 /// How long the row of a stream that is over is kept by itself: long enough to know it again when an old card comes
 /// back.
 const FOLD_AFTER: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -36,8 +39,6 @@ const FOLD_AFTER: Duration = Duration::from_secs(30 * 24 * 3600);
 const OVER_KEPT: usize = 64;
 /// How long each is kept at least: what is on its way from it is still known again.
 const FOLD_REST: Duration = Duration::from_secs(3600);
-/// The number of the hub itself in events: nodes count from 1.
-pub const HUB: NodeNo = 0;
 
 /// Where a node is.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
