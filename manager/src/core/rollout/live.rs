@@ -74,16 +74,14 @@ impl Live {
             is_dirty: false,
             again_ms: None,
         };
-        let mut any = false;
-        for (seat, member) in members {
-            if !any {
-                // The seats are there: they are counted anew.
-                live.head.waves.iter_mut().for_each(|wave| wave.tally.clear());
-                any = true;
-            }
-            live.count(&seat, &member, true);
-            live.members.insert(seat, member);
+        // Collected, its leaves are full: one by one, in order, each would stay half empty.
+        let members: BTreeMap<Seat, Member> = members.into_iter().collect();
+        if !members.is_empty() {
+            // The seats are there: they are counted anew.
+            live.head.waves.iter_mut().for_each(|wave| wave.tally.clear());
         }
+        members.iter().for_each(|(seat, member)| live.count(seat, member, true));
+        live.members = members;
         live
     }
 
