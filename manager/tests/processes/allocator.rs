@@ -9,7 +9,7 @@ const ARENA_BYTES: u64 = 64 * 1024 * 1024;
 
 #[tokio::test(flavor = "multi_thread")]
 #[cfg(all(target_env = "gnu", target_pointer_width = "64"))]
-async fn the_threads_of_the_hub_share_an_arena_for_each_processor() {
+async fn the_threads_of_the_hub_share_an_arena_for_each_processor_and_one_gives_memory_back() {
     let folder = tempfile::tempdir().unwrap();
     let mut hub = Hub::start(&folder.path().join("hub")).await;
     let process = format!("/proc/{}", hub.pid().as_raw_pid());
@@ -28,5 +28,9 @@ async fn the_threads_of_the_hub_share_an_arena_for_each_processor() {
     let processors: u32 = allowed.chars().filter_map(|digit| digit.to_digit(16)).map(u32::count_ones).sum();
     let most = processors.max(2) as usize;
     assert!(arenas < most, "{arenas} and the first one, for {threads} threads on {most} processors");
+    let name = |task: fs::DirEntry| fs::read_to_string(task.path().join("comm")).unwrap();
+    let names: Vec<_> =
+        fs::read_dir(format!("{process}/task")).unwrap().map(|task| name(task.unwrap())).collect();
+    assert!(names.iter().any(|name| name.trim() == "give-back"), "{names:?}");
     hub.end().await;
 }
