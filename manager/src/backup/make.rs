@@ -187,7 +187,9 @@ pub fn write<W: Write>(
         store_id,
         telemetry: ask.telemetry,
     };
-    let encoder = zstd::Encoder::new(out, LEVEL).map_err(Error::Out)?;
+    let mut encoder = zstd::Encoder::new(out, LEVEL).map_err(Error::Out)?;
+    // The manifest vouches for the files, and this for the manifest.
+    encoder.include_checksum(true).map_err(Error::Out)?;
     let mut writer = Writer {
         tar: tar::Builder::new(encoder),
         ask,
