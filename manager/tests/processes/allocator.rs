@@ -8,7 +8,6 @@ use crate::given::Hub;
 const ARENA_BYTES: u64 = 64 * 1024 * 1024;
 
 #[tokio::test(flavor = "multi_thread")]
-#[cfg(all(target_env = "gnu", target_pointer_width = "64"))]
 async fn the_threads_of_the_hub_share_an_arena_for_each_processor_and_one_gives_memory_back() {
     let folder = tempfile::tempdir().unwrap();
     let mut hub = Hub::start(&folder.path().join("hub")).await;
@@ -21,16 +20,16 @@ async fn the_threads_of_the_hub_share_an_arena_for_each_processor_and_one_gives_
         words.len() == 5 && words[1] == "rw-p" && from.is_some_and(|from| from % ARENA_BYTES == 0)
     });
     let arenas = arenas.count();
-    let threads = fs::read_dir(format!("{process}/task")).unwrap().count();
     // `Cpus_allowed:	ff,ffffffff`
     let status = fs::read_to_string(format!("{process}/status")).unwrap();
     let allowed = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed:")).unwrap();
     let processors: u32 = allowed.chars().filter_map(|digit| digit.to_digit(16)).map(u32::count_ones).sum();
     let most = processors.max(2) as usize;
-    assert!(arenas < most, "{arenas} and the first one, for {threads} threads on {most} processors");
-    let name = |task: fs::DirEntry| fs::read_to_string(task.path().join("comm")).unwrap();
-    let names: Vec<_> =
-        fs::read_dir(format!("{process}/task")).unwrap().map(|task| name(task.unwrap())).collect();
+    assert!(arenas < most, "{arenas} and the first one on {most} processors");
+    // A thread may end before its name is read.
+    let name = |task: fs::DirEntry| fs::read_to_string(task.path().join("comm")).ok();
+    let tasks = fs::read_dir(format!("{process}/task")).unwrap();
+    let names: Vec<_> = tasks.filter_map(|task| name(task.unwrap())).collect();
     assert!(names.iter().any(|name| name.trim() == "give-back"), "{names:?}");
     hub.end().await;
 }

@@ -4,6 +4,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+#[cfg(all(target_env = "gnu", target_pointer_width = "64"))]
 mod allocator;
 mod backup;
 mod bad_input;
