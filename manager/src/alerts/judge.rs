@@ -204,6 +204,11 @@ impl Judge {
         }
     }
 
+    /// Something of what changed was missed: the next pass over all nodes finds it.
+    pub fn missed(&mut self) {
+        self.engine.missed();
+    }
+
     fn certificate_ms(&self, id: &NodeId) -> Option<i64> {
         let identities = self.shared.identities();
         Some(identities.enrolments.get(id)?.certificate.as_ref()?.not_after_ms)

@@ -11,7 +11,10 @@ use std::{
 use fleet_broker::Publisher;
 use fleet_schemas::{DeviceId, NodeId, device::Report, event::Severity, rule::RuleId};
 use tokio::sync::{
-    broadcast::{self, error::RecvError},
+    broadcast::{
+        self,
+        error::{RecvError, TryRecvError},
+    },
     mpsc, watch,
 };
 
@@ -61,6 +64,9 @@ struct Work {
     publisher: Publisher,
     config: Config,
     notices: mpsc::Sender<(u64, Notice)>,
+    // The last word that was handed over to be sent, and those that were sent and not written off yet.
+    handed: u64,
+    done: Vec<u64>,
     shown: Arc<RwLock<(Rules, Figures)>>,
     seconds: metrics::Histogram,
     logged: metrics::Counter,
@@ -93,7 +99,20 @@ pub fn start(
     let logged = exporter.counter(&catalogue::NOTICES, &["log", "sent"]);
     logged.increment(0);
     exporter.gauge(&catalogue::NOTICES_PENDING, &["log"]).set(0.0);
-    let mut work = Work { hub: hub.clone(), shared, publisher, config, notices, shown, seconds, logged };
+    // Words of earlier starts are read by whoever sends them.
+    let handed = shared.state().notices().map_err(io::Error::other)?.last().map_or(0, |(number, _)| *number);
+    let mut work = Work {
+        hub: hub.clone(),
+        shared,
+        publisher,
+        config,
+        notices,
+        handed,
+        done: Vec::new(),
+        shown,
+        seconds,
+        logged,
+    };
     let thread = thread::Builder::new().name("alerts".to_owned()).spawn(move || {
         // After a panic it goes on from what was committed.
         while panic::catch_unwind(AssertUnwindSafe(|| runtime.block_on(work.run(&mut asked, &mut stopping))))
@@ -132,6 +151,25 @@ impl Work {
     async fn judge(
         &mut self,
         mut judge: Judge,
+        feed: broadcast::Receiver<Arc<FeedItem>>,
+        asked: &mut mpsc::Receiver<Ask>,
+        stop: &mut watch::Receiver<bool>,
+    ) -> Result<Over, consume::Error> {
+        // What was committed before a store failed is as good as said.
+        let unsaid = self.shared.state().notices()?;
+        for notice in unsaid {
+            self.hand_over(notice).await;
+        }
+        let over = self.rounds(&mut judge, feed, asked, stop).await;
+        if over.is_err() {
+            self.speak(&mut judge).await;
+        }
+        over
+    }
+
+    async fn rounds(
+        &mut self,
+        judge: &mut Judge,
         mut feed: broadcast::Receiver<Arc<FeedItem>>,
         asked: &mut mpsc::Receiver<Ask>,
         stop: &mut watch::Receiver<bool>,
@@ -143,15 +181,19 @@ impl Work {
             }
             let began = clock::mono();
             let now = self.hub.clock().now();
-            while let Ok(item) = feed.try_recv() {
-                changed(&mut judge, &item, now);
+            loop {
+                match feed.try_recv() {
+                    Ok(item) => changed(judge, &item, now),
+                    Err(TryRecvError::Lagged(_)) => judge.missed(),
+                    Err(TryRecvError::Empty | TryRecvError::Closed) => break,
+                }
             }
             committed.mark_unchanged();
             judge.round(now)?;
             while let Ok(ask) = asked.try_recv() {
-                self.answer(&mut judge, ask, now)?;
+                self.answer(judge, ask, now)?;
             }
-            self.speak(&mut judge).await;
+            self.speak(judge).await;
             self.seconds.record(clock::mono().saturating_sub(began).as_secs_f64());
             if judge.is_busy() {
                 tokio::task::yield_now().await;
@@ -160,16 +202,15 @@ impl Work {
             tokio::select! {
                 _ = stop.changed() => return Ok(Over),
                 ask = asked.recv() => match ask {
-                    Some(ask) => self.answer(&mut judge, ask, self.hub.clock().now())?,
+                    Some(ask) => self.answer(judge, ask, self.hub.clock().now())?,
                     None => return Ok(Over),
                 },
                 item = feed.recv() => match item {
                     Ok(item) => {
-                        changed(&mut judge, &item, self.hub.clock().now());
+                        changed(judge, &item, self.hub.clock().now());
                         tokio::time::sleep(PAUSE).await;
                     }
-                    // Any of them may have changed: the next pass sees it.
-                    Err(RecvError::Lagged(_)) => {}
+                    Err(RecvError::Lagged(_)) => judge.missed(),
                     Err(RecvError::Closed) => return Ok(Over),
                 },
                 news = committed.changed() => match news {
@@ -182,7 +223,7 @@ impl Work {
     }
 
     /// Says what was committed: to followers, on the hub's topics, to receivers; and shows figures.
-    async fn speak(&self, judge: &mut Judge) {
+    async fn speak(&mut self, judge: &mut Judge) {
         let told = judge.told();
         self.logged.increment(told.logged);
         speak::publish(&self.publisher, judge.engine().alerts(), &told.changes);
@@ -194,10 +235,7 @@ impl Work {
             self.hub.tell(Arc::new(FeedItem::Alert(Box::new(change))));
         }
         for notice in told.notices {
-            // Whoever sends them is gone: they wait in the store for the next start.
-            if self.notices.send(notice).await.is_err() {
-                break;
-            }
+            self.hand_over(notice).await;
         }
         let figures = Figures {
             open: judge.count(),
@@ -211,8 +249,16 @@ impl Work {
         *self.shown.write().unwrap_or_else(PoisonError::into_inner) = (rules, figures);
     }
 
+    async fn hand_over(&mut self, (number, notice): (u64, Notice)) {
+        if number > self.handed {
+            self.handed = number;
+            // Whoever sends them is gone: they wait in the store for the next start.
+            drop(self.notices.send((number, notice)).await);
+        }
+    }
+
     /// Does what was asked; answers after the commit.
-    fn answer(&self, judge: &mut Judge, ask: Ask, now: Now) -> Result<(), consume::Error> {
+    fn answer(&mut self, judge: &mut Judge, ask: Ask, now: Now) -> Result<(), consume::Error> {
         let entry = |who: &str, action: &str, target: String, detail: Option<serde_json::Value>| Entry {
             at_ms: now.wall_ms,
             who: who.to_owned(),
@@ -282,7 +328,11 @@ impl Work {
                 judge.notice(notice, audit, now)?;
                 drop(answer.send(Ok(())));
             }
-            Ask::Done(numbers) => judge.done(numbers, now)?,
+            Ask::Done(numbers) => {
+                self.done.extend(numbers);
+                judge.done(self.done.clone(), now)?;
+                self.done.clear();
+            }
         }
         Ok(())
     }

@@ -107,7 +107,12 @@ impl Judge {
         let known = self.engine.nodes();
         let gone: Vec<_> = {
             let fleet = self.shared.fleet();
-            known.into_iter().filter(|number| !fleet.ids.contains_key(number)).collect()
+            // A node that was removed keeps its number where its history is kept.
+            let is_there = |number: &NodeNo| {
+                let node = fleet.ids.get(number).and_then(|id| fleet.nodes.get(id));
+                node.is_some_and(|node| node.number == *number)
+            };
+            known.into_iter().filter(|number| !is_there(number)).collect()
         };
         gone.into_iter().for_each(|number| self.engine.removed(number, now.wall_ms));
         Ok(())

@@ -151,6 +151,11 @@ impl Engine {
         self.members.get(&number).is_none_or(|member| member.known)
     }
 
+    /// Something that was said of devices was missed: all of them are read from the store again.
+    pub fn missed(&mut self) {
+        self.members.values_mut().for_each(|member| member.known = false);
+    }
+
     /// The latest values of a node as the store has them, and the devices that it reported, before what is followed.
     pub fn know(&mut self, number: NodeNo, latest: Vec<(DeviceId, MetricName, i64, f64)>) {
         let Some(member) = self.members.get_mut(&number) else { return };

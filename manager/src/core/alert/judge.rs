@@ -5,7 +5,7 @@ use fleet_schemas::{
     rule::{Phase, Transition},
 };
 
-use super::{Alert, Engine, HOLD, Instance, LATE, OPEN, Stage, Subject, Word, facts::At};
+use super::{Alert, Engine, HOLD, Instance, LATE, OPEN, Stage, Word, facts::At};
 use crate::core::{fleet::NodeNo, time::millis};
 
 /// The time of a judgement: samples come a little later than ticks, and time does not go back for an instance.
@@ -25,13 +25,7 @@ impl Engine {
     /// Judges a rule once more. By the clock alone nothing is said of what a node would have to tell.
     pub(super) fn judge(&mut self, node: NodeNo, at: usize, device: &DeviceId, now_ms: i64, by_clock: bool) {
         let (Some(member), judged) = (self.members.get_mut(&node), &self.judged[at]) else { return };
-        let fits = match &judged.subject {
-            Subject::Node => device.is_node(),
-            Subject::Device(of) => of == device,
-            // That a node is silent is for rules about nodes.
-            Subject::Each => judged.rule.field.is_some() || !device.is_node(),
-        };
-        if !fits || member.facts.applies.get(at) != Some(&true) {
+        if !judged.is_about(device) || member.facts.applies.get(at) != Some(&true) {
             return;
         }
         if by_clock && !member.facts.online() && judged.needs_node(device) {

@@ -169,6 +169,16 @@ struct Dark {
 }
 
 impl Judged {
+    /// Whether it judges this device, or the node itself.
+    fn is_about(&self, device: &DeviceId) -> bool {
+        match &self.subject {
+            Subject::Node => device.is_node(),
+            Subject::Device(of) => of == device,
+            // That a node is silent is for rules about nodes.
+            Subject::Each => self.rule.field.is_some() || !device.is_node(),
+        }
+    }
+
     /// The selector was checked when the file was read.
     fn new(rule: Rule) -> Self {
         let selector = rule.selector.as_deref().and_then(|text| Selector::parse(text).ok());
@@ -272,8 +282,8 @@ impl Engine {
         }
     }
 
-    /// Takes other rules. Where a rule of the same id stood, it stands; alerts of one that is gone are over. Every node
-    /// has to be told again afterwards, for each rule selects its nodes.
+    /// Takes other rules. Where a rule of the same id stood, it stands; alerts of one that is gone are over, and those that
+    /// one is not about any more. Every node has to be told again afterwards, for each rule selects its nodes.
     pub fn replace(&mut self, rules: Vec<Rule>, now_ms: i64) {
         let before: Vec<RuleId> = self.judged.drain(..).map(|judged| judged.rule.id).collect();
         self.by_rule = rules.iter().enumerate().map(|(at, rule)| (rule.id.clone(), at)).collect();
@@ -291,6 +301,19 @@ impl Engine {
             let kept = states.filter_map(|(at, states)| Some((*self.by_rule.get(before.get(at)?)?, states)));
             member.states = kept.collect();
             member.facts.applies = Box::default();
+        }
+        let is_about = |alert: &Alert| {
+            let judged = self.by_rule.get(&alert.rule).map(|at| &self.judged[*at]);
+            judged.is_some_and(|judged| judged.is_about(&alert.device) && judged.rule.field == alert.metric)
+        };
+        let other: Vec<_> = (self.alerts.values().filter(|alert| !is_about(alert)))
+            .map(|alert| (alert.number, alert.node_no))
+            .collect();
+        for (number, node) in other {
+            if let Some(waiting) = self.waiting.get_mut(&node) {
+                waiting.retain(|(_, _, instance)| instance.number != Some(number));
+            }
+            self.end(number, Some("the rule is not about it any more"), None, now_ms);
         }
     }
 

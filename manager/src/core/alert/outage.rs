@@ -57,6 +57,19 @@ impl Engine {
         }
     }
 
+    /// Nobody is told of an alert any more: another one stands for the outage that nobody has heard of yet.
+    pub(super) fn hand_outage_over(&mut self, number: u64, now_ms: i64) {
+        let is_untold = self.alerts.get(&number).is_some_and(|alert| !alert.told);
+        if !is_untold || self.outages.remove(&number).is_none() {
+            return;
+        }
+        self.change(number, |alert| alert.outage = None);
+        for inhibited in self.inhibited_by(number) {
+            self.change(inhibited, |alert| alert.inhibited_by = None);
+            self.wait_to_tell(inhibited, now_ms);
+        }
+    }
+
     fn inhibited_by(&self, number: u64) -> Vec<u64> {
         let behind = self.alerts.values().filter(|alert| alert.inhibited_by == Some(number));
         behind.map(|alert| alert.number).collect()
@@ -79,6 +92,10 @@ impl Engine {
         if let Some((leader, _)) = there {
             let leader = *leader;
             self.change(number, |alert| alert.inhibited_by = Some(leader));
+            return;
+        }
+        if alert.silenced_until_ms.is_some() {
+            // Nobody would hear of the outage.
             return;
         }
         // Those that went dark just before, and of which nobody was told.

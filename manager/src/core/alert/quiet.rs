@@ -40,9 +40,10 @@ impl Engine {
         self.effects.silences.insert(number, Some(silence.clone()));
         let fitting: Vec<u64> =
             self.alerts.values().filter(|alert| silence.fits(alert)).map(|alert| alert.number).collect();
+        let since_ms = silence.since_ms;
         self.silences.insert(number, silence);
         for number in fitting {
-            self.look_again(number);
+            self.look_again(number, since_ms);
         }
         Ok(number)
     }
@@ -81,17 +82,20 @@ impl Engine {
         let silenced = self.alerts.values().filter(|alert| alert.silenced_until_ms.is_some());
         let silenced: Vec<u64> = silenced.map(|alert| alert.number).collect();
         for number in silenced {
-            self.look_again(number);
+            self.look_again(number, now_ms);
             self.wait_to_tell(number, now_ms);
         }
         self.tell_due(now_ms);
     }
 
-    fn look_again(&mut self, number: u64) {
+    fn look_again(&mut self, number: u64, now_ms: i64) {
         let Some(alert) = self.alerts.get(&number) else { return };
         let until_ms = self.silenced_until(alert);
         if alert.silenced_until_ms != until_ms {
             self.change(number, |alert| alert.silenced_until_ms = until_ms);
+        }
+        if until_ms.is_some() {
+            self.hand_outage_over(number, now_ms);
         }
     }
 

@@ -155,6 +155,12 @@ impl Play {
                 self.engine.replace(self.rules.clone(), now_ms);
                 self.tell_nodes();
             }
+            ["narrow", id, device] => {
+                let rule = self.rules.iter_mut().find(|rule| rule.id.as_str() == *id).unwrap();
+                rule.target = rule::Target::Device(DeviceId::parse(device).unwrap());
+                self.engine.replace(self.rules.clone(), now_ms);
+                self.tell_nodes();
+            }
             ["wait"] => {}
             other => panic!("{other:?} is no step"),
         }
