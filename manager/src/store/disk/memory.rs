@@ -5,7 +5,7 @@
 use std::{
     collections::BTreeMap,
     io,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
 use redb::StorageBackend;
@@ -28,6 +28,8 @@ pub struct Memory(Arc<Mutex<State>>);
 #[derive(Debug, Default)]
 struct State {
     files: BTreeMap<String, File>,
+    // Bytes of files that were removed while somebody had them open: they are free when nobody has.
+    unlinked: Vec<(Weak<()>, u64)>,
     syncs: u64,
     written: u64,
     freeze: Option<(u64, When)>,
@@ -44,6 +46,17 @@ struct File {
     dirty: Vec<(usize, usize)>,
     resized: bool,
     generation: u64,
+    // Whoever has it open has another of these.
+    open: Arc<()>,
+}
+
+impl State {
+    /// Bytes that cannot be had.
+    fn taken(&mut self) -> u64 {
+        self.unlinked.retain(|(open, _)| open.strong_count() > 0);
+        let files = self.files.values().map(|file| file.live.len() as u64);
+        files.chain(self.unlinked.iter().map(|(_, bytes)| *bytes)).sum()
+    }
 }
 
 impl File {
@@ -127,8 +140,9 @@ impl Disk for Memory {
         if state.frozen {
             return Err(DiskError::Io { doing: "open", name: name.to_owned(), source: frozen() });
         }
-        let generation = state.files.entry(name.to_owned()).or_default().generation;
-        Ok(Box::new(Handle { disk: self.clone(), name: name.to_owned(), generation }))
+        let file = state.files.entry(name.to_owned()).or_default();
+        let (generation, open) = (file.generation, Arc::clone(&file.open));
+        Ok(Box::new(Handle { disk: self.clone(), name: name.to_owned(), generation, _open: open }))
     }
 
     fn list(&self, folder: &str) -> Result<Vec<String>, DiskError> {
@@ -142,7 +156,9 @@ impl Disk for Memory {
         if state.frozen {
             return Err(DiskError::Io { doing: "remove", name: name.to_owned(), source: frozen() });
         }
-        state.files.remove(name);
+        if let Some(file) = state.files.remove(name) {
+            state.unlinked.push((Arc::downgrade(&file.open), file.live.len() as u64));
+        }
         Ok(())
     }
 
@@ -172,9 +188,9 @@ impl Disk for Memory {
     }
 
     fn space(&self) -> Option<Space> {
-        let state = self.lock();
-        let used: u64 = state.files.values().map(|file| file.live.len() as u64).sum();
-        state.capacity.map(|total| Space { free: total.saturating_sub(used), total })
+        let mut state = self.lock();
+        let taken = state.taken();
+        state.capacity.map(|total| Space { free: total.saturating_sub(taken), total })
     }
 }
 
@@ -187,6 +203,7 @@ struct Handle {
     disk: Memory,
     name: String,
     generation: u64,
+    _open: Arc<()>,
 }
 
 impl Handle {
@@ -221,9 +238,8 @@ impl StorageBackend for Handle {
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         let mut state = self.disk.lock();
-        let others: u64 = (state.files.iter().filter(|(name, _)| **name != self.name))
-            .map(|(_, file)| file.live.len() as u64)
-            .sum();
+        let own = state.files.get(&self.name).map_or(0, |file| file.live.len() as u64);
+        let others = state.taken() - own;
         let capacity = state.capacity;
         self.act(&mut state, |file| {
             if len > file.live.len() as u64 && capacity.is_some_and(|most| others + len > most) {

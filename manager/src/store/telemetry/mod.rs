@@ -241,6 +241,8 @@ pub struct TelemetryStore {
     // and, while waiting for it, by whoever is next: a busy consumer would starve the sealer otherwise.
     next: Mutex<()>,
     poisoned: Mutex<Option<String>>,
+    // What retention removed and the filesystem has not given back.
+    leaving: retain::Leaving,
 }
 
 /// One opening of the files.
@@ -269,6 +271,7 @@ impl TelemetryStore {
             writer: Mutex::default(),
             next: Mutex::default(),
             poisoned: Mutex::default(),
+            leaving: retain::Leaving::default(),
         })
     }
 

@@ -4,7 +4,7 @@
 //! transaction that dooms it; it is unlinked. A crash in between is finished at the next opening. The caller
 //! must not call this while it doubts its clock.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, Weak};
 
 use fleet_schemas::Lane;
 
@@ -45,6 +45,42 @@ pub struct Held {
     pub oldest_ms: Option<i64>,
 }
 
+/// How long after a file was closed the filesystem may take to give its room back, in milliseconds.
+const GIVEN_BACK_MS: i64 = 60_000;
+
+/// Files that were removed and whose room is not back yet: a backup or a reader has them open, or the filesystem takes its
+/// time. Without them every file would look as if its removal had helped nothing, and the next one would go.
+#[derive(Debug, Default)]
+pub(super) struct Leaving(Mutex<Vec<Removed>>);
+
+#[derive(Debug)]
+struct Removed {
+    file: Weak<WeekFile>,
+    bytes: u64,
+    /// Since when nobody has it open, Unix milliseconds.
+    closed_ms: Option<i64>,
+}
+
+impl Leaving {
+    fn add(&self, file: &Arc<WeekFile>, bytes: u64) {
+        lock(&self.0).push(Removed { file: Arc::downgrade(file), bytes, closed_ms: None });
+    }
+
+    fn look(&self, now_ms: i64) {
+        lock(&self.0).retain_mut(|removed| {
+            if removed.file.strong_count() > 0 {
+                return true;
+            }
+            let closed_ms = *removed.closed_ms.get_or_insert(now_ms);
+            (closed_ms..closed_ms.saturating_add(GIVEN_BACK_MS)).contains(&now_ms)
+        });
+    }
+
+    fn bytes(&self) -> u64 {
+        lock(&self.0).iter().map(|removed| removed.bytes).sum()
+    }
+}
+
 /// Whether a file may go.
 enum Ready {
     Now,
@@ -78,6 +114,7 @@ impl TelemetryStore {
         let Some(oldest) = files.first() else { return Ok(report) };
         let newest = files.last().is_some_and(|newest| newest.id == oldest.id);
         let aged = oldest.id.end_ms() < ago(self.config.retain);
+        self.leaving.look(now_ms);
         let large = self.is_over_size(opened);
         if newest {
             // A file that is still written to stays: what is in it is wanted.
@@ -110,7 +147,8 @@ impl TelemetryStore {
     fn most(&self, used: u64) -> Option<u64> {
         self.config.max_disk_bytes.or_else(|| {
             let space = self.disk.space()?;
-            let elsewhere = space.total.saturating_sub(space.free).saturating_sub(used);
+            let taken = space.total.saturating_sub(space.free);
+            let elsewhere = taken.saturating_sub(used).saturating_sub(self.leaving.bytes());
             Some((space.total / 100 * DISK_SHARE_PERCENT).saturating_sub(elsewhere))
         })
     }
@@ -185,6 +223,7 @@ impl TelemetryStore {
         let mut write = InboxWrite::new(self, Arc::clone(opened), self.turn());
         write.doom(file.id, &report.expired);
         write.commit()?;
+        self.leaving.add(file, self.disk.size(&name));
         self.remove_doomed(opened, file.id)?;
         report.removed.push(name);
         Ok(())

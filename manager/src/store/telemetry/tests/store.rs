@@ -264,6 +264,38 @@ fn size_removes_the_oldest_file_and_never_the_newest() {
     assert_eq!(store.recount(1, Lane::Telemetry).unwrap(), 200);
 }
 
+/// A backup has every file open: what is removed meanwhile is free when it is done.
+#[test]
+fn a_file_that_somebody_has_open_is_not_made_up_for_by_the_next() {
+    let disk = Memory::default();
+    let store = open(&disk, Config { part_bytes: 1, ..config() }).unwrap();
+    let mut now_ms = NOW + 20 * MINUTE;
+    for n in 0..4 {
+        append(&store, &[given(1, Lane::Telemetry, NOW + n, 20_000)], 1).unwrap();
+        seal_all(&store, now_ms).unwrap();
+    }
+    let retain = |now_ms| {
+        let mut removed = 0;
+        loop {
+            let report = store.retain(now_ms).unwrap();
+            removed += report.removed.len();
+            if !report.more {
+                return removed;
+            }
+        }
+    };
+    disk.set_capacity(Some(disk.used() * 100 / 82));
+    let open = store.opened().unwrap().weeks.views().unwrap();
+    assert_eq!((open.len(), retain(now_ms)), (4, 1));
+    assert_eq!(retain(now_ms + DAY), 0);
+    drop(open);
+    now_ms += 2 * DAY;
+    assert_eq!((retain(now_ms), retain(now_ms + MINUTE), retain(now_ms + DAY)), (0, 0, 0));
+    // And what is over again goes again.
+    disk.set_capacity(Some(disk.used() * 100 / 82));
+    assert_eq!(retain(now_ms + DAY), 1);
+}
+
 #[test]
 fn limits_of_a_query_are_told_by_name() {
     let store = open(&Memory::default(), config()).unwrap();
