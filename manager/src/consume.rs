@@ -22,7 +22,7 @@ use crate::{
         command::{self, Dispatch, Kept},
         config, devices,
         fleet::{Fleet, Node, NodeNo},
-        identity::{Cut, Identities, Row, trail::Line},
+        identity::{Identities, Row, trail::Line},
         intake::{self, Effects},
         ledger::{Account, Counters},
         mark::{self, Mark},
@@ -433,10 +433,8 @@ impl Consumer {
                 }
             }
             intake::handle_timeouts(&mut fleet, &mut effects, now);
-            for cut in &effects.cuts {
-                if let Cut::Node { node, .. } = cut {
-                    command::abandon(&mut fleet, &mut effects.commands, node, now);
-                }
+            for node in &effects.left {
+                command::abandon(&mut fleet, &mut effects.commands, node, now);
             }
             command::advance(&mut fleet, &mut effects.commands, now);
             config::advance(&mut fleet, &mut effects, now);

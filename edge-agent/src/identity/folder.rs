@@ -2,6 +2,7 @@
 //!
 //! `joined.json` is replaced as a whole: written under another name, synced, renamed. A crash leaves the old one or
 //! the new one. `joining.pem` is the key of a join that is not yet through, so that the next try asks with the same.
+//! `left` says that the node was another hub's before, until what it trusted of that hub's releases is forgotten.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -135,12 +136,29 @@ impl Folder {
     /// # Errors
     /// [`FolderError`].
     pub fn end_joining(&self) -> Result<(), FolderError> {
-        let path = self.joining();
-        match fs::remove_file(&path) {
-            Ok(()) => Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(source) => Err(FolderError::Io { path, what: "removed", source }),
-        }
+        remove(self.joining())
+    }
+
+    /// What is stored next is of another hub than what was before.
+    ///
+    /// # Errors
+    /// [`FolderError`].
+    pub fn leave(&self) -> Result<(), FolderError> {
+        self.replace(&self.left(), "")
+    }
+
+    /// Whether the node was another hub's before, and [`Folder::end_leaving`] has not been said.
+    #[must_use]
+    pub fn has_left(&self) -> bool {
+        self.left().exists()
+    }
+
+    /// Nothing of the hub before is trusted any more.
+    ///
+    /// # Errors
+    /// [`FolderError`].
+    pub fn end_leaving(&self) -> Result<(), FolderError> {
+        remove(self.left())
     }
 
     /// Keeps others from changing the folder; it is made if need be.
@@ -165,6 +183,10 @@ impl Folder {
 
     fn joining(&self) -> PathBuf {
         self.0.join("joining.pem")
+    }
+
+    fn left(&self) -> PathBuf {
+        self.0.join("left")
     }
 
     fn make(&self) -> Result<(), FolderError> {
@@ -192,6 +214,14 @@ pub(crate) fn replace(path: &Path, text: &str) -> io::Result<()> {
     fs::rename(&new, path)?;
     // The rename is on disk with the folder.
     path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
+}
+
+fn remove(path: PathBuf) -> Result<(), FolderError> {
+    match fs::remove_file(&path) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(FolderError::Io { path, what: "removed", source }),
+    }
 }
 
 fn read(path: &Path) -> Result<Option<String>, FolderError> {

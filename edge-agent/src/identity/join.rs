@@ -176,8 +176,13 @@ pub async fn join(wish: &Wish, tell: impl FnMut(Progress<'_>)) -> Result<Outcome
     {
         return Ok(Outcome::Already(Box::new(joined)));
     }
-    // A folder that cannot be read is one more reason to join anew.
-    let used = folder.load().ok().flatten();
+    // A folder that cannot be read is one more reason to join anew; nobody knows whose node it was.
+    let used = folder.load();
+    let is_anothers = match &used {
+        Ok(used) => used.as_ref().is_some_and(|used| !used.is_of(wish.token.pin)),
+        Err(_) => true,
+    };
+    let used = used.ok().flatten();
     let key = folder.joining_key(used.as_ref().map(|joined| &joined.current.key))?;
     // A node that joined before keeps its id, unless it is told another.
     let node = match (&wish.node, used) {
@@ -185,6 +190,9 @@ pub async fn join(wish: &Wish, tell: impl FnMut(Progress<'_>)) -> Result<Outcome
         (wished, _) => wished.clone(),
     };
     let joined = enrol(&Wish { node, ..wish.clone() }, key, tell).await?;
+    if is_anothers {
+        folder.leave()?;
+    }
     folder.store(&joined)?;
     folder.end_joining()?;
     Ok(Outcome::Joined(Box::new(joined)))

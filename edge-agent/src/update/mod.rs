@@ -30,7 +30,7 @@ use tracing::{error, warn};
 
 use crate::{
     config::seconds,
-    identity::moving,
+    identity::{folder::Folder, moving},
     store::update::{Key, Ledger, Write},
 };
 
@@ -138,8 +138,12 @@ fn try_open(config: &Config, data: &Path, now_ms: i64) -> Result<Opened, crate::
     if let Some(aside) = set_aside {
         warn!(file = %aside.display(), "the account of updates was corrupt; it is set aside and a new one begins");
     }
-    if moving::has_left(data) {
+    let identity = Folder::new(data);
+    if moving::has_left(data) || identity.has_left() {
         ledger.apply(&[Write::Untrust])?;
+        if let Err(error) = identity.end_leaving() {
+            warn!("what is trusted of releases is begun anew by the next start, too: {error}");
+        }
     }
     let differing = differing(&folder, &ledger);
     if !differing.is_empty() {
@@ -184,4 +188,29 @@ fn differing(folder: &Path, ledger: &Ledger) -> Vec<Write> {
         _ => true,
     });
     rows
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::tuf::Trusted;
+
+    #[test]
+    fn a_node_of_another_hub_trusts_nothing_of_the_one_before() {
+        let data = tempfile::tempdir().unwrap();
+        let opened = || try_open(&Config::default(), data.path(), 0).unwrap().ledger;
+        let trusted: Trusted = serde_json::from_str(r#"{"root": "of the first hub"}"#).unwrap();
+        let tuf = |ledger: &Ledger| ledger.account().tuf.clone();
+        let mut ledger = opened();
+        ledger.apply(&[Write::Tuf(Box::new(trusted.clone()))]).unwrap();
+        drop(ledger);
+        assert_eq!(tuf(&opened()), Some(trusted.clone()));
+        Folder::new(data.path()).leave().unwrap();
+        let mut ledger = opened();
+        assert_eq!(tuf(&ledger), None);
+        // Once: what is trusted of the hub that it has now stays.
+        ledger.apply(&[Write::Tuf(Box::new(trusted.clone()))]).unwrap();
+        drop(ledger);
+        assert_eq!(tuf(&opened()), Some(trusted));
+    }
 }

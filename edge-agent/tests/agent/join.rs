@@ -318,4 +318,5 @@ async fn a_node_leaves_its_hub_only_by_force_and_follows_it_when_it_moves() {
     let (code, _, errors) = asked(join(&data, two.https, &second, &["--node", "edge-9", "--force"])).await;
     assert_eq!(code, 0, "{errors}");
     assert_ne!(enrolled(&one)[0], enrolled(&two)[0], "a new hub is shown a new key");
+    assert!(data.join("identity/left").exists(), "releases of the first hub are not trusted any more");
 }

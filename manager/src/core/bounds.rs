@@ -175,13 +175,13 @@ impl Bounds {
         self.selector.matches(node)
     }
 
-    /// Nodes that are not known are refused by whoever looks them up.
+    /// Also those that were removed: a patch brings them back. Nodes that are not known are refused by whoever looks them up.
     fn nodes<'a>(
         &self,
         fleet: &Fleet,
         nodes: impl IntoIterator<Item = &'a NodeId>,
     ) -> Result<(), RegistryError> {
-        let out = |id: &&NodeId| fleet.nodes.get(*id).is_some_and(|node| !self.fits(node));
+        let out = |id: &&NodeId| fleet.known(id).is_some_and(|node| !self.fits(node));
         self.none(nodes.into_iter().filter(out).map(ToString::to_string).collect(), "does not", "do not")
     }
 
@@ -212,7 +212,7 @@ impl Bounds {
         self.nodes(fleet, patches.iter().map(|(id, _)| *id))?;
         let mut out = Vec::new();
         for (id, patch) in patches {
-            let known = fleet.nodes.get(*id).map(|node| node.record.clone());
+            let known = fleet.known(id).map(|node| node.record.clone());
             let record = known.unwrap_or_else(|| super::fleet::Record::new((*id).clone(), now_ms));
             // What breaks a rule is refused as that.
             let Ok(after) = patched(record, (*patch).clone()) else { continue };

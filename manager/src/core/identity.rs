@@ -370,6 +370,7 @@ pub fn take(
         Change::Revoke { node, reason } => {
             identities.revoke(fleet, &node, reason, now)?;
             effects.changed.insert(node.clone());
+            effects.left.insert(node.clone());
             effects.cuts.insert(Cut::Node { node: node.clone(), why: "revoked" });
             Row::Enrolment(node)
         }

@@ -172,6 +172,8 @@ pub struct Effects {
     pub home: BTreeSet<NodeId>,
     /// Sessions to end after the commit.
     pub cuts: BTreeSet<identity::Cut>,
+    /// Nodes whose machine was shut out, or lost its place to another: what waits for it is given up.
+    pub left: BTreeSet<NodeId>,
     /// Nodes to forget with all that is of them, each with its streams.
     pub forgotten: Vec<(NodeNo, Vec<(Lane, StreamId)>)>,
 }

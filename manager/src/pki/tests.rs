@@ -264,6 +264,15 @@ fn the_ca_changes_while_both_are_trusted() {
     let renewed = joins(&pki, "edge-1");
     assert!(shake(&pki, &old_ca, Some(&renewed)).unwrap().is_some());
     identities.enrolments.insert(NodeId::parse("edge-1").unwrap(), known(&renewed.certificate));
+    // One of whose certificate a restored store knows nothing may have one of the old CA.
+    let unknown = NodeId::parse("edge-2").unwrap();
+    let restored = crate::core::identity::Enrolment { certificate: None, ..known(&node.certificate) };
+    identities.enrolments.insert(unknown.clone(), restored);
+    assert_eq!(
+        (pki.waiting(&identities).as_slice(), pki.tick(1).unwrap()),
+        ([unknown.clone()].as_slice(), None)
+    );
+    identities.enrolments.remove(&unknown);
     assert_eq!(pki.tick(pki.waiting(&identities).len()).unwrap(), Some(Step::MakeServer(pki.signer())));
     assert!(pki.pin() == pki.signer() && pki.pin() != old_pin);
     assert!(shake(&pki, &old_ca, None).is_err(), "whoever knows the old CA only is lost now");

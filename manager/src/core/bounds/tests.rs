@@ -175,6 +175,21 @@ fn no_change_moves_a_node_in_or_out() {
 }
 
 #[test]
+fn a_node_that_was_removed_is_outside_as_before() {
+    let mut given = Given::new();
+    given.fleet.retire(&id("t-1"), NOW.wall_ms);
+    let import =
+        |site| Intent::ImportNodes(vec![(id("t-1"), serde_json::from_value(json!({"site": site})).unwrap())]);
+    assert_eq!(given.outside("ben", import("berlin")), some("t-1 does not"));
+    assert_eq!(given.outside("ben", edit(Layer::Node(id("t-1")))), some("t-1 does not"));
+    given.fleet.retire(&id("b-1"), NOW.wall_ms);
+    let back =
+        Intent::ImportNodes(vec![(id("b-1"), serde_json::from_value(json!({"name": "again"})).unwrap())]);
+    assert_eq!(given.outside("ben", back), None);
+    assert!(given.fleet.nodes.contains_key("b-1"));
+}
+
+#[test]
 fn what_reaches_nodes_that_come_later_is_judged_by_them() {
     let mut given = Given::new();
     let site = |name: &str| Layer::Site(name.to_owned());

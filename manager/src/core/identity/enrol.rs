@@ -189,11 +189,17 @@ impl Identities {
         Ok(Row::Token(id))
     }
 
-    /// Forgets tokens that ended long ago, but not those that a waiting node still asks with.
+    /// Forgets tokens that ended long ago, but not those that a node without a certificate still asks with: it waits for an
+    /// operator, or was approved while it was off.
     pub(super) fn forget_tokens(&mut self, effects: &mut Effects, now: Now) {
         let before = now.wall_ms - TOKEN_KEPT_MS;
         let waiting = |id: &str| {
-            self.enrolments.values().any(|node| node.standing == Standing::Pending && node.token == id)
+            let waits = |node: &Enrolment| match node.standing {
+                Standing::Pending => true,
+                Standing::Enrolled => node.certificate.is_none(),
+                Standing::Revoked { .. } => false,
+            };
+            self.enrolments.values().any(|node| node.token == id && waits(node))
         };
         let old = |token: &&Token| token.expires_ms < before && !waiting(&token.id);
         let gone: Vec<_> = self.tokens.values().filter(old).map(|token| token.id.clone()).collect();
@@ -265,7 +271,7 @@ impl Enrolment {
         Self { certificate: Some(certificate), ..Self::new(key, String::new(), since_ms) }
     }
 
-    fn new(key: Hash, token: String, since_ms: i64) -> Self {
+    pub(super) fn new(key: Hash, token: String, since_ms: i64) -> Self {
         Self { standing: Standing::Enrolled, key, certificate: None, barred: Vec::new(), token, since_ms }
     }
 
@@ -311,6 +317,12 @@ pub(super) fn take(
     let old = identities.enrolments.remove(&node);
     // The same machine asks again where its certificate has ended, or an operator approved it.
     let is_same = old.as_ref().is_some_and(|old| (old.key, &old.token) == (ask.key, &ask.token));
+    // What waits for a node that was imported, or for one that was approved and has not asked again, waits for this machine.
+    let had_another = old.as_ref().is_some_and(|old| old.certificate.is_some())
+        || fleet.nodes.get(&node).is_some_and(|known| known.record.session.is_some());
+    if had_another && !is_same {
+        effects.left.insert(node.clone());
+    }
     if let Some(old) = old {
         enrolment.replaces(old);
     }

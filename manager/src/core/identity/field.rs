@@ -275,6 +275,8 @@ pub(super) fn take(
         effects.identities.insert(Row::Token(brought.id.clone()));
         identities.field.insert(brought.id.clone(), token);
     }
+    let had_token =
+        identities.field.values().any(|token| token.node.as_ref() == Some(&node) && token.bound_ms.is_some());
     let Some(token) = identities.field.get_mut(&brought.id) else {
         return Err(NotServed::Unknown.into());
     };
@@ -282,6 +284,11 @@ pub(super) fn take(
     token.bound_ms = Some(now.wall_ms);
     effects.identities.insert(Row::Field(brought.id.clone()));
     let known = fleet.nodes.get(&node).map(|known| known.record.clone());
+    let was_heard = known.as_ref().is_some_and(|record| record.session.is_some());
+    // Under another token of its own, it is the same machine.
+    if was_heard && !had_token {
+        effects.left.insert(node.clone());
+    }
     if known.is_some() {
         // Whoever spoke under this id by MQTT did so with a mere secret.
         effects.cuts.insert(Cut::Node { node: node.clone(), why: "a field token serves it from now on" });

@@ -146,9 +146,13 @@ fn a_node_that_was_heard_is_taken_by_nobody_without_replace() {
     given.fleet.insert(Node::new(2, Record::new(node("imported"), NOW)));
     given.take(Change::PutToken(Token { uses: 2, ..token("t") })).unwrap();
     assert_eq!(given.enrol("t", "a", 1), refused(Refused::NodeExists(node("a"))));
-    given.enrol("t", "imported", 1).unwrap();
+    assert!(
+        given.enrol("t", "imported", 1).unwrap().left.is_empty(),
+        "what waits for it waits for this machine"
+    );
     given.take(Change::PutToken(Token { replace: Some(node("a")), ..token("r") })).unwrap();
     let effects = given.enrol("r", "whatever", 2).unwrap();
+    assert_eq!(effects.left, [node("a")].into());
     let cut = Cut::Node { node: node("a"), why: "another machine has its place" };
     assert_eq!(effects.cuts, [cut].into());
     assert!(given.known.is_held(&node("a")) && !given.known.is_held(&node("whatever")));
@@ -295,7 +299,11 @@ fn a_node_that_waits_is_let_in_by_an_operator_only() {
     given.take(Change::PutToken(Token { expires_ms: given.now_ms + 1, ..token("u") })).unwrap();
     given.take(Change::Approve(node("a"))).unwrap();
     assert_eq!(given.known.enrol(&given.fleet, &ask, given.now_ms), Ok(Enrolled::Issue(node("a"))));
-    given.enrol("t", "a", 1).unwrap();
+    // Nor when it was off when it was approved.
+    given.take(Change::PutToken(Token { expires_ms: given.now_ms + 1, ..token("v") })).unwrap();
+    assert_eq!(given.known.enrol(&given.fleet, &ask, given.now_ms), Ok(Enrolled::Issue(node("a"))));
+    let effects = given.enrol("t", "a", 1).unwrap();
+    assert!(effects.left.is_empty(), "what was wanted of it since it was approved is still wanted");
     assert_eq!(given.known.admit(&node("a"), &shown(1, given.now_ms), given.now_ms), Ok(()));
     assert_eq!(given.known.tokens["t"].used_by, [node("a")]);
 }
@@ -414,8 +422,10 @@ fn a_field_token_takes_nobody_s_place_unless_an_admin_named_it() {
     given.take(Change::PutField(field_token("h", Some("by-secret")))).unwrap();
     let effects = given.serve("h", "by-secret").unwrap();
     assert_eq!(effects.cuts.len(), 1, "whoever was there by a secret is cut");
+    assert_eq!(effects.left, [node("by-secret")].into(), "and it may be another machine");
     given.take(Change::PutField(field_token("i", Some("taken")))).unwrap();
-    given.serve("i", "taken").unwrap();
+    given.fleet.nodes.get_mut("taken").unwrap().record.session = Some(fleet_schemas::SessionId([1; 8]));
+    assert!(given.serve("i", "taken").unwrap().left.is_empty(), "the same machine under another token");
     assert_eq!(given.served(&brought("g"), None), Ok(Served::Same(node("taken"))));
     let other = NotServed::Other { token: "h".into(), serves: node("by-secret"), asked: node("a") };
     assert_eq!(given.serve("h", "a"), not_served(other));

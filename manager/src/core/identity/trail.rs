@@ -267,14 +267,8 @@ fn revoke(identities: &mut Identities, node: &NodeId, key: &Digits, at_ms: i64, 
     let Some(key) = key.hash() else { return false };
     let standing = Standing::Revoked { at_ms, reason: reason.to_owned() };
     // One that joined after the backup is shut out all the same: a node that is not known would be let in.
-    let known = identities.enrolments.entry(node.clone()).or_insert_with(|| Enrolment {
-        standing: Standing::Enrolled,
-        key,
-        certificate: None,
-        barred: Vec::new(),
-        token: String::new(),
-        since_ms: at_ms,
-    });
+    let new = || Enrolment::new(key, String::new(), at_ms);
+    let known = identities.enrolments.entry(node.clone()).or_insert_with(new);
     // Another machine has had its place since.
     let is_news = known.standing != standing && known.since_ms <= at_ms;
     if is_news {
@@ -289,8 +283,13 @@ fn let_in(
     key: &Digits,
     (barred, token, since_ms): (&[Digits], &str, i64),
 ) -> bool {
-    // One that joined after the backup shows a certificate of this hub's: that is enough.
-    let (Some(known), Some(key)) = (identities.enrolments.get_mut(node), key.hash()) else { return false };
+    let Some(key) = key.hash() else { return false };
+    // One that joined after the backup shows a certificate of this hub's: that is enough, unless another machine was shut
+    // out for it, which would be let in with it.
+    if !identities.enrolments.contains_key(node) && !barred.is_empty() {
+        identities.enrolments.insert(node.clone(), Enrolment::new(key, String::new(), i64::MIN));
+    }
+    let Some(known) = identities.enrolments.get_mut(node) else { return false };
     if known.since_ms >= since_ms {
         return false;
     }
@@ -343,7 +342,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::core::identity::{Access, Token};
+    use crate::core::identity::{Access, Refused, Shown, Token};
 
     fn id(text: &str) -> NodeId {
         NodeId::parse(text).unwrap()
@@ -437,6 +436,28 @@ mod tests {
         // A second time nothing happens.
         assert_eq!(apply(&mut restored, &lines).rows, BTreeSet::new());
         assert_eq!(restored.enrolments[&id("a")].key, [7; 32]);
+    }
+
+    /// A machine of after the backup that lost its place shows a certificate of this hub's, too.
+    #[test]
+    fn a_machine_that_joined_and_was_replaced_after_the_backup_stays_out() {
+        let (mut hub, mut restored) = (Identities::default(), Identities::default());
+        let (mut said, mut lines) = (Said::default(), Vec::new());
+        let replaced = Enrolment { barred: vec![[1; 32].into()], ..enrolment(2, 40) };
+        for (at_ms, enrolment) in [(30, enrolment(1, 30)), (40, replaced)] {
+            hub.enrolments.insert(id("a"), enrolment);
+            for line in said.news(&hub, &[Row::Enrolment(id("a"))], at_ms) {
+                said.take(&line);
+                lines.push(line);
+            }
+        }
+        let applied = apply(&mut restored, &lines);
+        assert_eq!(applied.rows, [Row::Enrolment(id("a"))].into(), "{lines:?}");
+        let shown = |key| Shown { key: [key; 32], issued_ms: 35, not_after_ms: 1_000 };
+        let replaced = Err(Refused::Replaced(id("a")));
+        assert_eq!(restored.admit(&id("a"), &shown(1), 50), replaced);
+        assert_eq!(restored.renewal(&id("a"), &shown(1), &[3; 32], 50).err(), replaced.err());
+        assert_eq!(restored.admit(&id("a"), &shown(2), 50), Ok(()));
     }
 
     #[test]
