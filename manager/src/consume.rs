@@ -22,7 +22,7 @@ use crate::{
         command::{self, Dispatch, Kept},
         config, devices,
         fleet::{Fleet, Node, NodeNo},
-        identity::{Identities, Row, trail::Line},
+        identity::{Cut, Identities, Row, trail::Line},
         intake::{self, Effects},
         ledger::{Account, Counters},
         mark::{self, Mark},
@@ -134,6 +134,17 @@ pub struct Consumer {
     trail: Option<Trail>,
     // The CAs, for the same.
     authorities: Option<Authorities>,
+    // What an error did not undo.
+    settled: Settled,
+}
+
+/// What of a group's orders is done although the group failed: they were committed, and something after them was not.
+#[derive(Debug, Default)]
+pub struct Settled {
+    /// What became of each order, in order; nothing where that is not known, or may not be said.
+    pub outcomes: Vec<Result<(), RegistryError>>,
+    /// Sessions to end.
+    pub cuts: Vec<Cut>,
 }
 
 /// Gives the CAs that there are, as the trail has them.
@@ -208,6 +219,7 @@ impl Consumer {
             written_ms: BTreeMap::new(),
             trail: None,
             authorities: None,
+            settled: Settled::default(),
         };
         consumer.load(now)?;
         Ok(consumer)
@@ -389,7 +401,8 @@ impl Consumer {
     /// Takes a group of messages and intents; commits; returns what may be said now.
     ///
     /// # Errors
-    /// [`Error`]: nothing may be said, and the consumer must be [reopened](Consumer::reopen).
+    /// [`Error`]: nothing may be said but what is [settled](Consumer::settled), and the consumer must be
+    /// [reopened](Consumer::reopen).
     pub fn consume<'a>(
         &mut self,
         messages: impl IntoIterator<Item = (&'a Topic, &'a bytes::Bytes)>,
@@ -450,23 +463,42 @@ impl Consumer {
         commit.identities.audit = audit;
         let is_about_keys = !commit.identities.audit.is_empty() || !effects.identities.is_empty();
         let first_event = if commit.is_empty() { 0 } else { self.shared.state().apply(&commit)? };
-        if is_about_keys {
-            self.note_authorities(now)?;
-        }
-        if let Some(trail) = self.trail.as_mut().filter(|_| !effects.identities.is_empty()) {
-            trail.append(&self.shared.identities(), &effects.identities, now.wall_ms)?;
-        }
         if let Some(highest) = commit.nodes.iter().map(|(number, _)| *number).max() {
             self.highest_node = self.highest_node.max(highest);
+        }
+        // From here on the orders are done, whatever happens.
+        if let Err(error) = self.note_keys(is_about_keys, &effects, now) {
+            // Those may not be answered before they are in the trail.
+            self.settled = Settled { outcomes: Vec::new(), cuts: effects.cuts.into_iter().collect() };
+            return Err(error.into());
         }
         let streams = effects.forgotten.iter().flat_map(|(node, streams)| {
             let samples = streams.iter().filter(|(lane, _)| lane.carries_samples());
             samples.map(|(lane, stream)| MarkKey { node: *node, lane: *lane, stream: *stream })
         });
         let forgotten: Vec<_> = streams.collect();
-        self.commit_telemetry(&effects, &forgotten)?;
+        if let Err(error) = self.commit_telemetry(&effects, &forgotten) {
+            self.settled = Settled { outcomes, cuts: effects.cuts.into_iter().collect() };
+            return Err(error);
+        }
         drop(group);
         Ok(speak::speak(&self.shared, effects, commit.events, first_event, outcomes, credit, now))
+    }
+
+    /// Asked after [`Consumer::consume`] failed: what it did all the same.
+    pub fn settled(&mut self) -> Settled {
+        std::mem::take(&mut self.settled)
+    }
+
+    /// Writes what changed of who may come in where it outlives this store.
+    fn note_keys(&mut self, is_about_keys: bool, effects: &Effects, now: Now) -> Result<(), TrailError> {
+        if is_about_keys {
+            self.note_authorities(now)?;
+        }
+        match self.trail.as_mut().filter(|_| !effects.identities.is_empty()) {
+            Some(trail) => trail.append(&self.shared.identities(), &effects.identities, now.wall_ms),
+            None => Ok(()),
+        }
     }
 
     /// Looks up what reports say of executions that are not in memory.

@@ -76,7 +76,7 @@ pub enum IntentError {
     /// The registry refuses it.
     #[error(transparent)]
     Registry(#[from] RegistryError),
-    /// The hub cannot write at present; nothing was changed.
+    /// The hub cannot write at present; nothing was changed, as far as anybody knows.
     #[error("the hub cannot store changes now: {0}")]
     Unavailable(String),
 }

@@ -14,7 +14,7 @@ use fleet_manager::{
         registry::{Intent, Order},
     },
     store::{
-        disk::{Folder, Memory},
+        disk::{Folder, Memory, When},
         state::{CommandFilter, Commit, ExecutionFilter, StateStore},
         telemetry,
     },
@@ -106,6 +106,44 @@ fn accepts(topic: &Topic, payload: &[u8]) -> Option<(Topic, Bytes)> {
     Some((Topic::Up(node.clone(), Up::Lane(Lane::Command)), cbor::encode(&batch).into()))
 }
 
+fn ping(nodes: Vec<NodeId>) -> Wanted {
+    Wanted {
+        id: CommandId([1; 16]),
+        by: "operator test".to_owned(),
+        nodes,
+        kind: word("ping"),
+        params: ciborium::Value::Null,
+        queue: word("main"),
+        priority: 0,
+        idempotent: false,
+        supersedes: None,
+        ttl: TTL,
+        timeout: TIMEOUT,
+        not_before_ms: None,
+        rate: None,
+        selector: None,
+    }
+}
+
+/// Samples that nobody can read: they are kept raw.
+fn rubbish(index: usize) -> (Topic, Bytes) {
+    let batch = Batch {
+        v: VERSION,
+        stream: StreamId([2; 16]),
+        seq: 1,
+        seq_to: None,
+        first: 1,
+        count: 1,
+        boot: [1; 8],
+        up_ms: 1,
+        clock: Clock::Synced,
+        sealed_ms: START,
+        lost: None,
+        body: vec![0xff; 16],
+    };
+    (Topic::Up(node(index), Up::Lane(Lane::Telemetry)), cbor::encode(&batch).into())
+}
+
 fn open(disk: &Memory, at: Now) -> Consumer {
     Consumer::open(Arc::new(disk.clone()), telemetry::Config::default(), StoreId([3; 16]), at).unwrap()
 }
@@ -124,23 +162,8 @@ fn a_command_to_five_thousand_nodes_takes_a_few_groups() {
     for group in births.chunks(1_000) {
         take(&mut consumer, group, Vec::new(), now(1));
     }
-    let id = CommandId([1; 16]);
-    let wanted = Wanted {
-        id,
-        by: "operator test".to_owned(),
-        nodes: (0..NODES).map(node).collect(),
-        kind: word("ping"),
-        params: ciborium::Value::Null,
-        queue: word("main"),
-        priority: 0,
-        idempotent: false,
-        supersedes: None,
-        ttl: TTL,
-        timeout: TIMEOUT,
-        not_before_ms: None,
-        rate: None,
-        selector: None,
-    };
+    let wanted = ping((0..NODES).map(node).collect());
+    let id = wanted.id;
     let began = clock::mono();
     let order = Order { by: wanted.by.clone(), intent: Intent::Command(Box::new(wanted)) };
     let (mut orders, mut messages, mut rounds) = (vec![order], Vec::new(), 0);
@@ -166,6 +189,39 @@ fn a_command_to_five_thousand_nodes_takes_a_few_groups() {
     let again = open(&disk, now(3));
     assert_eq!(again.shared().fleet().commands.waiting(), waiting, "a start finds what a stop left");
     assert_eq!(again.shared().state().recount_reports().unwrap().values().sum::<u64>(), 5_000);
+}
+
+/// A group's orders are committed before its samples: whoever gave one must not give it again when those fail.
+#[test]
+fn an_order_that_was_committed_is_answered_although_the_samples_of_its_group_were_not() {
+    let mut done = 0;
+    for sync in 1.. {
+        let disk = Memory::default();
+        let mut consumer = open(&disk, now(0));
+        take(&mut consumer, &[birth(0)], Vec::new(), now(1));
+        disk.freeze_at(disk.syncs() + sync, When::Before);
+        let order =
+            Order { by: "operator test".to_owned(), intent: Intent::Command(Box::new(ping(vec![node(0)]))) };
+        let (topic, payload) = rubbish(0);
+        let failed = consumer.consume([(&topic, &payload)], vec![order], CREDIT, now(2)).is_err();
+        let settled = consumer.settled();
+        disk.crash();
+        if !failed {
+            assert!(settled.outcomes.is_empty());
+            break;
+        }
+        consumer.reopen(now(3)).unwrap();
+        let open = consumer.shared().fleet().commands.waiting().executions;
+        match settled.outcomes.as_slice() {
+            [] => assert_eq!(open, 0, "sync {sync}"),
+            [Ok(())] => {
+                assert_eq!(open, 1, "sync {sync}");
+                done += 1;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(done > 0, "its samples never failed");
 }
 
 /// Any page within 50 ms of a release build; `FLEET_EXECUTIONS=1000000` makes the store as large as it is meant to be.

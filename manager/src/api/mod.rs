@@ -125,7 +125,7 @@ pub(crate) struct Api {
     /// Changes with `If-Match` are alone between their look and their commit.
     changes: tokio::sync::RwLock<()>,
     requests: Semaphore,
-    queries: Semaphore,
+    queries: Arc<Semaphore>,
     streams: Semaphore,
     feeds: Arc<Semaphore>,
     backups: Arc<Semaphore>,
@@ -218,7 +218,7 @@ impl Api {
             uses: uses::Uses::default(),
             changes: tokio::sync::RwLock::default(),
             requests: Semaphore::new(guard::REQUESTS),
-            queries: Semaphore::new(QUERIES),
+            queries: Arc::new(Semaphore::new(QUERIES)),
             streams: Semaphore::new(stream::STREAMS),
             feeds: Arc::new(Semaphore::new(feed::FEEDS)),
             backups: Arc::new(Semaphore::new(backup::BACKUPS)),
@@ -233,16 +233,19 @@ impl Api {
         self.stopping.clone()
     }
 
-    /// Runs a store query on a thread that may block; waits for its turn.
+    /// Runs a store query on a thread that may block; waits for its turn. One whose asker has gone goes on to its end, and
+    /// keeps its place until then.
     pub(crate) async fn query<R: Send + 'static>(
         self: &Arc<Self>,
         ask: impl FnOnce(&Self) -> Result<R, problem::Refusal> + Send + 'static,
     ) -> Result<R, problem::Refusal> {
         let api = self.clone();
-        let permit = self.queries.acquire().await;
-        let asked = tokio::task::spawn_blocking(move || ask(&api)).await?;
-        drop(permit);
-        asked
+        let permit = Arc::clone(&self.queries).acquire_owned().await;
+        tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            ask(&api)
+        })
+        .await?
     }
 }
 

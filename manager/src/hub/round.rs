@@ -18,7 +18,7 @@ use tokio::sync::{broadcast, watch};
 use super::{Door, Ear, IntentError, Observer, Pending, readiness::Health};
 use crate::{
     clock::{self, HubClock},
-    consume::{CREDIT, Consumer, FeedItem, Refusals, Spoken},
+    consume::{CREDIT, Consumer, FeedItem, Refusals, Settled, Spoken},
     core::command::Change,
 };
 
@@ -144,9 +144,16 @@ impl Rounds {
                 // Known before it is logged: the log may lie on the same full disk.
                 self.health.failed(why.clone());
                 tracing::error!(%error, "failed to store a group of messages; nothing of it was acked");
-                answers
-                    .into_iter()
-                    .for_each(|answer| drop(answer.send(Err(IntentError::Unavailable(why.clone())))));
+                let Settled { outcomes, cuts } = self.consumer.settled();
+                if let Some(door) = self.door.get() {
+                    cuts.iter().for_each(|cut| door(cut));
+                }
+                let mut outcomes = outcomes.into_iter();
+                for answer in answers {
+                    let unavailable = || Err(IntentError::Unavailable(why.clone()));
+                    let outcome = outcomes.next().map(|outcome| outcome.map_err(IntentError::Registry));
+                    drop(answer.send(outcome.unwrap_or_else(unavailable)));
+                }
             }
         }
         (self.observer)(&round);

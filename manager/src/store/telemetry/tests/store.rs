@@ -271,7 +271,7 @@ fn a_file_that_somebody_has_open_is_not_made_up_for_by_the_next() {
     let store = open(&disk, Config { part_bytes: 1, ..config() }).unwrap();
     let mut now_ms = NOW + 20 * MINUTE;
     for n in 0..4 {
-        append(&store, &[given(1, Lane::Telemetry, NOW + n, 20_000)], 1).unwrap();
+        append(&store, &[given(1, Lane::Telemetry, NOW + n, 900)], 1).unwrap();
         seal_all(&store, now_ms).unwrap();
     }
     let retain = |now_ms| {
