@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use fleet_schemas::NodeId;
+use fleet_schemas::{NodeId, batch::Clock};
 use rustls::ClientConfig;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -239,9 +239,13 @@ impl Live {
         self.stage.send_if_modified(|stage| std::mem::replace(&mut stage.outdated, outdated) != outdated);
     }
 
-    /// The hub said what time it is.
-    pub(crate) fn hear(&self, hub_ms: i64, up: Duration) {
-        self.bound.hear(hub_ms);
+    /// The hub said at `up` what time it is. By a synced clock of its own a node knows a hub that is in the future: what it
+    /// believed of that would shut the hub out once it is right again.
+    pub(crate) fn hear(&self, hub_ms: i64, up: Duration, now: Now) {
+        let is_ahead = now.clock == Clock::Synced && hub_ms > now.wall_ms.saturating_add(HUB_MS_STEP);
+        if !is_ahead {
+            self.bound.hear(hub_ms);
+        }
         let mut state = self.state();
         if state.heard.is_none_or(|(_, at)| at <= up) {
             state.heard = Some((hub_ms, up));
@@ -479,15 +483,23 @@ mod tests {
         let (_data, live, _) = live();
         let start = clock::BUILT_MS;
         live.bound.shown(start + YEAR_MS);
-        live.hear(start + HUB_MS_STEP, Duration::from_secs(1));
+        let now = |clock, wall_ms| Now { wall_ms, up: Duration::from_secs(9), clock };
+        let hear = |hub_ms, up| live.hear(hub_ms, Duration::from_secs(up), now(Clock::Unsynced, 0));
+        hear(start + HUB_MS_STEP, 1);
         live.save().unwrap();
         let kept = || live.folder.load().unwrap().unwrap().hub_ms;
         assert_eq!(kept(), start + HUB_MS_STEP);
-        live.hear(start + 2 * HUB_MS_STEP - 1, Duration::from_secs(2));
+        hear(start + 2 * HUB_MS_STEP - 1, 2);
         live.save().unwrap();
         assert_eq!(kept(), start + HUB_MS_STEP);
-        live.hear(start + 2 * HUB_MS_STEP, Duration::from_secs(3));
+        hear(start + 2 * HUB_MS_STEP, 3);
         live.save().unwrap();
         assert_eq!(kept(), start + 2 * HUB_MS_STEP);
+        // A node that knows the time does not follow a hub whose clock was set wrong.
+        let synced = now(Clock::Synced, start + 2 * HUB_MS_STEP);
+        live.hear(start + 300 * HUB_MS_STEP, Duration::from_secs(4), synced);
+        assert_eq!(live.bound.ms(), start + 2 * HUB_MS_STEP);
+        live.hear(start + 3 * HUB_MS_STEP, Duration::from_secs(5), synced);
+        assert_eq!(live.bound.ms(), start + 3 * HUB_MS_STEP);
     }
 }

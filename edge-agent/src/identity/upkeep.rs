@@ -93,7 +93,7 @@ impl Upkeep {
         if let Ok(status) = outbox.status().await
             && let (Some(hub_ms), Some(at)) = (status.hub_ms, status.last_ack)
         {
-            self.live.hear(hub_ms, at);
+            self.live.hear(hub_ms, at, self.clock.now());
         }
         if self.clock.now().up >= self.trust_due {
             self.ask_trust().await;
@@ -139,7 +139,8 @@ impl Upkeep {
     async fn try_trust(&mut self) -> Result<(), Told> {
         let trust = https::trust(&self.live.https(), self.live.anonymous()?).await?;
         check_cas(&trust.ca)?;
-        self.live.hear(trust.hub_ms, self.clock.now().up);
+        let now = self.clock.now();
+        self.live.hear(trust.hub_ms, now.up, now);
         self.live.trust(trust.ca, trust.releases_root)?;
         self.ca_changed = !self.live.is_of_first_ca();
         Ok(())
@@ -177,7 +178,8 @@ impl Upkeep {
         if issued.node != *self.live.node() {
             return Err(Unfit::Other.into());
         }
-        self.live.hear(issued.trust.hub_ms, self.clock.now().up);
+        let now = self.clock.now();
+        self.live.hear(issued.trust.hub_ms, now.up, now);
         self.live.trust(issued.trust.ca, issued.trust.releases_root)?;
         self.live.renewed(Pair { key, certificate: issued.certificate })?;
         Ok(())
