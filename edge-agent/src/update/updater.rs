@@ -161,7 +161,7 @@ pub(crate) async fn run(surroundings: Surroundings, mut words: Words, mut stop: 
         }
         select! {
             word = words.recv() => match word {
-                Some(word) => desk.hear(word, &tools, None),
+                Some(word) => desk.hear(word, &tools, None).await,
                 None => return,
             },
             () = stop.wanted() => return,
@@ -178,7 +178,7 @@ struct Desk {
 }
 
 impl Desk {
-    fn hear(&mut self, word: Word, tools: &Tools, current: Option<CommandId>) {
+    async fn hear(&mut self, word: Word, tools: &Tools, current: Option<CommandId>) {
         match word {
             Word::Order { command, order, timeout, reply } => {
                 if let Some(report) = tools.ledger().account().end_of(command) {
@@ -189,7 +189,9 @@ impl Desk {
                 let known =
                     current == Some(command) || self.waiting.iter().any(|update| update.command == command);
                 if !known {
-                    let time = tools.time(None);
+                    // By the hub's time, too: without it the limit would be over by the next boot of a node that knows no
+                    // time of its own.
+                    let time = tools.time(tools.heard().await);
                     self.waiting.push_back(Update::new(command, *order, Limit::after(timeout, &time)));
                 }
                 self.replies.insert(command, reply);
@@ -276,7 +278,7 @@ impl Tools {
                         select! {
                             outcome = &mut done => break outcome,
                             Some(word) = words.recv() => {
-                                desk.hear(word, self, Some(id));
+                                desk.hear(word, self, Some(id)).await;
                                 if is_droppable(step) && desk.stops(&update).is_some() {
                                     break Input::Tick;
                                 }
@@ -291,9 +293,14 @@ impl Tools {
         self.end(&update, desk, stop).await
     }
 
+    /// The hub's time, and the time since boot at which it said so.
+    async fn heard(&self) -> Option<(i64, Duration)> {
+        let status = self.outbox.status().await.ok()?;
+        Some((status.hub_ms?, status.last_ack?))
+    }
+
     async fn see(&self, update: &Update) -> Sight {
-        let status = self.outbox.status().await.ok();
-        let hub = status.as_ref().and_then(|status| Some((status.hub_ms?, status.last_ack?)));
+        let hub = self.heard().await;
         let time = self.time(hub);
         let fetching = matches!(update.stage, Stage::Accepted | Stage::Downloading);
         let (history, failures, spent) = {
@@ -505,7 +512,7 @@ async fn wait(
         select! {
             () = &mut over => return Some(Input::Tick),
             Some(word) = words.recv() => {
-                desk.hear(word, tools, Some(update.command));
+                desk.hear(word, tools, Some(update.command)).await;
                 if desk.stops(update).is_some() {
                     return Some(Input::Tick);
                 }

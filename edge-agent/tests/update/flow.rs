@@ -2,14 +2,23 @@
 
 use std::{fs, process::Command, time::Duration};
 
-use fleet_edge_agent::{core::devices::Register, identity::folder::Folder, run};
+use fleet_edge_agent::{
+    clock::Trust,
+    core::{
+        devices::Register,
+        queue::{Passed, Time},
+    },
+    identity::folder::Folder,
+    run,
+    store::update::Ledger,
+};
 use fleet_schemas::{
     NodeId, command,
     update::{self, Kind, State, TUF_PATH, Window},
 };
 use serde_json::json;
 
-use crate::{BINARY, Field, Process, repo, until};
+use crate::{BINARY, Field, Process, clock, repo, until};
 
 const WELL: &str = "[health]\ncommand = [\"./well\"]\ninterval_s = 0.1\n";
 
@@ -213,6 +222,8 @@ async fn windows_and_budgets_hold_a_download_until_it_may_begin() {
     let metered = config.data.join("metered");
     fs::write(&metered, "").unwrap();
     config.update.metered_while = Some(metered.clone());
+    // A board without a clock of its own.
+    config.clock.trust = Trust::Unsynced;
     let agent = run::start(config.clone()).await.unwrap();
     field.repo.skill("1.0.0", "", &[]);
     let window = Window { unmetered: true, ..Window::default() };
@@ -222,8 +233,18 @@ async fn windows_and_budgets_hold_a_download_until_it_may_begin() {
         until("it waits", waits, |all| all.iter().any(|update| update.state == State::Downloading)).await;
     assert!(waiting[0].reason.as_ref().unwrap().contains("paid by the byte"), "{waiting:?}");
     assert!(field.repo.ranges().is_empty());
-    // The next start looks at once.
     agent.stop().await;
+    {
+        // Its time is by the hub's: after a reboot it goes on.
+        let opened = Ledger::open(&config.data.join("releases"), 0).unwrap();
+        let at = |true_ms| Time { now: clock().now(), boot: [9; 8], true_ms };
+        let now_ms = clock().now().wall_ms;
+        let deadline = opened.ledger.account().updates[&id].deadline;
+        let passed =
+            [None, Some(now_ms), Some(now_ms + 600_000)].map(|true_ms| deadline.passed(&at(true_ms)));
+        assert_eq!(passed, [Passed::Unknown, Passed::No, Passed::Yes]);
+    }
+    // The next start looks at once.
     fs::remove_file(&metered).unwrap();
     let agent = run::start(config).await.unwrap();
     let (_, result) = field.end(id).await;

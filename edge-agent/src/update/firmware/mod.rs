@@ -101,6 +101,9 @@ struct Going {
     phase: Phase,
     /// Whether the machine was booted for it.
     booted: bool,
+    /// The boot in which the system was found to be the new one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    verified: Option<[u8; 8]>,
 }
 
 /// How far it is. Each is written down before its hooks are run.
@@ -177,7 +180,7 @@ impl Firmware {
     /// The update of this plan, and all that is known.
     async fn going(&self, plan: &Plan) -> Result<(Kept, Going), Trouble> {
         let kept = self.load().await?;
-        let fresh = Going { command: plan.command, phase: Phase::Installing, booted: false };
+        let fresh = Going { command: plan.command, phase: Phase::Installing, booted: false, verified: None };
         let going = kept.going.clone().filter(|going| going.command == plan.command).unwrap_or(fresh);
         Ok((kept, going))
     }
@@ -206,6 +209,21 @@ impl Firmware {
             }
             Some(_) | None => Ok(()),
         }
+    }
+
+    /// Finds out whether the system that runs is the new one; once in each boot, for a boot loader may have gone back to the
+    /// one before.
+    async fn verify(&self, plan: &Plan, hooks: &Hooks, going: &mut Going) -> Result<(), Trouble> {
+        let fresh = going.verified != Some(self.boot);
+        if fresh {
+            hooks.pass(State::ArtifactVerifyReboot).await?;
+        }
+        self.is_other(plan)?;
+        if fresh {
+            going.verified = Some(self.boot);
+            self.enter(going, Phase::Running).await?;
+        }
+        Ok(())
     }
 
     /// Asks for a reboot, or says that it was one: `Some` once the machine was booted.
@@ -247,6 +265,17 @@ impl Slot for Firmware {
             let message = format!("there is no hook {install}_NN in {}", hooks.folder().display());
             return Err(Trouble::lasting("no_hooks", message));
         }
+        let [reboots, verifies] = [State::ArtifactReboot, State::ArtifactVerifyReboot]
+            .map(|state| hooks.has(Moment(state, Action::Enter)));
+        if reboots && !verifies && self.config.version_file.is_none() {
+            let message = format!(
+                "nothing tells after a reboot which system runs, and boot loaders fall back by themselves: add a hook \
+                 {}_NN to {}, or name a version_file in [update.firmware]",
+                Moment(State::ArtifactVerifyReboot, Action::Enter),
+                hooks.folder().display()
+            );
+            return Err(Trouble::lasting("no_hooks", message));
+        }
         Ok(())
     }
 
@@ -282,30 +311,35 @@ impl Slot for Firmware {
             }
             self.enter(&mut going, Phase::Verifying).await?;
         }
-        if going.phase == Phase::Verifying {
-            hooks.pass(State::ArtifactVerifyReboot).await?;
-            self.is_other(plan)?;
-            self.enter(&mut going, Phase::Running).await?;
-        }
+        self.verify(plan, &hooks, &mut going).await?;
         Ok(Switched::Done)
     }
 
     async fn probe(&self, plan: &Plan, _: &Trial) -> Health {
-        self.is_other(plan).map_or_else(Health::Sick, |()| Health::Well)
+        let verified = async {
+            let hooks = self.hooks(plan)?;
+            let (_, mut going) = self.going(plan).await?;
+            self.verify(plan, &hooks, &mut going).await
+        };
+        match verified.await {
+            Ok(()) => Health::Well,
+            Err(trouble) if trouble.passing => Health::NotYet(trouble.message),
+            Err(trouble) => Health::Sick(trouble),
+        }
     }
 
     async fn commit(&self, plan: &Plan) -> Result<(), Trouble> {
         let hooks = self.hooks(plan)?;
         let mut kept = self.load().await?;
-        if kept.going.as_ref().is_none_or(|going| going.command != plan.command) {
+        let Some(mut going) = kept.going.take().filter(|going| going.command == plan.command) else {
             // It was done, and the answer was lost.
             return Ok(());
-        }
+        };
+        self.verify(plan, &hooks, &mut going).await?;
         hooks.run_all(Moment(State::ArtifactCommit, Action::Enter)).await?;
         let target = &plan.order.target;
         let (version, digest, epoch) = (target.version.clone(), plan.order.digest, plan.custom.epoch);
         kept.running.insert(target.name.as_str().to_owned(), Release { version, digest, epoch });
-        kept.going = None;
         self.store(&kept).await?;
         // It stays, whatever they say.
         hooks.run_leniently(Moment(State::ArtifactCommit, Action::Leave)).await;

@@ -2,9 +2,16 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 
-use fleet_schemas::update::{Custom, Digest, Order};
+use fleet_schemas::{
+    batch::Clock,
+    update::{Custom, Digest, Order},
+};
 
 use super::*;
+use crate::core::{
+    Now,
+    queue::{Limit, Time},
+};
 
 struct Node {
     folder: tempfile::TempDir,
@@ -83,6 +90,12 @@ impl Node {
     }
 }
 
+fn trial() -> Trial {
+    let now = Now { wall_ms: 0, up: Duration::ZERO, clock: Clock::Unsynced };
+    let limit = Limit::after(Duration::ZERO, &Time { now, boot: [0; 8], true_ms: None });
+    Trial { since: limit, until: limit, reach: limit, span_ms: 0, reach_ms: 0 }
+}
+
 #[tokio::test]
 async fn an_update_runs_its_hooks_in_order_over_a_reboot() {
     let mut node = Node::new();
@@ -107,16 +120,49 @@ async fn an_update_runs_its_hooks_in_order_over_a_reboot() {
         node.log(),
         "ArtifactReboot_Leave_10 ArtifactVerifyReboot_Enter_10 ArtifactVerifyReboot_Leave_10"
     );
-    // A power cut on trial: nothing is run again.
+    // A power cut on trial: nothing is run again, but it is asked again which system runs.
     node.boot = 3;
+    for _ in 0..2 {
+        assert_eq!(node.firmware().probe(&plan, &trial()).await, Health::Well);
+    }
     assert_eq!(node.firmware().switch(&plan).await, Ok(Switched::Done));
-    assert_eq!((node.log().as_str(), node.firmware().runs(&plan).await), ("", None));
+    assert_eq!(node.log(), "ArtifactVerifyReboot_Enter_10 ArtifactVerifyReboot_Leave_10");
+    assert_eq!(node.firmware().runs(&plan).await, None);
     for _ in 0..2 {
         node.firmware().commit(&plan).await.unwrap();
     }
     assert_eq!(node.log(), "ArtifactCommit_Enter_10 ArtifactCommit_Leave_10");
     let runs = node.firmware().runs(&plan).await.unwrap();
     assert_eq!((runs.version.as_str(), runs.digest), ("2026.11", Digest([7; 32])));
+}
+
+/// The new slot verified, and died on trial; the boot loader went back to the old one, which is as healthy as can be.
+#[tokio::test]
+async fn a_slot_that_was_left_on_trial_is_neither_well_nor_kept() {
+    let mut node = Node::new();
+    node.all();
+    let slot = node.folder.path().join("slot");
+    fs::write(&slot, "new").unwrap();
+    node.hook("ArtifactVerifyReboot_Enter_20", &format!("grep -q new {}", slot.display()));
+    let plan = node.plan();
+    node.firmware().install(&plan).await.unwrap();
+    node.firmware().switch(&plan).await.unwrap();
+    node.boot = 2;
+    assert_eq!(node.firmware().switch(&plan).await, Ok(Switched::Done));
+    assert_eq!(node.firmware().probe(&plan, &trial()).await, Health::Well);
+    node.boot = 3;
+    fs::write(&slot, "old").unwrap();
+    node.log();
+    let Health::Sick(trouble) = node.firmware().probe(&plan, &trial()).await else {
+        panic!("it is the old slot")
+    };
+    assert_eq!(trouble.code, "hook_failed");
+    // Also when the trial was over before: what is committed is what runs.
+    assert_eq!(node.firmware().commit(&plan).await.unwrap_err().code, "hook_failed");
+    assert!(!node.log().contains("Commit"));
+    assert_eq!(node.firmware().undo(&plan).await, Ok(Switched::Away));
+    node.boot = 4;
+    assert_eq!(node.firmware().undo(&plan).await, Ok(Switched::Done));
 }
 
 #[tokio::test]
@@ -229,6 +275,13 @@ fn what_others_may_change_is_not_run() {
     assert_eq!(refused(node.config.clone()), "no_hooks", "there is a folder, and nothing in it");
     node.hook("ArtifactInstall_Enter_10", "");
     node.firmware().admit(&plan).unwrap();
+    // A reboot that may end in either slot.
+    node.hook("ArtifactReboot_Enter_10", "");
+    assert_eq!(refused(node.config.clone()), "no_hooks");
+    let told = Config { version_file: Some("/etc/version".into()), ..node.config.clone() };
+    Firmware { config: told, ..node.firmware() }.admit(&plan).unwrap();
+    node.hook("ArtifactVerifyReboot_Enter_10", "");
+    node.firmware().admit(&plan).unwrap();
     let path = node.folder.path().join("hooks/ArtifactInstall_Enter_10");
     fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).unwrap();
     assert_eq!(refused(node.config.clone()), "unsafe_hooks");
@@ -240,12 +293,13 @@ fn the_examples_are_hooks() {
     let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("hooks");
     let mut found = 0;
     for folder in ["plain", "rauc", "swupdate", "mender-update"] {
-        let mut installs = false;
+        let (mut installs, mut verifies) = (false, false);
         for entry in fs::read_dir(examples.join(folder)).unwrap() {
             let path = entry.unwrap().path();
             let name = path.file_name().unwrap().to_str().unwrap();
             let moment = crate::core::hooks::moment(name).unwrap_or_else(|| panic!("{name} is no hook"));
             installs |= moment == Moment(State::ArtifactInstall, Action::Enter);
+            verifies |= moment == Moment(State::ArtifactVerifyReboot, Action::Enter);
             let read = std::process::Command::new("/bin/sh").arg("-n").arg(&path).status().unwrap();
             assert!(
                 read.success() && fs::metadata(&path).unwrap().permissions().mode() & 0o111 != 0,
@@ -253,7 +307,7 @@ fn the_examples_are_hooks() {
             );
             found += 1;
         }
-        assert!(installs, "{folder}");
+        assert!(installs && verifies, "{folder}");
     }
     assert!(found >= 12, "{found}");
 }
