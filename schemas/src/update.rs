@@ -391,6 +391,11 @@ impl State {
 /// hub.
 pub const INCONCLUSIVE: &str = "inconclusive_link";
 
+/// Codes of failures that say nothing about the release: the link, the node's disk, or bytes that are not those that were
+/// signed. Neither end counts them against it.
+pub const HARMLESS: [&str; 6] =
+    [INCONCLUSIVE, "no_space", "disk", "not_served", "digest_mismatch", "length_mismatch"];
+
 /// A step of an update, as the node tells it: the data of an event of kind [`EVENT`], and the result of the command.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use fleet_schemas::update::{INCONCLUSIVE, State};
+use fleet_schemas::update::{HARMLESS, INCONCLUSIVE, State};
 
 use super::{
     Arrival, COMMITS, DENIALS, Effects, Found, Health, Input, LOOKS, Next, PROBE_EVERY, RETRY_FIRST,
@@ -13,9 +13,6 @@ use crate::core::queue::{Limit, Passed, Time};
 
 /// How long the end of this process is waited for before what should bring it about is done again.
 const AWAY: Duration = Duration::from_secs(120);
-/// Failures that say nothing about the release: they do not quarantine it.
-const HARMLESS: [&str; 6] =
-    [INCONCLUSIVE, code::NO_SPACE, code::DISK, code::DENIED, code::DIGEST, code::LENGTH];
 
 impl Effects {
     fn only(next: Next) -> Self {
@@ -43,7 +40,10 @@ impl Update {
             }
             (Input::Committed(Ok(())), Stage::Committing) => {
                 let effects = self.enter(Stage::Over(Verdict { state: State::Confirmed, reason: None }));
-                Effects { history: Some(view.history.with(self.release())), ..effects }
+                // What ran before is known to be good, also if it came with the machine: a way back leads there.
+                let before =
+                    self.from.clone().map_or_else(|| view.history.clone(), |from| view.history.with(from));
+                Effects { history: Some(before.with(self.release())), ..effects }
             }
             (Input::Committed(Err(trouble)), Stage::Committing) => {
                 self.retry(COMMITS, &Trouble { passing: true, ..trouble }, |verdict| {

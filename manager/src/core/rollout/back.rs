@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use fleet_schemas::update::{Custom, Digest, State as Said, Target};
+use fleet_schemas::update::{Digest, State as Said, Target};
 
 use super::{
     live::Live,
@@ -14,14 +14,15 @@ use crate::core::{Now, fleet::Fleet, intake};
 /// The name of the only wave.
 const ALL: &str = "100%";
 
-/// Makes the rollout that undoes another; none when no node has it.
+/// Makes the rollout that undoes another; none when no node can go back. Gives how many nodes have it and nothing to go
+/// back to.
 pub(super) fn make(
     fleet: &mut Fleet,
     effects: &mut intake::Effects,
     of: &Live,
     by: &str,
     now: Now,
-) -> Option<Id> {
+) -> (Option<Id>, usize) {
     let mut goals: Vec<(Target, Artifact)> = Vec::new();
     let mut places: BTreeMap<Digest, u16> = BTreeMap::new();
     let (mut placed, mut left_out) = (Vec::new(), Vec::new());
@@ -46,8 +47,9 @@ pub(super) fn make(
         let one = Placed { seat: seat.clone(), site: member.site, goal, left_out: why };
         if why.is_some() { left_out.push(one) } else { placed.push(one) }
     }
+    let stay = left_out.len();
     if placed.is_empty() {
-        return None;
+        return (None, stay);
     }
     let id = name(fleet, &of.head.spec.id);
     let spec = spec(fleet, of, &id, goals, by, now);
@@ -68,19 +70,13 @@ pub(super) fn make(
     let plan = Plan { names, waves: vec![placed, Vec::new()], sites: of.head.sites.clone(), left_out, text };
     let reason = format!("nodes go back from rollout {}", of.head.spec.id);
     start(fleet, effects, spec, plan, State::Running, reason, now);
-    Some(id)
+    (Some(id), stay)
 }
 
-/// What a seat ran before, as a target. Of what is not known any more the architecture is taken to be the same.
+/// What a seat ran before, as a target: what nobody signed, no node takes.
 fn goal_of(of: &Live, member: &Member) -> Option<(Target, Artifact)> {
-    let (version, digest) = member.from.as_ref()?;
-    let spec = &of.head.spec;
-    if let Some(known) = spec.before.get(digest) {
-        return Some(known.clone());
-    }
-    let (target, _) = of.goal(member)?;
-    let target = Target { version: version.clone(), ..target.clone() };
-    Some((target, Artifact { digest: *digest, length: 0, custom: Custom::default() }))
+    let (_, digest) = member.from.as_ref()?;
+    of.head.spec.before.get(digest).cloned()
 }
 
 fn name(fleet: &Fleet, of: &Id) -> Id {

@@ -6,7 +6,7 @@ use super::{
     back,
     live::{Live, reason},
     model::{Seat, Stage, Stand, State},
-    plan::count,
+    plan::{LeftOut, count},
     step,
 };
 use crate::core::{Now, fleet::Fleet, intake};
@@ -84,12 +84,17 @@ pub(super) fn roll_back(
 ) {
     call_off(fleet, effects, live, "the rollout goes back", now);
     match back::make(fleet, effects, live, by, now) {
-        Some(back) => {
+        (Some(back), _) => {
             live.head.back = Some(back.clone());
             let why = format!("{why}; rollout {back} takes the nodes back");
             live.turn(State::RollingBack, why, now.wall_ms);
         }
-        None => live.turn(State::RolledBack, format!("{why}; no node has to go back"), now.wall_ms),
+        (None, 0) => live.turn(State::RolledBack, format!("{why}; no node has to go back"), now.wall_ms),
+        (None, stay) => {
+            let stay = count(stay, "node");
+            let why = format!("{why}; {stay} run it on: nothing that is still signed ran there before");
+            live.turn(State::Failed, why, now.wall_ms);
+        }
     }
 }
 
@@ -111,8 +116,20 @@ pub(super) fn watch_back(fleet: &Fleet, live: &mut Live, now: Now) {
     let id = &back.head.spec.id;
     let came = outcome(back);
     let why = live.head.reason.split("; rollout ").next().unwrap_or_default();
-    let why = format!("{why}; rollout {id} took the nodes back: {came}");
-    let state = if state == State::Done { State::RolledBack } else { State::Failed };
+    let stays = |member: &super::Member| match member.stand {
+        // It was away all the time, or has nothing to go back to.
+        Stand::Said(Said::Skipped) => {
+            let why = member.reason.as_ref().map(|why| why.code.as_str());
+            why.is_some_and(|code| ["offline", LeftOut::NothingBefore.code()].contains(&code))
+        }
+        stand => stand.is_bad(),
+    };
+    let all_went = state == State::Done && !back.members().values().any(stays);
+    let (state, took) = match all_went {
+        true => (State::RolledBack, "took the nodes back"),
+        false => (State::Failed, "did not take all nodes back"),
+    };
+    let why = format!("{why}; rollout {id} {took}: {came}");
     live.turn(state, why, now.wall_ms);
 }
 

@@ -3,7 +3,7 @@
 use fleet_schemas::{
     CommandId, DeviceId, NodeId,
     command::{Reason, State as Ended},
-    update::{INCONCLUSIVE, Report, Running, State as Said},
+    update::{HARMLESS, INCONCLUSIVE, Report, Running, State as Said},
 };
 
 use super::{
@@ -17,6 +17,9 @@ use crate::core::{
     fleet::{Fleet, Node, NodeNo},
     intake, presence,
 };
+
+/// Codes of commands that the hub itself ended as failed, for it knows no better.
+const BY_HUB: [&str; 5] = ["replaced", "moved", "agent_state_lost", "unsettled", "held"];
 
 /// Takes everything that a group of inputs says of updates.
 pub(super) fn take(fleet: &mut Fleet, effects: &mut intake::Effects, now: Now) {
@@ -35,6 +38,8 @@ pub(super) fn take(fleet: &mut Fleet, effects: &mut intake::Effects, now: Now) {
     for id in ids {
         met(fleet, effects, &id, now);
     }
+    let forgotten: Vec<NodeNo> = effects.forgotten.iter().map(|(number, _)| *number).collect();
+    forgotten.into_iter().for_each(|number| gone(fleet, effects, number));
 }
 
 /// Runs something for every rollout that a node takes part in.
@@ -169,12 +174,10 @@ pub(super) fn end(
     let was_bad = member.stand.is_bad();
     let digest = live.digest(member);
     let was_told = member.told_ms.is_some();
-    let online =
-        node_of(fleet, seat.0).is_some_and(|node| node.record.presence.state == presence::State::Online);
-    if stand.is_bad()
-        && !was_bad
+    let waits_for = node_of(fleet, seat.0).is_some_and(|node| !is_up(node));
+    if !was_bad
         && was_told
-        && stand != Stand::Said(Said::Rejected)
+        && tells_of_release(stand, why.as_ref())
         && let Some(digest) = digest
     {
         let text = why.as_ref().map_or_else(|| stand.as_str().to_owned(), |why| why.message.clone());
@@ -182,11 +185,29 @@ pub(super) fn end(
     }
     live.stand(&mut effects.rollouts, seat, stand, why, now.wall_ms);
     live.change(&mut effects.rollouts, seat, |member| {
-        member.down = was_told && !online;
+        member.down = was_told && waits_for;
         member.bytes = None;
     });
     live.cause = Some(seat.0);
     touch_all(&mut fleet.rollouts, seat.0, &live.head.spec.id);
+}
+
+/// Whether an end says something of the release: that the link, the disk or the time was not enough does not.
+fn tells_of_release(stand: Stand, why: Option<&Reason>) -> bool {
+    match stand {
+        Stand::Drifted => true,
+        Stand::Said(Said::RolledBack | Said::Failed) => {
+            let harmless =
+                |why: &Reason| HARMLESS.contains(&why.code.as_str()) || BY_HUB.contains(&why.code.as_str());
+            !why.is_some_and(harmless)
+        }
+        _ => false,
+    }
+}
+
+/// Whether others need not wait for a node to come back: it is there, or has left for another hub.
+fn is_up(node: &Node) -> bool {
+    node.moves || node.record.presence.state == presence::State::Online
 }
 
 /// Others may wait for this node.
@@ -326,12 +347,16 @@ fn ends(fleet: &mut Fleet, effects: &mut intake::Effects, now: Now) {
 
 /// A node's presence may have changed, or it is new.
 fn met(fleet: &mut Fleet, effects: &mut intake::Effects, id: &NodeId, now: Now) {
-    let Some(node) = fleet.nodes.get(id) else { return };
-    let (number, state) = (node.number, node.record.presence.state);
+    let Some(node) = fleet.nodes.get(id) else {
+        if let Some(number) = fleet.gone.get(id).map(|node| node.number) {
+            gone(fleet, effects, number);
+        }
+        return;
+    };
+    let (number, state, is_back) = (node.number, node.record.presence.state, is_up(node));
     each(fleet, number, |fleet, live| {
         for seat in seats_of(live, number) {
             let Some(member) = live.members().get(&seat) else { continue };
-            let is_back = state == presence::State::Online;
             let is_gone = matches!(state, presence::State::Offline | presence::State::Sleeping { .. });
             if is_back && member.down {
                 live.change(&mut effects.rollouts, &seat, |member| member.down = false);
@@ -348,6 +373,18 @@ fn met(fleet: &mut Fleet, effects: &mut intake::Effects, id: &NodeId, now: Now) 
         }
     });
     join(fleet, effects, id, now);
+}
+
+/// Nobody waits for a node that was removed.
+fn gone(fleet: &mut Fleet, effects: &mut intake::Effects, number: NodeNo) {
+    each(fleet, number, |fleet, live| {
+        for seat in seats_of(live, number) {
+            if live.members().get(&seat).is_some_and(|member| member.down) {
+                live.change(&mut effects.rollouts, &seat, |member| member.down = false);
+            }
+        }
+        fleet.rollouts.touched.insert(live.head.spec.id.clone());
+    });
 }
 
 /// Whether a rollout takes nodes that come after it was made.

@@ -378,7 +378,7 @@ fn act_on(
             end::roll_back(fleet, effects, live, &said("rolled back", reason), by, now);
         }
         (Act::Rollback { reason }, State::Done | State::Stopped | State::Failed) => {
-            let Some(back) = super::back::make(fleet, effects, live, by, now) else {
+            let (Some(back), _) = super::back::make(fleet, effects, live, by, now) else {
                 return refuse("no node has it that ran something else of this name before");
             };
             live.head.reason =

@@ -41,6 +41,10 @@ pub(super) enum Manner {
     RollsBack(String),
     /// It does not come to run.
     Fails(String),
+    /// Its disk is full.
+    Full,
+    /// It is confirmed, and does not go back.
+    Stays,
     /// It refuses.
     Rejects(String),
     /// It accepts, and says nothing more.
@@ -188,12 +192,17 @@ impl Sim {
             when(after, Deed::End(wire::State::Succeeded, Said::Confirmed, None));
         };
         match self.manner.clone() {
-            // What goes back goes back well.
+            Manner::Stays if order.back => {
+                let text = "1.1.0 is lower than 1.2.0, which runs";
+                when(1, Deed::Step(Said::Rejected, why("downgrade", text)));
+                when(1, Deed::End(wire::State::Rejected, Said::Rejected, why("downgrade", text)));
+            }
+            // What else goes back goes back well.
             _ if order.back => {
                 steps(&mut when, 6);
                 confirm(&mut when, 20);
             }
-            Manner::Good => {
+            Manner::Good | Manner::Stays => {
                 steps(&mut when, 6);
                 confirm(&mut when, 30);
             }
@@ -227,6 +236,12 @@ impl Sim {
                 steps(&mut when, 3);
                 when(5, Deed::Step(Said::Failed, why("install_failed", &text)));
                 when(5, Deed::End(wire::State::Failed, Said::Failed, why("install_failed", &text)));
+            }
+            Manner::Full => {
+                steps(&mut when, 2);
+                let text = "it needs 40 MB, and 3 MB are free";
+                when(3, Deed::Step(Said::Failed, why("no_space", text)));
+                when(3, Deed::End(wire::State::Failed, Said::Failed, why("no_space", text)));
             }
             Manner::Rejects(text) => {
                 when(1, Deed::Step(Said::Rejected, why("bad_signature", &text)));
@@ -329,6 +344,15 @@ impl Play {
                 None => Intent::RemoveSite(site.to_owned()),
             };
             let order = Wish { by: "operator ada".to_owned(), intent };
+            registry::take(fleet, &mut Identities::default(), effects, order, 0, now).unwrap();
+        });
+    }
+
+    /// An admin removes a node.
+    pub(super) fn remove(&mut self, id: &str) {
+        let node = self.sims.remove(id).unwrap().id;
+        self.group_with(|fleet, effects, now| {
+            let order = Wish { by: "operator ada".to_owned(), intent: Intent::RemoveNode(node) };
             registry::take(fleet, &mut Identities::default(), effects, order, 0, now).unwrap();
         });
     }

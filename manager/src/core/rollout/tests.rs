@@ -91,6 +91,7 @@ impl Script {
                 names_of(names).iter().for_each(|id| self.play.offline(id));
                 self.play.group();
             }
+            ["remove", id] => self.play.remove(id),
             ["runs", names, version] => {
                 names_of(names).iter().for_each(|id| self.play.run(id, version));
                 self.play.group();
@@ -249,6 +250,8 @@ fn read_manner(words: &[&str]) -> Manner {
         "good" => Manner::Good,
         "rolls-back" => Manner::RollsBack(text()),
         "fails" => Manner::Fails(text()),
+        "full" => Manner::Full,
+        "stays" => Manner::Stays,
         "rejects" => Manner::Rejects(text()),
         "silent" => Manner::Silent,
         "lies" => Manner::Lies,
