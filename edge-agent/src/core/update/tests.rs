@@ -117,7 +117,12 @@ fn a_good_release_goes_its_way_and_each_step_is_written_before_it_is_done() {
     let effects = update.decide(Input::Committed(Ok(())), &view, &at(102));
     assert!(effects.write && effects.tell && effects.next == Next::Nothing);
     assert_eq!(update.state(), State::Confirmed);
-    assert_eq!(effects.history.unwrap().last_good(), Some(&release("1.2.0", 2, 0)));
+    let history = effects.history.unwrap();
+    assert_eq!(history.last_good(), Some(&release("1.2.0", 2, 0)));
+    assert!(
+        history.knows(Digest([1; 32])),
+        "what ran before is a way back, also if it came with the machine"
+    );
     assert_eq!(update.report(None).from, Some(Digest([1; 32])));
 }
 

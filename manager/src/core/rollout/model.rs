@@ -174,9 +174,9 @@ pub enum State {
     Done,
     /// Called off; nodes that have the release keep it.
     Stopped,
-    /// Its nodes went back.
+    /// All nodes that had the release went back.
     RolledBack,
-    /// Its deadline passed before the waves did.
+    /// Its deadline passed before the waves did, or nodes were to go back and did not.
     Failed,
 }
 
