@@ -209,12 +209,15 @@ pub async fn start(config: &Config) -> Result<RunningHub, StartError> {
     if backup::restore::is_unfinished(&config.data) {
         return Err(StartError::Unfinished(config.data.clone()));
     }
-    backup::make::remove(&config.data)?;
     let clock = Arc::new(HubClock::default());
     let disk = Arc::new(Folder::new(&config.data));
     let store = config.store();
     let fresh = StoreId(clock::random());
     let mut consumer = Consumer::open(disk, store.telemetry, fresh, clock.now())?;
+    // Not before the stores are this hub's: somebody else may be backing them up.
+    if let Err(error) = backup::make::remove(&config.data) {
+        tracing::warn!(%error, "copies that a backup left are still there");
+    }
     let trail = config.trail();
     consumer.keep_trail(&trail, clock.now()).map_err(backup::Error::from)?;
     let http = config.listen.http;

@@ -149,7 +149,7 @@ fn sources(api: &Api) -> Result<Sources, Refusal> {
         data: api.config.data.clone(),
         moment,
         releases: api.hub.releases().map(|releases| releases.files()),
-        trail: (!trail.starts_with(&api.config.data)).then(|| trail.clone()),
+        trail: make::trail_elsewhere(&api.config.data, trail),
         store_id: state.store_id().to_string(),
         now_ms: api.hub.clock().now().wall_ms,
     })

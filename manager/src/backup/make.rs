@@ -88,17 +88,23 @@ pub(super) struct Hashing<R> {
     pub(super) from: R,
     pub(super) digest: Sha256,
     pub(super) bytes: u64,
+    /// Why it could not be read, once it could not.
+    pub(super) failed: Option<String>,
 }
 
 impl<R> Hashing<R> {
     pub(super) fn new(from: R) -> Self {
-        Self { from, digest: Sha256::new(), bytes: 0 }
+        Self { from, digest: Sha256::new(), bytes: 0, failed: None }
     }
 }
 
 impl<R: Read> Read for Hashing<R> {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        let read = self.from.read(bytes)?;
+        let read = self.from.read(bytes).inspect_err(|error| {
+            if error.kind() != io::ErrorKind::Interrupted {
+                self.failed = Some(error.to_string());
+            }
+        })?;
         self.digest.update(&bytes[..read]);
         self.bytes += read as u64;
         Ok(read)
@@ -132,6 +138,13 @@ pub fn remove(data: &Path) -> Result<(), Error> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at(&path)(error)),
         Err(_) | Ok(()) => Ok(()),
     }
+}
+
+/// The file of revocations, where it does not lie in the data folder.
+#[must_use]
+pub fn trail_elsewhere(data: &Path, trail: &Path) -> Option<PathBuf> {
+    let whole = |path: &Path| fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    (!whole(trail).starts_with(whole(data))).then(|| trail.to_owned())
 }
 
 /// About how many bytes [`write`] reads, for whoever shows how far it is.
@@ -180,6 +193,7 @@ pub fn write<W: Write>(
     go_on: &dyn Fn() -> bool,
 ) -> Result<Manifest, Error> {
     let Sources { data, moment, releases, trail: elsewhere, store_id, now_ms } = sources;
+    let elsewhere = elsewhere.filter(|path| path.exists());
     let head = Head {
         format: FORMAT,
         made_ms: now_ms,
@@ -221,11 +235,13 @@ pub fn write<W: Write>(
         let file = plain.name.rsplit('/').next().unwrap_or_default();
         let taken =
             releases.as_ref().is_some_and(|taken| taken.contains_key(file) || release::is_metadata(file));
-        if !(is_release(&plain.name) && taken) {
+        // One that the hub wrote before it was told another place is older, and all of it is in the newer one.
+        let is_older = plain.name == trail::FILE && elsewhere.is_some();
+        if !(is_release(&plain.name) && taken || is_older) {
             writer.plain(&plain)?;
         }
     }
-    if let Some(path) = elsewhere.filter(|path| path.exists()) {
+    if let Some(path) = elsewhere {
         let bytes = fs::metadata(&path).map_err(at(&path))?.len();
         writer.plain(&Plain { name: trail::FILE.to_owned(), path, bytes })?;
     }
@@ -392,14 +408,17 @@ fn walk(folder: &Path, below: &str, found: &mut Vec<Plain>, left_out: &mut Vec<S
             }
             continue;
         }
-        let Ok(meta) = entry.metadata() else { continue };
+        // What lies on another disk is a link in the folder itself.
+        let meta = if below.is_empty() { fs::metadata(&path) } else { entry.metadata() };
+        let Ok(meta) = meta else { continue };
         // Uploads that have not come to their end, and files that are being written.
         if name == format!("{}/uploads", artifact::FOLDER) || file.ends_with(".new") {
             continue;
         }
         if meta.is_dir() {
             walk(&path, &name, found, left_out)?;
-        } else if !meta.is_file() || (meta.len() > PLAIN_BYTES && !is_artifact(&name)) {
+        } else if !meta.is_file() || (meta.len() > PLAIN_BYTES && !is_artifact(&name) && name != trail::FILE)
+        {
             left_out.push(name);
         } else {
             found.push(Plain { name, path, bytes: meta.size() });

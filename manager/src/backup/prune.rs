@@ -66,6 +66,9 @@ impl Alone {
     }
 }
 
+/// How folders are called in which a backup is unpacked when it is verified.
+pub const SCRATCH: &str = ".verify-";
+
 /// What to remove so that `keep` backups stay, `newest` among them whatever its time. Without a `newest`: as it would be
 /// after the next one, which is taken to need what the last one does.
 ///
@@ -115,6 +118,27 @@ pub fn carry_out(
     // A backup must not come back, after the power failed, when what it needs does not.
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(at(folder))?;
     plan.objects.iter().try_for_each(|path| gone(path))
+}
+
+/// Removes what a backup into this folder left that was killed: it holds the hub's keys, and takes up room. Call it while no
+/// other backup goes on there.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn clear(folder: &Path) -> Result<(), Error> {
+    for entry in fs::read_dir(folder).map_err(at(folder))? {
+        let path = entry.map_err(at(folder))?.path();
+        let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
+        let removed = if name.starts_with(SCRATCH) && path.is_dir() {
+            fs::remove_dir_all(&path)
+        } else if name.ends_with(&format!("{SUFFIX}.partial")) {
+            fs::remove_file(&path)
+        } else {
+            continue;
+        };
+        removed.map_err(at(&path))?;
+    }
+    Ok(())
 }
 
 /// What is of use to nobody: what a backup that was killed left, and lists of backups that are gone or go.
@@ -175,6 +199,13 @@ fn needs(folder: &Path, backup: &Path) -> Result<BTreeSet<String>, Error> {
     serde_json::from_slice(&text).map_err(|_| Error::NeedsUnknown(backup.to_owned()))
 }
 
+/// The time that a backup was named by, Unix milliseconds.
+pub(super) fn time_of(path: &Path) -> Option<i64> {
+    let name = path.file_name()?.to_str()?.strip_suffix(SUFFIX).filter(|_| is_named_by_time(path))?;
+    let time = jiff::civil::DateTime::strptime("%Y-%m-%dT%H%M%SZ", name).ok()?;
+    Some(jiff::tz::TimeZone::UTC.to_timestamp(time).ok()?.as_millisecond())
+}
+
 fn is_named_by_time(path: &Path) -> bool {
     let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(SUFFIX));
     let fits = |(is, wanted): (u8, u8)| if wanted == b'd' { is.is_ascii_digit() } else { is == wanted };
@@ -198,5 +229,6 @@ mod tests {
         ] {
             assert!(!is(other), "{other}");
         }
+        assert_eq!(time_of(Path::new("/mnt/1970-01-02T000001Z.fleet-backup")), Some(86_401_000));
     }
 }

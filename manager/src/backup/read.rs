@@ -14,6 +14,7 @@ use super::{
     Error, FORMAT, HEAD, Head, JSON_BYTES, Kept, MANIFEST, Manifest, OBJECTS, SUFFIX, at, hex, is_inside,
     make::{Hashing, make_file, make_folder},
     sealed::{self, Identities},
+    trail,
 };
 use crate::store::moment::{self, Rows};
 
@@ -96,14 +97,40 @@ pub struct Checked {
 pub fn find(path: &Path) -> Result<Place, Error> {
     let meta = fs::metadata(path).map_err(at(path))?;
     if meta.is_dir() {
-        let newest = list(path)?.pop().ok_or_else(|| Error::None(path.to_owned()))?;
+        let newest = list(path)?.into_iter().max_by_key(|file| (made_ms(file), file.clone()));
+        let newest = newest.ok_or_else(|| Error::None(path.to_owned()))?;
         return Ok(Place { file: newest, objects: path.join(OBJECTS) });
     }
     let folder = path.parent().unwrap_or(Path::new("."));
     Ok(Place { file: path.to_owned(), objects: folder.join(OBJECTS) })
 }
 
-/// The backups in a folder, oldest first: their names begin with their time.
+/// When a backup was made, Unix milliseconds: as it says itself, else as its name says, else when its file was changed.
+/// Names that people gave tell nothing.
+fn made_ms(file: &Path) -> i64 {
+    struct Beginning(Option<i64>);
+    impl Sink for Beginning {
+        fn head(&mut self, head: &Head) -> Result<(), Error> {
+            self.0 = Some(head.made_ms);
+            Err(Error::GivenUp)
+        }
+        fn take(&mut self, _: &str, _: u64, _: &mut dyn Read) -> Result<(), Error> {
+            Err(Error::GivenUp)
+        }
+    }
+    let mut beginning = Beginning(None);
+    // Of an encrypted one nothing can be read.
+    let _ = read_file(file, None, &mut beginning);
+    let of_name = || super::prune::time_of(file);
+    let of_file = || {
+        let changed = fs::metadata(file).and_then(|meta| meta.modified()).ok()?;
+        let since = changed.duration_since(std::time::UNIX_EPOCH).ok()?;
+        i64::try_from(since.as_millis()).ok()
+    };
+    beginning.0.or_else(of_name).or_else(of_file).unwrap_or(i64::MIN)
+}
+
+/// The backups in a folder, by name: those that were named by their time are oldest first.
 ///
 /// # Errors
 /// [`Error::Io`].
@@ -189,7 +216,11 @@ fn read_object(
     let from = sealed::open(io::BufReader::new(File::open(file).map_err(at(file))?), identities)?;
     let from = zstd::Decoder::new(from).map_err(|error| damaged(error.to_string()))?;
     let mut from = Hashing::new(from);
-    sink.take(name, 0, &mut from)?;
+    let taken = sink.take(name, 0, &mut from);
+    if let Some(why) = from.failed.take() {
+        return Err(damaged(why));
+    }
+    taken?;
     io::copy(&mut from, &mut io::sink()).map_err(|error| damaged(error.to_string()))?;
     match hex(&from.digest.finalize()) == digest {
         true => Ok(()),
@@ -235,8 +266,17 @@ pub fn read_stream(plain: impl Read, path: &Path, sink: &mut dyn Sink) -> Result
             manifest = Some(json(&mut entry, bytes, path)?);
             continue;
         }
+        // Builds before took the file of revocations twice, where the hub had been told another place for it.
+        if found.iter().any(|kept| kept.path == name) && name != trail::FILE {
+            return Err(damaged(format!("it has {name} twice")));
+        }
         let mut from = Hashing::new(&mut entry);
-        sink.take(&name, bytes, &mut from)?;
+        let taken = sink.take(&name, bytes, &mut from);
+        // What cannot be read is not the fault of whoever takes it.
+        if let Some(why) = from.failed.take() {
+            return Err(Error::Broken { path: path.to_owned(), why });
+        }
+        taken?;
         io::copy(&mut from, &mut io::sink()).map_err(broken)?;
         let sha256 = hex(&from.digest.finalize());
         if !name.starts_with(OBJECTS) {
@@ -309,6 +349,10 @@ impl Sink for Unpack<'_> {
         let path = self.folder.join(name);
         if let Some(folder) = path.parent() {
             make_folder(folder)?;
+        }
+        if name == trail::FILE && path.exists() {
+            // The later one has all of it.
+            fs::remove_file(&path).map_err(at(&path))?;
         }
         let mut file = make_file(&path)?;
         self.bytes += io::copy(from, &mut file).map_err(at(&path))?;

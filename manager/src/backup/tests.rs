@@ -1,6 +1,12 @@
 //! A data folder with something of everything, backed up, damaged, restored.
 
-use std::{collections::BTreeSet, fs, io::Cursor, path::Path, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::Cursor,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use fleet_schemas::{CommandId, DeviceId, Lane, MetricName, NodeId, StoreId, telemetry};
 use sha2::{Digest as _, Sha256};
@@ -162,18 +168,19 @@ fn sign(data: &Path) {
 }
 
 fn back_up(data: &Path, ask: &Ask) -> (Vec<u8>, Manifest) {
+    back_up_with(data, ask, None)
+}
+
+fn sources(data: &Path, trail: Option<PathBuf>) -> Sources {
     let (state, samples) = restore::stores(data, now(NOW_MS)).unwrap();
     let moment = samples.moment(&state).unwrap().unwrap();
-    let sources = Sources {
-        data: data.to_owned(),
-        moment,
-        releases: None,
-        trail: None,
-        store_id: state.store_id().to_string(),
-        now_ms: NOW_MS,
-    };
+    let store_id = state.store_id().to_string();
+    Sources { data: data.to_owned(), moment, releases: None, trail, store_id, now_ms: NOW_MS }
+}
+
+fn back_up_with(data: &Path, ask: &Ask, trail: Option<PathBuf>) -> (Vec<u8>, Manifest) {
     let mut out = Vec::new();
-    let manifest = make::write(sources, ask, &mut out, &|| true).unwrap();
+    let manifest = make::write(sources(data, trail), ask, &mut out, &|| true).unwrap();
     (out, manifest)
 }
 
@@ -361,6 +368,57 @@ fn damage_is_found_wherever_it_is_and_no_hub_is_made_of_it() {
     let again = restore_to(&write(there.path(), &bytes), &data, None);
     assert!(matches!(again, Err(Error::NotEmpty(_))), "{again:?}");
     open(&data, NOW_MS + 70_000);
+}
+
+/// The hub was told another place for its revocations, as the operator's guide has it: the file of before lies there yet.
+#[test]
+fn revocations_that_lie_elsewhere_are_taken_once() {
+    let (hub, elsewhere) = (hub(), tempfile::tempdir().unwrap());
+    let newer = elsewhere.path().join("revocations.jsonl");
+    let older = hub.path().join(trail::FILE);
+    fs::write(&newer, [fs::read(&older).unwrap(), b"\n".to_vec()].concat()).unwrap();
+    assert_eq!(make::trail_elsewhere(hub.path(), &older), None);
+    assert_eq!(make::trail_elsewhere(hub.path(), &newer), Some(newer.clone()));
+    let (bytes, manifest) = back_up_with(hub.path(), &Ask::default(), Some(newer.clone()));
+    assert_eq!(manifest.files.iter().filter(|file| file.path == trail::FILE).count(), 1);
+    let place = write(elsewhere.path(), &bytes);
+    verify(&place).unwrap();
+    let data = tempfile::tempdir().unwrap();
+    let data = data.path().join("hub");
+    restore_to(&place, &data, None).unwrap();
+    assert!(fs::read(data.join(trail::FILE)).unwrap().starts_with(&fs::read(&newer).unwrap()));
+}
+
+/// What cannot be read is the backup's fault, and not that of the disk that it goes to.
+#[test]
+fn a_backup_that_was_cut_is_called_broken() {
+    let (hub, folder) = (hub(), tempfile::tempdir().unwrap());
+    let (bytes, _) = back_up(hub.path(), &Ask::default());
+    for part in [3, 2] {
+        let place = write(folder.path(), &bytes[..bytes.len() * (part - 1) / part]);
+        let file = place.file.display().to_string();
+        let told =
+            [verify(&place).unwrap_err(), restore_to(&place, &folder.path().join("hub"), None).unwrap_err()];
+        assert!(told.iter().all(|error| matches!(error, Error::Broken { .. })), "{told:?}");
+        assert!(told.iter().all(|error| error.to_string().contains(&file)), "{told:?}");
+        fs::remove_dir_all(folder.path().join("hub")).unwrap();
+    }
+}
+
+#[test]
+fn the_newest_of_a_folder_is_told_by_when_it_was_made() {
+    let (hub, folder) = (hub(), tempfile::tempdir().unwrap());
+    let (bytes, _) = back_up(hub.path(), &Ask::default());
+    let file = |name: &str| folder.path().join(format!("{name}{SUFFIX}"));
+    fs::write(file("monday"), &bytes).unwrap();
+    let later = Sources { now_ms: NOW_MS + 86_400_000, ..sources(hub.path(), None) };
+    let mut newer = Vec::new();
+    make::write(later, &Ask::default(), &mut newer, &|| true).unwrap();
+    fs::write(file("2026-11-30T031500Z"), &newer).unwrap();
+    assert_eq!(read::find(folder.path()).unwrap().file, file("2026-11-30T031500Z"));
+    fs::write(file("before-upgrade"), &newer).unwrap();
+    fs::write(file("2026-11-30T031500Z"), &bytes).unwrap();
+    assert_eq!(read::find(folder.path()).unwrap().file, file("before-upgrade"));
 }
 
 #[test]

@@ -147,6 +147,9 @@ pub(super) async fn run(args: BackupArgs, common: &Common, out: Out) -> Result<(
     let is_folder = to.is_dir();
     let alone = is_folder.then(|| prune::Alone::new(&folder)).transpose();
     let alone = alone.map_err(|error| failed(&error, "back up"))?.flatten();
+    if alone.is_some() {
+        prune::clear(&folder).map_err(|error| failed(&error, "back up"))?;
+    }
     let have =
         if is_folder { read::objects(&folder.join(crate::backup::OBJECTS)) } else { Ok(Default::default()) };
     let have = have.map_err(|error| failed(&error, "back up"))?;
@@ -290,7 +293,7 @@ fn offline(
         data: data.to_owned(),
         moment,
         releases: None,
-        trail: (!trail.starts_with(data)).then_some(trail),
+        trail: make::trail_elsewhere(data, &trail),
         store_id: state.store_id().to_string(),
         now_ms,
     };
@@ -344,7 +347,7 @@ fn verify_at(place: &Place, keys: Option<&Identities>, bar: &ProgressBar) -> Res
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         Some(_) | None => Path::new("."),
     };
-    let scratch = tempfile::Builder::new().prefix(".verify-").tempdir_in(folder);
+    let scratch = tempfile::Builder::new().prefix(prune::SCRATCH).tempdir_in(folder);
     let scratch = scratch.map_err(|source| Error::Io { path: folder.to_owned(), source })?;
     read::verify(place, keys, scratch.path(), &mut |name, bytes| {
         bar.set_position(bytes);

@@ -56,17 +56,22 @@ impl Nights {
     }
 
     fn back_up_as(&self, file: PathBuf) -> PathBuf {
+        self.try_back_up_as(file.clone()).unwrap();
+        file
+    }
+
+    fn try_back_up_as(&self, file: PathBuf) -> Result<(), Error> {
         let have = read::objects(&self.folder.path().join(OBJECTS)).unwrap().into_keys().collect();
         let ask = Ask { telemetry: true, objects: true, have };
         let (to, incoming) = Incoming::pair();
         let data = self.hub.path().to_owned();
         let about = Arc::<AtomicU64>::default();
         let (recipients, bar) = (self.recipients.clone(), ProgressBar::hidden());
-        let taking = Taking { file: file.clone(), is_folder: true, recipients, about: about.clone(), bar };
+        let taking = Taking { file, is_folder: true, recipients, about: about.clone(), bar };
         let source = thread::spawn(move || offline(&data, &ask, to, &about));
-        taking.run(incoming).unwrap();
+        let taken = taking.run(incoming).map(drop);
         source.join().unwrap().unwrap();
-        file
+        taken
     }
 
     fn plan(&self, newest: Option<&Path>, keep: usize) -> Result<Plan, Error> {
@@ -157,6 +162,37 @@ fn a_failure_at_any_step_leaves_whole_backups_and_the_next_night_goes_on() {
         verify(folder, &newest, None).unwrap();
         assert_eq!(files(&folder.join(OBJECTS)).len(), 3, "two weeks and an artifact");
     }
+}
+
+#[test]
+fn what_a_killed_backup_left_goes_and_a_damaged_object_is_written_anew() {
+    let nights = Nights::of(2);
+    let folder = nights.folder.path();
+    let left = folder.join(".verify-Ab12/telemetry");
+    fs::create_dir_all(&left).unwrap();
+    fs::write(left.join("2026-W48.redb"), "half").unwrap();
+    let partial = folder.join(format!("2026-11-01T031500Z{SUFFIX}.partial"));
+    fs::write(&partial, "half").unwrap();
+    prune::clear(folder).unwrap();
+    assert!(!folder.join(".verify-Ab12").exists() && !partial.exists());
+    assert_eq!(read::list(folder).unwrap().len(), 2);
+    // The week that is over: it is not asked for again, whatever it has become.
+    let objects = files(&folder.join(OBJECTS));
+    for object in &objects {
+        let bytes = fs::read(object).unwrap();
+        fs::write(object, &bytes[..bytes.len() - 1]).unwrap();
+    }
+    let (mut damaged, mut told) = (0, String::new());
+    let taken = (3..9).find_map(|night| match nights.try_back_up_as(nights.path(night)) {
+        Ok(_) => Some(night),
+        Err(error) => {
+            damaged += 1;
+            told = error.to_string();
+            None
+        }
+    });
+    assert!(damaged > 0 && told.contains(".damaged now"), "{told}");
+    verify(folder, &nights.path(taken.expect("objects are written anew")), None).unwrap();
 }
 
 #[test]

@@ -218,7 +218,8 @@ impl Taking {
         };
         let mut checked = if self.recipients.is_empty() {
             let objects = self.file.parent().unwrap_or(Path::new(".")).join(OBJECTS);
-            super::verify_at(&Place { file: beside.path.clone(), objects }, None, &self.bar)?
+            let place = Place { file: beside.path.clone(), objects };
+            super::verify_at(&place, None, &self.bar).map_err(|error| set_aside(error, &place.objects))?
         } else {
             let size = fs::metadata(&beside.path).map_err(at(&beside.path))?.len();
             let files = manifest.files.len() + manifest.elsewhere.len();
@@ -273,7 +274,10 @@ impl Taking {
         let objects = self.file.parent().unwrap_or(Path::new(".")).join(OBJECTS);
         fs::create_dir_all(&objects).map_err(at(&objects))?;
         let out = sealed(file, &self.recipients)?;
-        let tar = tar::Builder::new(zstd::Encoder::new(out, LEVEL).map_err(at(path))?);
+        let mut encoder = zstd::Encoder::new(out, LEVEL).map_err(at(path))?;
+        // The manifest vouches for the files, and this for the manifest.
+        encoder.include_checksum(true).map_err(at(path))?;
+        let tar = tar::Builder::new(encoder);
         let mut demux = Demux { tar, taking: self, objects, at_s: 0, path };
         let manifest = read::read_stream(incoming, &self.file, &mut demux)?;
         let text = serde_json::to_vec_pretty(&manifest).expect("texts and numbers make JSON");
@@ -281,6 +285,23 @@ impl Taking {
         let encoder = demux.tar.into_inner().map_err(at(path))?;
         finished(encoder.finish().map_err(at(path))?, path)?;
         Ok(manifest)
+    }
+}
+
+/// A damaged object is taken out of the way, so that the next backup writes it anew.
+fn set_aside(error: Error, objects: &Path) -> Error {
+    let Error::Damaged { path, why } = &error else { return error };
+    if path.parent() != Some(objects) {
+        return error;
+    }
+    let mut aside = path.clone().into_os_string();
+    aside.push(".damaged");
+    match fs::rename(path, &aside) {
+        Ok(()) => {
+            let why = format!("{why}; it is {} now, and the next backup writes it anew", aside.display());
+            Error::Damaged { path: path.clone(), why }
+        }
+        Err(_) => error,
     }
 }
 

@@ -44,7 +44,7 @@ pub enum Line {
     TokenUsed {
         /// Which.
         token: String,
-        /// By which nodes, all of them.
+        /// By which nodes: those that no line before has. Builds before wrote all of them each time.
         nodes: Vec<NodeId>,
     },
     /// A join token was taken back.
@@ -107,7 +107,7 @@ pub struct Applied {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Said {
     nodes: BTreeMap<NodeId, (bool, i64)>,
-    tokens: BTreeMap<String, usize>,
+    tokens: BTreeMap<String, BTreeSet<NodeId>>,
     // CAs that were made and not dropped.
     authorities: BTreeSet<String>,
 }
@@ -132,7 +132,9 @@ impl Said {
             Line::NodeLetIn { node, since_ms, .. } => {
                 self.nodes.insert(node.clone(), (false, *since_ms));
             }
-            Line::TokenUsed { token, nodes } => drop(self.tokens.insert(token.clone(), nodes.len())),
+            Line::TokenUsed { token, nodes } => {
+                self.tokens.entry(token.clone()).or_default().extend(nodes.iter().cloned());
+            }
             Line::TokenRemoved { token } => drop(self.tokens.remove(token)),
             Line::AuthorityMade { pin, .. } => drop(self.authorities.insert(pin.clone())),
             Line::AuthorityDropped { pin, .. } => drop(self.authorities.remove(pin)),
@@ -172,8 +174,10 @@ impl Said {
         let line = |row: &Row| match row {
             Row::Token(id) => match identities.tokens.get(id) {
                 Some(token) => {
-                    let news = token.used_by.len() > self.tokens.get(id).copied().unwrap_or(0);
-                    news.then(|| Line::TokenUsed { token: id.clone(), nodes: token.used_by.clone() })
+                    let said = self.tokens.get(id);
+                    let is_news = |node: &&NodeId| said.is_none_or(|said| !said.contains(*node));
+                    let nodes: Vec<_> = token.used_by.iter().filter(is_news).cloned().collect();
+                    (!nodes.is_empty()).then(|| Line::TokenUsed { token: id.clone(), nodes })
                 }
                 None => Some(Line::TokenRemoved { token: id.clone() }),
             },
@@ -232,11 +236,14 @@ pub fn apply(identities: &mut Identities, lines: &[Line]) -> Applied {
                 None
             }
             Line::TokenUsed { token, nodes } => {
-                if let Some(known) = identities.tokens.get_mut(token)
-                    && nodes.len() > known.used_by.len()
-                {
-                    known.used_by.clone_from(nodes);
-                    applied.rows.insert(Row::Token(token.clone()));
+                if let Some(known) = identities.tokens.get_mut(token) {
+                    let before = known.used_by.len();
+                    let is_news = |node: &&NodeId| !known.used_by.contains(*node);
+                    let news: Vec<_> = nodes.iter().filter(is_news).cloned().collect();
+                    known.used_by.extend(news);
+                    if known.used_by.len() > before {
+                        applied.rows.insert(Row::Token(token.clone()));
+                    }
                 }
                 None
             }
