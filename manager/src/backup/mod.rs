@@ -171,6 +171,17 @@ pub enum Error {
         /// Why.
         why: String,
     },
+    /// The folder's backups are for others.
+    #[error(
+        "what the backups in {folder} share is encrypted for {before}, and is not written again for anybody else: name the \
+         same recipients, or another folder"
+    )]
+    Recipients {
+        /// The folder.
+        folder: PathBuf,
+        /// For whom.
+        before: String,
+    },
     /// Its content is not what it says.
     #[error("{path} is damaged: {why}; take another backup")]
     Damaged {

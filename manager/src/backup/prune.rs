@@ -17,7 +17,7 @@ use serde::Serialize;
 use super::{
     Error, Manifest, OBJECTS, SUFFIX, at,
     read::{self, PassOver},
-    sealed,
+    sealed::{self, Recipient},
 };
 use crate::pki::file::replace;
 
@@ -65,6 +65,9 @@ impl Alone {
         }
     }
 }
+
+/// For whom a folder's objects are encrypted, a line for each; nothing: they are not.
+const RECIPIENTS: &str = "recipients";
 
 /// How folders are called in which a backup is unpacked when it is verified.
 pub const SCRATCH: &str = ".verify-";
@@ -139,6 +142,30 @@ pub fn clear(folder: &Path) -> Result<(), Error> {
         removed.map_err(at(&path))?;
     }
     Ok(())
+}
+
+/// Holds a folder's objects to one set of recipients: what is shared is written once, for those that were named then.
+///
+/// # Errors
+/// [`Error::Recipients`], or [`Error::Io`].
+pub fn hold_to(folder: &Path, recipients: &[Recipient]) -> Result<(), Error> {
+    let objects = folder.join(OBJECTS);
+    let path = objects.join(RECIPIENTS);
+    let mut names: Vec<String> = recipients.iter().map(ToString::to_string).collect();
+    names.sort();
+    let text = names.join("\n");
+    match fs::read_to_string(&path) {
+        Ok(before) if before == text => Ok(()),
+        Ok(before) => {
+            let before = if before.is_empty() { "nobody".to_owned() } else { before.replace('\n', ", ") };
+            Err(Error::Recipients { folder: folder.to_owned(), before })
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            fs::create_dir_all(&objects).map_err(at(&objects))?;
+            replace(&path, text.as_bytes()).map_err(at(&path))
+        }
+        Err(error) => Err(at(&path)(error)),
+    }
 }
 
 /// What is of use to nobody: what a backup that was killed left, and lists of backups that are gone or go.

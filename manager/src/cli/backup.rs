@@ -106,7 +106,7 @@ pub(super) fn failed(error: &Error, what: &str) -> Failure {
     let text = format!("failed to {what}: {error}");
     match error {
         Error::None(_) => Failure::NotFound(text),
-        Error::NotEmpty(_) | Error::Busy(_) => Failure::Conflict(text),
+        Error::NotEmpty(_) | Error::Busy(_) | Error::Recipients { .. } => Failure::Conflict(text),
         Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => Failure::NotFound(text),
         Error::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
             Failure::Denied(text)
@@ -147,6 +147,9 @@ pub(super) async fn run(args: BackupArgs, common: &Common, out: Out) -> Result<(
     let is_folder = to.is_dir();
     let alone = is_folder.then(|| prune::Alone::new(&folder)).transpose();
     let alone = alone.map_err(|error| failed(&error, "back up"))?.flatten();
+    if is_folder {
+        prune::hold_to(&folder, &args.recipients).map_err(|error| failed(&error, "back up"))?;
+    }
     if alone.is_some() {
         prune::clear(&folder).map_err(|error| failed(&error, "back up"))?;
     }
@@ -396,6 +399,12 @@ fn text(checked: &Checked, word: &str) -> String {
     text.push_str(&format!("  {stores}\n"));
     if !telemetry {
         text.push_str("  without the samples of past weeks (--telemetry)\n");
+    }
+    // Weeks that were not asked for are told above, and what a demo keeps for its nodes is not the hub's.
+    let missing = |name: &&String| name.as_str() != "nodes" && !name.starts_with("telemetry/");
+    let missing: Vec<_> = checked.left_out.iter().filter(missing).map(String::as_str).collect();
+    if !missing.is_empty() {
+        text.push_str(&format!("  NOT in it: {}\n", missing.join(", ")));
     }
     text.push_str(match encrypted {
         true => "  encrypted\n",

@@ -196,6 +196,21 @@ fn what_a_killed_backup_left_goes_and_a_damaged_object_is_written_anew() {
 }
 
 #[test]
+fn what_is_shared_is_for_those_it_was_made_for() {
+    let nights = Nights::new(Vec::new());
+    let folder = nights.folder.path();
+    let [one, two] = [1, 2].map(|_| age::x25519::Identity::generate().to_public().to_string());
+    let named =
+        |names: &[&String]| names.iter().map(|name| name.parse().unwrap()).collect::<Vec<Recipient>>();
+    prune::hold_to(folder, &named(&[&one, &two])).unwrap();
+    prune::hold_to(folder, &named(&[&two, &one])).unwrap();
+    for other in [named(&[]), named(&[&one])] {
+        let refused = prune::hold_to(folder, &other).unwrap_err().to_string();
+        assert!(refused.contains(&one) && refused.contains("another folder"), "{refused}");
+    }
+}
+
+#[test]
 fn the_one_just_written_stays_though_a_clock_was_set_back() {
     let nights = Nights::of(2);
     let newest = nights.back_up_as(nights.folder.path().join(format!("1999-01-01T000000Z{SUFFIX}")));

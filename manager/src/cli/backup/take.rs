@@ -211,6 +211,7 @@ impl Taking {
     }
 
     fn write(self, incoming: Incoming) -> Result<Checked, Error> {
+        let folder = self.file.parent().unwrap_or(Path::new(".")).to_owned();
         let (beside, file) = Beside::new(&self.file)?;
         let manifest = match self.is_folder {
             true => self.demux(incoming, file, &beside.path)?,
@@ -226,8 +227,9 @@ impl Taking {
             read::checked(&self.file, &manifest, (files, manifest.bytes(), size), true, 0)
         };
         checked.file.clone_from(&self.file);
-        if self.is_folder && !self.recipients.is_empty() {
-            prune::write_needs(self.file.parent().unwrap_or(Path::new(".")), &self.file, &manifest)?;
+        // One file in a folder of others needs nothing beside it, and nobody could read that out of it.
+        if !self.recipients.is_empty() && (self.is_folder || folder.join(OBJECTS).is_dir()) {
+            prune::write_needs(&folder, &self.file, &manifest)?;
         }
         beside.rename(&self.file)?;
         Ok(checked)
