@@ -399,6 +399,11 @@ impl Uplink {
         self.sealed_up_ms
     }
 
+    /// From one heartbeat to the next: as it is configured, or as often as the budgets of the link allow.
+    fn interval(&self) -> Duration {
+        self.profile.heartbeat.max(self.meter.hello_every())
+    }
+
     fn birth(&mut self, session: SessionId, now: Now) -> Outgoing {
         let up_ms = self.stamp_said(now);
         let (lanes, partial) = self.lanes.states(limits::STREAMS_PER_LANE);
@@ -411,7 +416,7 @@ impl Uplink {
             up_ms,
             clock: now.clock,
             time_ms: now.wall_ms,
-            interval_ms: u64::try_from(self.profile.heartbeat.as_millis()).unwrap_or(u64::MAX),
+            interval_ms: u64::try_from(self.interval().as_millis()).unwrap_or(u64::MAX),
             kind: self.profile.kind.clone(),
             name: self.profile.name.clone(),
             capabilities: self.profile.capabilities.clone(),
@@ -440,7 +445,7 @@ impl Uplink {
             up_ms,
             clock: now.clock,
             time_ms: now.wall_ms,
-            interval_ms: u64::try_from(self.profile.heartbeat.as_millis()).unwrap_or(u64::MAX),
+            interval_ms: u64::try_from(self.interval().as_millis()).unwrap_or(u64::MAX),
             system: self.system.clone(),
             lanes,
             partial,

@@ -88,7 +88,8 @@ In agent.toml, what else is collected, and how much of a metered link is used:
   [[scrape]]        url = \"http://127.0.0.1:9100/metrics\"  metrics = [\"node_load1\", \"node_filesystem_*\"]
   [logs]            units = [\"greeter.service\"]  files = [\"/var/log/app.log\"]   kept beside the agent's own lines, 10 MB at
                     most, in DATA/logs, and shown by `fleet node logs NODE` at the hub
-  [upload]          cron = \"0 */6 * * *\"  hour_bytes = 100000  day_bytes = 1000000  when_gone = \"wait\"";
+  [upload]          cron = \"0 */6 * * *\"  hour_bytes = 100000  day_bytes = 1000000  when_gone = \"wait\"
+                    heartbeats take a quarter of each at most: they are as far apart as that makes them";
 
 impl Run {
     pub(super) fn main(self) -> Result<(), Failure> {

@@ -7,6 +7,7 @@ use std::{
     io,
     ops::ControlFlow,
     path::PathBuf,
+    pin::Pin,
     process::ExitStatus,
     sync::Arc,
     time::Duration,
@@ -254,12 +255,12 @@ impl Driver {
                             limit.set(time::sleep(self.config.timeout));
                         }
                         if self.samples.len() >= GATHER_SAMPLES {
-                            self.hand_in().await;
+                            self.hand_in_within(limit.as_mut()).await;
                         }
                     }
                     // Whoever closes the output has nothing more to say; it has until the limit to end.
                     Ok(None) => {
-                        self.hand_in().await;
+                        self.hand_in_within(limit.as_mut()).await;
                         match status.take() {
                             Some(status) => break end(status),
                             None => select! {
@@ -277,7 +278,9 @@ impl Driver {
                 },
                 // What it left behind is ended with it, so the output ends too.
                 ended = running.ended(), if status.is_none() => status = Some(ended),
-                () = &mut gathered, if !(self.samples.is_empty() && self.events.is_empty()) => self.hand_in().await,
+                () = &mut gathered, if !(self.samples.is_empty() && self.events.is_empty()) => {
+                    self.hand_in_within(limit.as_mut()).await;
+                }
                 () = &mut limit => break End::Timeout,
                 () = stop.wanted() => break End::Stopped,
             }
@@ -291,6 +294,14 @@ impl Driver {
             }
         }
         end
+    }
+
+    /// Hands in, and moves the limit by how long that took: the outbox held the driver up, and not the driver the outbox.
+    async fn hand_in_within(&mut self, mut limit: Pin<&mut time::Sleep>) {
+        let began = time::Instant::now();
+        self.hand_in().await;
+        let until = limit.deadline() + began.elapsed();
+        limit.as_mut().reset(until);
     }
 
     fn take(&mut self, line: Line<'_>) {

@@ -14,6 +14,8 @@ use super::{Now, cron::Cron};
 const HEADERS: u64 = 160;
 /// The part of a budget that is kept for events, reports and heartbeats.
 const RESERVE: u64 = 10;
+/// Births and heartbeats may take one part of so many of a budget: the rest is for records.
+const HELLOS: u64 = 4;
 /// The part of a budget that is written down ahead of its use, so that a crash never forgets a use.
 const AHEAD: u64 = 32;
 const HOUR_MS: i64 = 3_600_000;
@@ -122,13 +124,15 @@ pub struct Meter {
     sent: bool,
     // Time since boot at which what waits may go.
     due: Option<Duration>,
+    // Bytes of the latest birth or heartbeat.
+    hello: usize,
 }
 
 impl Meter {
     /// Goes on from what the disk has.
     #[must_use]
     pub fn new(policy: Policy, spent: Spent, now: Now) -> Self {
-        Self { policy, periods: spent, began: [now.up; 2], saved: spent, sent: false, due: None }
+        Self { policy, periods: spent, began: [now.up; 2], saved: spent, sent: false, due: None, hello: 0 }
     }
 
     /// Another policy; what was used stays used.
@@ -195,7 +199,21 @@ impl Meter {
 
     /// A birth or heartbeat of `payload` bytes goes.
     pub fn spend(&mut self, payload: usize, now: Now) {
+        self.hello = payload;
         self.spend_bytes(payload, now);
+    }
+
+    /// How far heartbeats are apart at least, so that records have their share of each budget: else a node would say nothing
+    /// but that it is there.
+    #[must_use]
+    pub fn hello_every(&self) -> Duration {
+        let bytes = Self::wire(self.hello).saturating_mul(HELLOS);
+        let of = |budget: Option<u64>, span: i64| {
+            let apart = bytes.saturating_mul(span.unsigned_abs()).checked_div(budget?)?;
+            Some(Duration::from_millis(apart))
+        };
+        let all = [of(self.policy.hour_bytes, HOUR_MS), of(self.policy.day_bytes, DAY_MS)];
+        all.into_iter().flatten().max().unwrap_or_default()
     }
 
     /// A batch of `payload` bytes goes.

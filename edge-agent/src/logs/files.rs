@@ -3,7 +3,7 @@
 //! Begins at the file's end: what was there before the agent is the program's past.
 
 use std::{
-    fs::{File, Metadata},
+    fs::File,
     io::{self, Read as _, Seek as _, SeekFrom},
     os::unix::fs::MetadataExt as _,
     path::PathBuf,
@@ -61,12 +61,47 @@ pub(crate) async fn run(path: PathBuf, logs: Handle, mut stop: Stop) {
     }
 }
 
+/// A file, and the bytes that were read of it.
+#[derive(Debug)]
+struct Held {
+    file: File,
+    which: (u64, u64),
+    from: u64,
+}
+
+impl Held {
+    fn new(file: File, from: u64) -> io::Result<Self> {
+        let found = file.metadata()?;
+        if !found.is_file() {
+            return Err(io::Error::other("it is no file"));
+        }
+        Ok(Self { file, which: (found.dev(), found.ino()), from })
+    }
+
+    /// What was added; one that was cut is read anew.
+    fn read(&mut self) -> io::Result<(Vec<u8>, bool)> {
+        let len = self.file.metadata()?.len();
+        let was_cut = len < self.from;
+        if was_cut {
+            self.from = 0;
+        }
+        let mut bytes = Vec::new();
+        if len > self.from {
+            self.file.seek(SeekFrom::Start(self.from))?;
+            (&self.file).take(AT_ONCE as u64).read_to_end(&mut bytes)?;
+        }
+        self.from += bytes.len() as u64;
+        Ok((bytes, was_cut))
+    }
+}
+
 /// How far a file was read.
 #[derive(Debug)]
 struct Tail {
     path: PathBuf,
-    // Device and inode, and the bytes that were read of it.
-    at: Option<((u64, u64), u64)>,
+    // Held open: when another file has its name, what was added to it last is read all the same, and its inode is nobody
+    // else's.
+    at: Option<Held>,
     // Looked for before: a file that appears later is read from its beginning.
     looked: bool,
     // The beginning of a line whose end is not there yet.
@@ -81,29 +116,35 @@ impl Tail {
     /// The lines that were added.
     fn look(&mut self) -> io::Result<Vec<String>> {
         let first = !std::mem::replace(&mut self.looked, true);
+        let mut lines = Vec::new();
+        if let Some(held) = &mut self.at {
+            let (read, was_cut) = held.read()?;
+            if was_cut {
+                self.part.clear();
+            }
+            lines = self.lines(&read);
+            if read.len() == AT_ONCE {
+                // There may be more of it before another one has its name.
+                return Ok(lines);
+            }
+        }
         let file = match File::open(&self.path) {
             Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(lines),
             Err(error) => return Err(error),
         };
-        let found = file.metadata()?;
-        if !found.is_file() {
-            return Err(io::Error::other("it is no file"));
+        let mut found = Held::new(file, 0)?;
+        match &self.at {
+            Some(known) if known.which == found.which => return Ok(lines),
+            // Another file has its name: all of it is new, and what the one before began is all that will come of it.
+            Some(_) if !self.part.is_empty() => lines.append(&mut self.lines(b"\n")),
+            None if first => found.from = found.file.metadata()?.len(),
+            Some(_) | None => {}
         }
-        let which = (found.dev(), found.ino());
-        let from = match self.at {
-            Some((known, from)) if known == which && found.len() >= from => from,
-            // Another file has its name, or it was cut: all of it is new.
-            Some(_) => {
-                self.part.clear();
-                0
-            }
-            None if first => found.len(),
-            None => 0,
-        };
-        let read = read(file, &found, from)?;
-        self.at = Some((which, from + read.len() as u64));
-        Ok(self.lines(&read))
+        let (read, _) = found.read()?;
+        self.at = Some(found);
+        lines.append(&mut self.lines(&read));
+        Ok(lines)
     }
 
     fn lines(&mut self, read: &[u8]) -> Vec<String> {
@@ -122,15 +163,6 @@ impl Tail {
         self.part.truncate(MESSAGE_BYTES + 1);
         lines
     }
-}
-
-fn read(mut file: File, found: &Metadata, from: u64) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    if found.len() > from {
-        file.seek(SeekFrom::Start(from))?;
-        file.take(AT_ONCE as u64).read_to_end(&mut bytes)?;
-    }
-    Ok(bytes)
 }
 
 #[cfg(test)]
@@ -155,10 +187,19 @@ mod tests {
         assert_eq!(tail.look().unwrap(), ["one"]);
         append(&path, "o\n");
         assert_eq!(tail.look().unwrap(), ["two"]);
-        fs::rename(&path, folder.path().join("app.log.1")).unwrap();
-        assert_eq!(tail.look().unwrap(), [""; 0]);
+        // The program writes on until it is told, and the last of it ends without an end.
+        append(&path, "last\n");
+        let old = folder.path().join("app.log.1");
+        fs::rename(&path, &old).unwrap();
+        assert_eq!(tail.look().unwrap(), ["last"]);
+        append(&old, "late\ncut of");
         append(&path, "three\n");
-        assert_eq!(tail.look().unwrap(), ["three"]);
+        assert_eq!(tail.look().unwrap(), ["late", "cut of", "three"]);
+        // Gone and made anew between two looks.
+        append(&path, "four\n");
+        fs::remove_file(&path).unwrap();
+        append(&path, "five\nsix and seven\n");
+        assert_eq!(tail.look().unwrap(), ["four", "five", "six and seven"]);
         fs::write(&path, "x\n").unwrap();
         assert_eq!(tail.look().unwrap(), ["x"]);
         assert_eq!(tail.look().unwrap(), [""; 0]);

@@ -292,7 +292,11 @@ impl Keeper {
         let results = self.with(|uplink| uplink.submit_once(handed, now));
         let broken = || Err(SubmitError::Disk(self.broken.clone()));
         let results = match results {
-            Some(results) => results.into_iter().map(|result| result.map_err(SubmitError::from)).collect(),
+            Some(results) => {
+                // It writes again. That it could be opened says little: a full disk lets that pass.
+                self.patience = REOPEN_FIRST;
+                results.into_iter().map(|result| result.map_err(SubmitError::from)).collect()
+            }
             None => replies.iter().map(|_| broken()).collect::<Vec<_>>(),
         };
         for (((result, accepted), reply), seen) in results.into_iter().zip(kinds).zip(replies).zip(seen) {
@@ -384,7 +388,6 @@ impl Keeper {
         self.desk.equip(&mut uplink);
         self.links.equip(&mut uplink, now);
         uplink.set_upload(self.config.policy.clone(), now);
-        self.patience = REOPEN_FIRST;
         self.uplink = Some(uplink);
         self.equip_config(now);
         if let Some(aside) = set_aside {

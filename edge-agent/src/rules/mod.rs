@@ -32,7 +32,7 @@ use crate::{
     metrics::Metrics,
     outbox::{self, Listener},
     stop::Stop,
-    uplink::Submission,
+    uplink::{Handed, Submission},
 };
 
 /// The file's name in the data folder.
@@ -202,7 +202,10 @@ impl Judge {
         while !self.waiting.is_empty() {
             let part: Vec<_> = self.waiting.iter().take(100).cloned().collect();
             let told = part.len();
-            if let Err(error) = self.surroundings.outbox.submit(Submission::Events(part)).await {
+            // A device that is silent is not heard by that, and one that nobody knows is named all the same.
+            let handed = Handed { by_agent: true, ..Submission::Events(part).into() };
+            let told_of = async { self.surroundings.outbox.hand_in(handed).await?.done().await };
+            if let Err(error) = told_of.await {
                 warn!("alerts wait: {error}");
                 return;
             }

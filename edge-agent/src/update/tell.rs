@@ -33,7 +33,7 @@ pub(super) struct Told {
 impl From<Told> for Handed {
     fn from(Told { event, name, even_if_full }: Told) -> Self {
         let (submission, names) = (Submission::Events(vec![event]), Names::Each(vec![Some(name)]));
-        Self { submission, names, even_if_full }
+        Self { names, even_if_full, ..submission.into() }
     }
 }
 

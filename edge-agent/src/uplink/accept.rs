@@ -112,16 +112,19 @@ impl Uplink {
                 continue;
             }
             let no_room = full && !handed.even_if_full;
+            let by_devices = !handed.by_agent;
             results.push(match self.without_repeated(handed) {
                 Err(error) => Err(error),
                 Ok((receipt, None)) => Ok(receipt),
                 Ok((_, Some(_))) if no_room => Err(SubmitError::Full),
                 Ok((receipt, Some((submission, names)))) => {
-                    if let Err(refused) = self.admit_devices(&submission) {
-                        results.push(Err(refused));
-                        continue;
+                    if by_devices {
+                        if let Err(refused) = self.admit_devices(&submission) {
+                            results.push(Err(refused));
+                            continue;
+                        }
+                        self.sight_submission(&submission, now);
                     }
-                    self.sight_submission(&submission, now);
                     match submission {
                         Submission::Samples(more) => samples.extend(more),
                         Submission::Events(more) => events.extend(more),

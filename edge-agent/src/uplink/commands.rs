@@ -34,6 +34,8 @@ use crate::{
 const UNDER_WAY: Duration = Duration::from_secs(60);
 /// Results that are forgotten in one go: bounds the transaction.
 const FORGET_AT_ONCE: usize = 1_000;
+/// When the next ones are forgotten, if there were so many.
+const SWEEP_ON: Duration = Duration::from_secs(5);
 
 /// Knows what this node does: asked for every new command, so that what is not done is refused at once.
 pub trait Judge: Send + Sync {
@@ -299,6 +301,10 @@ impl Uplink {
                 let kept = if harmless { &mut self.commands.harmless } else { &mut self.commands.others };
                 *kept = kept.saturating_sub(count as u64);
                 self.staged.push(Write::ForgetResults { harmless, count });
+            }
+            if count == FORGET_AT_ONCE {
+                // There are more: an hour could bring more than one sweep takes away.
+                self.sweep_due = now.up + SWEEP_ON;
             }
         }
         Ok(())

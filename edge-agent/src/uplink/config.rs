@@ -129,8 +129,9 @@ impl Uplink {
         self.seal_due = self.seal_due.min(self.meter.next_seal(config.upload, now));
         self.config = config;
         self.profile.heartbeat = heartbeat;
+        let next = now.up + self.interval();
         if let Some(session) = &mut self.session {
-            session.heartbeat_due = session.heartbeat_due.min(now.up + heartbeat);
+            session.heartbeat_due = session.heartbeat_due.min(next);
         }
     }
 

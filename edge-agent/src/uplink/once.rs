@@ -55,11 +55,13 @@ pub struct Handed {
     /// Whether a full outbox takes them all the same, as it takes the ends of commands: for the little that the hub must
     /// hear and that nobody says again.
     pub even_if_full: bool,
+    /// Whether the agent itself says it, of devices: they were not heard, and need not be known.
+    pub by_agent: bool,
 }
 
 impl From<Submission> for Handed {
     fn from(submission: Submission) -> Self {
-        Self { submission, names: Names::None, even_if_full: false }
+        Self { submission, names: Names::None, even_if_full: false, by_agent: false }
     }
 }
 
@@ -123,7 +125,7 @@ type New = Option<(Submission, Vec<Name>)>;
 impl Uplink {
     /// Takes out what is on disk already. The rest is `Some` unless nothing is left.
     pub(super) fn without_repeated(&self, handed: Handed) -> Result<(Receipt, New), SubmitError> {
-        let Handed { submission, names, even_if_full: _ } = handed;
+        let Handed { submission, names, even_if_full: _, by_agent: _ } = handed;
         let records = submission.len() as u64;
         let new = Receipt { records, repeated: 0 };
         match (names, submission) {
@@ -178,7 +180,10 @@ mod tests {
 
     use super::*;
     use crate::{
-        core::Now,
+        core::{
+            Now,
+            devices::{Policy, Register},
+        },
         store::sim_disk::SimFile,
         uplink::{Config, Error, Profile},
     };
@@ -213,11 +218,7 @@ mod tests {
             value: 1.0,
         };
         let name = Name::new("samples", &number.to_string(), b"m");
-        Handed {
-            submission: Submission::Samples(vec![sample]),
-            names: Names::Whole(name),
-            even_if_full: false,
-        }
+        Handed { names: Names::Whole(name), ..Submission::Samples(vec![sample]).into() }
     }
 
     fn repeated(uplink: &mut Uplink, number: u64) -> bool {
@@ -253,6 +254,32 @@ mod tests {
         let results = uplink.submit_once(vec![named(1), pressing, named(3)], NOW).unwrap();
         let taken = Ok(Receipt { records: 1, repeated: 0 });
         assert_eq!(results, [Err(SubmitError::Full), taken, Err(SubmitError::Full)]);
+    }
+
+    #[test]
+    fn what_the_agent_says_of_a_device_is_no_word_of_it() {
+        let devices = Policy { register: Register::Auto, heartbeat: Duration::ZERO };
+        let explicit = Policy { register: Register::Explicit, ..devices };
+        let door = DeviceId::parse("door").unwrap();
+        let event = fleet_schemas::event::Event {
+            time_ms: 5,
+            kind: MetricName::parse("alert").unwrap(),
+            severity: fleet_schemas::event::Severity::Warning,
+            message: "door is silent".to_owned(),
+            data: None,
+            device: Some(door.clone()),
+            id: None,
+        };
+        let by_device = || Handed::from(Submission::Events(vec![event.clone()]));
+        let by_agent = || Handed { by_agent: true, ..by_device() };
+        for (policy, taken) in [(explicit, false), (devices, true)] {
+            let mut uplink =
+                open_with(&SimFile::new(), 1, Config { devices: policy, ..Config::default() }).unwrap();
+            assert!(uplink.submit_once(vec![by_agent()], NOW).unwrap()[0].is_ok());
+            assert!(uplink.device(&door).is_none(), "nobody has heard it");
+            assert_eq!(uplink.submit_once(vec![by_device()], NOW).unwrap()[0].is_ok(), taken);
+            assert_eq!(uplink.device(&door).is_some(), taken);
+        }
     }
 
     #[test]

@@ -72,6 +72,7 @@ impl Uplink {
     }
 
     fn hello(&mut self, now: Now) -> Option<Outgoing> {
+        let next = now.up + self.interval();
         let session = self.session.as_mut()?;
         let id = session.id;
         // A birth is what the hub answers, also when there is nothing to acknowledge.
@@ -81,11 +82,11 @@ impl Uplink {
         }
         if asks || (!session.answered && session.birth_due <= now.up) {
             session.birth_due = now.up + BIRTH_AGAIN;
-            session.heartbeat_due = now.up + self.profile.heartbeat;
+            session.heartbeat_due = next;
             return Some(self.birth(id, now));
         }
         if session.heartbeat_due <= now.up {
-            session.heartbeat_due = now.up + self.profile.heartbeat;
+            session.heartbeat_due = next;
             return Some(self.heartbeat(id, now));
         }
         None

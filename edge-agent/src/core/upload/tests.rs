@@ -27,6 +27,27 @@ fn without_a_budget_everything_goes_and_nothing_is_written() {
     assert_eq!((meter.to_save(), meter.view()), (None, Budgets::default()));
 }
 
+/// The example of `fleet-agent run --help`, and a heartbeat as nodes have it: every half minute would take more than there is.
+#[test]
+fn heartbeats_leave_room_for_records() {
+    let mut meter = meter(Policy { day_bytes: Some(1_000_000), ..hourly(100_000) });
+    assert_eq!(Meter::new(Policy::default(), Spent::default(), at(0)).hello_every(), Duration::ZERO);
+    let (mut next, mut said, mut told) = (0, 0, 0);
+    for second in 0..2 * 86_400_i64 {
+        if second >= next {
+            meter.spend(1_100, at(second));
+            said += 1;
+            next = second + i64::try_from(meter.hello_every().as_secs()).unwrap().max(30);
+        }
+        if second % 3_600 == 3_599 && meter.judge(Lane::Event, 400, false, at(second)) == Verdict::Go {
+            meter.spend_batch(400, at(second));
+            told += 1;
+        }
+    }
+    assert_eq!(told, 48, "an event in each hour goes in that hour");
+    assert!((200..500).contains(&said), "{said}");
+}
+
 #[test]
 fn a_simulated_day_stays_within_hours_and_day_and_live_goes_first() {
     const HOUR: u64 = 100_000;
