@@ -160,6 +160,10 @@ impl Work {
         for notice in unsaid {
             self.hand_over(notice).await;
         }
+        if !self.done.is_empty() {
+            judge.done(self.done.clone(), self.hub.clock().now())?;
+            self.done.clear();
+        }
         let over = self.rounds(&mut judge, feed, asked, stop).await;
         if over.is_err() {
             self.speak(&mut judge).await;

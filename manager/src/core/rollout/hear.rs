@@ -171,7 +171,8 @@ pub(super) fn end(
     now: Now,
 ) {
     let Some(member) = live.members().get(seat) else { return };
-    let was_bad = member.stand.is_bad();
+    // What timed out here was not held against the release yet; the node may tell now what was wrong.
+    let was_bad = member.stand.is_bad() && member.stand != Stand::Said(Said::TimedOut);
     let digest = live.digest(member);
     let was_told = member.told_ms.is_some();
     let waits_for = node_of(fleet, seat.0).is_some_and(|node| !is_up(node));
