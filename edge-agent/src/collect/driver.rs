@@ -298,9 +298,10 @@ impl Driver {
 
     /// Hands in, and moves the limit by how long that took: the outbox held the driver up, and not the driver the outbox.
     async fn hand_in_within(&mut self, mut limit: Pin<&mut time::Sleep>) {
-        let began = time::Instant::now();
+        let began = self.surroundings.clock.now().up;
         self.hand_in().await;
-        let until = limit.deadline() + began.elapsed();
+        let held = self.surroundings.clock.now().up.saturating_sub(began);
+        let until = limit.deadline() + held;
         limit.as_mut().reset(until);
     }
 

@@ -183,13 +183,11 @@ fn what_a_killed_backup_left_goes_and_a_damaged_object_is_written_anew() {
         fs::write(object, &bytes[..bytes.len() - 1]).unwrap();
     }
     let (mut damaged, mut told) = (0, String::new());
-    let taken = (3..9).find_map(|night| match nights.try_back_up_as(nights.path(night)) {
-        Ok(_) => Some(night),
-        Err(error) => {
-            damaged += 1;
-            told = error.to_string();
-            None
-        }
+    let taken = (3..9).find(|night| {
+        let failed = nights.try_back_up_as(nights.path(*night)).err();
+        damaged += u32::from(failed.is_some());
+        told = failed.as_ref().map_or_else(|| told.clone(), ToString::to_string);
+        failed.is_none()
     });
     assert!(damaged > 0 && told.contains(".damaged now"), "{told}");
     verify(folder, &nights.path(taken.expect("objects are written anew")), None).unwrap();
