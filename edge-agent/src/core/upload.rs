@@ -14,7 +14,7 @@ use super::{Now, cron::Cron};
 const HEADERS: u64 = 160;
 /// The part of a budget that is kept for events, reports and heartbeats.
 const RESERVE: u64 = 10;
-/// Births and heartbeats may take one part of so many of a budget: the rest is for records.
+/// Heartbeats may take one part of so many of a budget: the rest is for records.
 const HELLOS: u64 = 4;
 /// The part of a budget that is written down ahead of its use, so that a crash never forgets a use.
 const AHEAD: u64 = 32;
@@ -210,7 +210,8 @@ impl Meter {
         let bytes = Self::wire(self.hello).saturating_mul(HELLOS);
         let of = |budget: Option<u64>, span: i64| {
             let apart = bytes.saturating_mul(span.unsigned_abs()).checked_div(budget?)?;
-            Some(Duration::from_millis(apart))
+            // The hub takes no longer interval at its word.
+            Some(Duration::from_millis(apart.min(DAY_MS.unsigned_abs())))
         };
         let all = [of(self.policy.hour_bytes, HOUR_MS), of(self.policy.day_bytes, DAY_MS)];
         all.into_iter().flatten().max().unwrap_or_default()

@@ -172,6 +172,23 @@ fn a_restart_raises_no_storm_and_forgets_no_silence() {
     }
 }
 
+/// Its number stays with its history.
+#[test]
+fn alerts_of_a_node_that_was_removed_with_its_history_kept_are_over() {
+    let (disk, folder) = (Memory::default(), folder(HOT));
+    let mut consumer = open(&disk, now(0));
+    import(&mut consumer, ["a".to_owned()].into_iter(), now(0));
+    let mut judge = judge(consumer.shared(), &folder, now(0)).unwrap();
+    measure(consumer.shared(), Lane::Telemetry, 30.0, now(1));
+    judge.round(now(1)).unwrap();
+    assert_eq!(of_rule(consumer.shared(), "hot")[0].stage, Stage::Firing);
+    let intent = Intent::RemoveNode(NodeId::parse("a").unwrap());
+    consumer.consume([], vec![Order { by: "operator ann".to_owned(), intent }], CREDIT, now(2)).unwrap();
+    judge.round(now(60)).unwrap();
+    let over = of_rule(consumer.shared(), "hot");
+    assert_eq!((over[0].stage, over[0].reason.as_deref()), (Stage::Resolved, Some("the node was removed")));
+}
+
 fn birth(name: &str) -> (Topic, Bytes) {
     let birth = Birth {
         v: VERSION,

@@ -82,6 +82,13 @@ fn code_of(update: &Update) -> (State, Option<&str>) {
     }
 }
 
+/// The words are the schema's, for both ends; the codes are given here.
+#[test]
+fn what_says_nothing_of_a_release_is_called_so_by_both_ends() {
+    let codes = [INCONCLUSIVE, code::NO_SPACE, code::DISK, code::DENIED, code::DIGEST, code::LENGTH];
+    assert_eq!(fleet_schemas::update::HARMLESS, codes);
+}
+
 #[test]
 fn a_good_release_goes_its_way_and_each_step_is_written_before_it_is_done() {
     let history = History::default();
