@@ -27,7 +27,7 @@ use fleet_schemas::{
 };
 use serde::{Deserialize, Serialize};
 
-pub use file::Reader;
+pub use file::{Pieces, Reader};
 pub use upload::{Offset, Upload};
 
 use crate::pki::file::replace;

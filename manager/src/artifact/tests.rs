@@ -1,5 +1,8 @@
 //! Artifacts on a real disk: whole or not there, whatever happens.
 
+use std::{collections::BTreeSet, mem, ops::Range};
+
+use bytes::Bytes;
 use fleet_schemas::update::Digest;
 use sha2::{Digest as _, Sha256};
 
@@ -39,9 +42,11 @@ fn push(store: &Store, bytes: &[u8], name: &str) -> Artifact {
 
 fn whole(store: &Store, digest: &Digest) -> Vec<u8> {
     let reader = store.reader(digest).unwrap();
+    let length = reader.length();
+    let mut pieces = reader.pieces(0..length);
     let mut bytes = Vec::new();
-    while (bytes.len() as u64) < reader.length() {
-        bytes.extend(reader.piece(bytes.len() as u64, reader.length()).unwrap());
+    while !pieces.is_empty() {
+        bytes.extend(pieces.read().unwrap());
     }
     bytes
 }
@@ -66,10 +71,45 @@ fn bytes_are_kept_once_under_all_their_names() {
     assert_eq!(whole(&store, &artifact.digest), bytes);
     let reader = store.reader(&artifact.digest).unwrap();
     store.remove(&artifact.digest).unwrap();
-    assert_eq!(reader.piece(0, 4).unwrap()[..], [7; 4], "what is being read stays");
+    assert_eq!(reader.pieces(0..4).read().unwrap()[..], [7; 4], "what is being read stays");
     assert!(matches!(store.remove(&artifact.digest), Err(Error::Unknown(_))));
     drop(store);
     assert!(open(&folder).all().is_empty());
+}
+
+#[test]
+fn any_part_is_read_into_two_buffers_in_turn() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(&folder);
+    let bytes: Vec<u8> = (0..file::PIECE as u32 * 2 + 9).flat_map(u32::to_be_bytes).collect();
+    let artifact = push(&store, &bytes, "skill/a/1.0.0/any");
+    let pieces_of = |part: Range<usize>| {
+        store.reader(&artifact.digest).unwrap().pieces(part.start as u64..part.end as u64)
+    };
+    for part in [0..bytes.len(), 5..bytes.len() + 7, 1..4, 4..4, bytes.len()..bytes.len() + 1] {
+        let mut pieces = pieces_of(part.clone());
+        let mut got = Vec::new();
+        for turn in 0.. {
+            // What is in memory may be any part of a piece, and the disk has the rest.
+            let ready = if turn % 3 == 0 { None } else { pieces.ready() };
+            let piece = ready.unwrap_or_else(|| pieces.read().unwrap());
+            if piece.is_empty() {
+                break;
+            }
+            got.extend_from_slice(&piece);
+        }
+        assert!(got == bytes[part.start..part.end.min(bytes.len())], "{part:?}");
+        assert!(pieces.is_empty() && pieces.ready().is_none());
+    }
+    // As a connection does it: what was sent is gone when the next but one is asked for.
+    let mut pieces = pieces_of(0..8 * file::PIECE);
+    let (mut buffers, mut sending) = (BTreeSet::new(), Bytes::new());
+    while !pieces.is_empty() {
+        let piece = pieces.read().unwrap();
+        buffers.insert(piece.as_ptr());
+        drop(mem::replace(&mut sending, piece));
+    }
+    assert_eq!(buffers.len(), 2, "of 8 pieces");
 }
 
 #[test]

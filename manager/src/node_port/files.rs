@@ -12,7 +12,6 @@ use axum::{
     http::{HeaderMap, HeaderValue, Method, StatusCode, header},
     response::{IntoResponse as _, Response},
 };
-use bytes::Bytes;
 use fleet_schemas::{
     NodeId,
     enrol::RefusalCode,
@@ -121,17 +120,19 @@ fn answer(reader: Reader, digest: &Digest, method: &Method, asked: &HeaderMap, s
     (status, headers, body(reader, part, stay.hold())).into_response()
 }
 
-/// Reads the next piece when the peer took the one before.
+/// Reads the next piece when the peer took the one before; on another thread if the disk is to be waited for.
 fn body(reader: Reader, part: Range<u64>, hold: Hold) -> Body {
-    let pieces = stream::try_unfold((reader, part, hold), async |(reader, part, hold)| {
-        if part.is_empty() {
+    let pieces = stream::try_unfold((reader.pieces(part), hold), async |(mut pieces, hold)| {
+        if pieces.is_empty() {
             return Ok::<_, io::Error>(None);
         }
         hold.moved();
-        let (at, end, reads) = (part.start, part.end, reader.clone());
-        let piece: Bytes = tokio::task::spawn_blocking(move || reads.piece(at, end)).await??;
-        let next = at + piece.len() as u64..end;
-        Ok(Some((piece, (reader, next, hold))))
+        if let Some(piece) = pieces.ready() {
+            return Ok(Some((piece, (pieces, hold))));
+        }
+        let read = move || pieces.read().map(|piece| (piece, pieces));
+        let (piece, pieces) = tokio::task::spawn_blocking(read).await??;
+        Ok(Some((piece, (pieces, hold))))
     });
     Body::from_stream(pieces)
 }
