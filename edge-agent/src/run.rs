@@ -673,8 +673,8 @@ impl Parts {
         let Some(logs) = &self.logs else { return };
         let logs::Config { units, files, own: _ } = &self.config.logs;
         if !units.is_empty() {
-            tasks
-                .spawn("journal".to_owned(), logs::follow_journal(units.clone(), logs.clone(), stop.clone()));
+            let follow = logs::follow_journal(units.clone(), &self.config.data, logs.clone(), stop.clone());
+            tasks.spawn("journal".to_owned(), follow);
         }
         for path in files {
             let name = format!("log {}", path.display());

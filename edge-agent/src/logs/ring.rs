@@ -14,6 +14,8 @@ use std::{
 
 use super::line::{Line, Page, Query};
 
+/// Name of the folder in the data folder.
+pub(super) const FOLDER: &str = "logs";
 /// Most bytes on disk: some days of an ordinary node, since text shrinks to a tenth.
 pub const RING_BYTES: u64 = 10 * 1024 * 1024;
 /// A file that is larger is closed, and the next begun: what goes at once when the ring is full.
@@ -60,7 +62,7 @@ pub(super) struct Ring {
 impl Ring {
     /// Opens the folder, or makes it.
     pub(super) fn open(data: &Path) -> io::Result<Self> {
-        let folder = data.join("logs");
+        let folder = data.join(FOLDER);
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
         let mut segments = Vec::new();
         for entry in fs::read_dir(&folder)? {
