@@ -13,15 +13,13 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use fleet_schemas::batch;
+use fleet_schemas::{batch, limits::BUILT_MS};
 use rand::{TryRng as _, rngs::SysRng};
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 use crate::core::Now;
 
-/// When this source was written (2026-08-01): a clock that shows less is wrong.
-pub const BUILT_MS: i64 = 1_785_542_400_000;
 /// A wall clock that shows less is wrong.
 const PLAUSIBLE_FROM_MS: i64 = BUILT_MS;
 /// Fifty years later: one that shows more is wrong too.

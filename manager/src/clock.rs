@@ -1,13 +1,26 @@
 //! The only ambient clock and the only ambient randomness of the hub. Everything else takes them as arguments.
 
 use std::{
+    fs, io,
+    path::{Path, PathBuf},
     sync::{LazyLock, Mutex, PoisonError},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use rand::{TryRng as _, rngs::SysRng};
 
-use crate::core::{Now, time::Steady};
+use crate::{
+    core::{
+        Now,
+        time::{Doubt, Reading, Steady},
+    },
+    pki::file::replace,
+};
+
+/// Name of the file in the data folder that says when the hub last ran, in Unix milliseconds.
+const FILE: &str = "clock";
+/// Where systemd-timesyncd says that it has set the clock (systemd-timesyncd.service(8)).
+const TIMESYNC: &str = "/run/systemd/timesync";
 
 #[expect(clippy::disallowed_methods, reason = "this is the ambient clock")]
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
@@ -35,24 +48,131 @@ pub fn random<const N: usize>() -> [u8; N] {
     bytes
 }
 
-/// The hub's clock: steady against jumps of the system's.
+/// The hub's clock: steady against jumps of the system's, also over a restart.
 #[derive(Debug)]
-pub struct HubClock(Mutex<Steady>);
+pub struct HubClock {
+    steady: Mutex<Steady>,
+    /// Where it is kept when the hub last ran.
+    file: Option<PathBuf>,
+    /// Where systemd-timesyncd says what it did.
+    daemon: PathBuf,
+}
 
 impl Default for HubClock {
     fn default() -> Self {
-        Self(Mutex::new(Steady::new(wall_ms(), mono())))
+        Self::new(None, TIMESYNC.into())
     }
 }
 
 impl HubClock {
-    /// The time to use, and whether the system's clock jumped and is not followed.
+    /// The clock of the hub with this data folder.
+    #[must_use]
+    pub fn open(data: &Path) -> Self {
+        Self::new(Some(data.join(FILE)), TIMESYNC.into())
+    }
+
+    fn new(file: Option<PathBuf>, daemon: PathBuf) -> Self {
+        let steady = Steady::new(reading(&daemon), file.as_deref().and_then(last_ran));
+        Self { steady: Mutex::new(steady), file, daemon }
+    }
+
+    /// The time to use, and whether the system's clock is not followed.
     pub fn read(&self) -> (Now, bool) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).read(wall_ms(), mono())
+        let (now, doubt) = self.look();
+        (now, doubt.is_some())
     }
 
     /// The time to use.
     pub fn now(&self) -> Now {
-        self.read().0
+        self.look().0
+    }
+
+    /// Why the system's clock is not followed, and what to do, as a sentence.
+    pub fn doubt(&self) -> Option<String> {
+        let (now, doubt) = self.look();
+        let out_of_line = |how: &str| {
+            let at = jiff::Timestamp::from_millisecond(now.wall_ms).unwrap_or_default();
+            format!(
+                "the system clock is {how} when this hub last ran, and is not followed (by the hub it is {at:.0}): set it; \
+                 if it is right, stop the hub, remove the file {FILE} in its data folder, and start it"
+            )
+        };
+        doubt.map(|doubt| match doubt {
+            Doubt::Behind => out_of_line("more than a day behind"),
+            Doubt::Ahead => out_of_line("more than 400 days beyond"),
+            Doubt::Jumped => {
+                "the system clock jumped by more than a day and is not followed: set it, then restart"
+                    .to_owned()
+            }
+        })
+    }
+
+    /// Keeps the time for the next start, if it is to be trusted.
+    ///
+    /// # Errors
+    /// What the system says; then what was kept before is.
+    pub fn keep(&self) -> io::Result<()> {
+        let (Some(file), (now, None)) = (&self.file, self.look()) else { return Ok(()) };
+        replace(file, format!("{}\n", now.wall_ms).as_bytes())
+    }
+
+    fn look(&self) -> (Now, Option<Doubt>) {
+        let mut steady = self.steady.lock().unwrap_or_else(PoisonError::into_inner);
+        steady.read(reading(&self.daemon))
+    }
+}
+
+/// What the daemon did is asked first: it says so after it has done it.
+fn reading(daemon: &Path) -> Reading {
+    let set = daemon.exists().then(|| daemon.join("synchronized").exists());
+    Reading { set, wall_ms: wall_ms(), mono: mono() }
+}
+
+fn last_ran(file: &Path) -> Option<i64> {
+    match fs::read_to_string(file) {
+        Ok(text) => {
+            let known = text.trim().parse().ok();
+            if known.is_none() {
+                tracing::warn!(file = %file.display(), "this is no time: the system's clock is trusted");
+            }
+            known
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => {
+            tracing::warn!(file = %file.display(), %error, "when the hub last ran cannot be read");
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_it_kept_holds_at_the_next_start_until_the_daemon_sets_the_clock() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, daemon) = (folder.path().join(FILE), folder.path().join("timesync"));
+        let open = || HubClock::new(Some(file.clone()), daemon.clone());
+        let clock = open();
+        assert_eq!((clock.read().1, clock.doubt()), (false, None));
+        clock.keep().unwrap();
+        let kept: i64 = fs::read_to_string(&file).unwrap().trim().parse().unwrap();
+        assert!((0..60_000).contains(&(clock.now().wall_ms - kept)));
+        assert_eq!(open().doubt(), None);
+        let ahead_ms = wall_ms() + 40 * 24 * 3_600_000;
+        fs::write(&file, format!("{ahead_ms}\n")).unwrap();
+        let clock = open();
+        assert!((0..60_000).contains(&(clock.now().wall_ms - ahead_ms)));
+        assert!(clock.doubt().unwrap().contains("more than a day behind"), "{:?}", clock.doubt());
+        clock.keep().unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap().trim(), ahead_ms.to_string(), "not what is in doubt");
+        fs::create_dir(&daemon).unwrap();
+        assert!(clock.read().1, "it has not set it yet");
+        fs::write(daemon.join("synchronized"), "").unwrap();
+        let (now, in_doubt) = clock.read();
+        assert!(!in_doubt && now.wall_ms < ahead_ms - 24 * 3_600_000);
+        fs::write(&file, "rubbish").unwrap();
+        assert_eq!(open().doubt(), None);
     }
 }

@@ -446,8 +446,7 @@ impl Hub {
     /// Whether the hub does its work, and what keeps it from it.
     #[must_use]
     pub fn readiness(&self) -> Readiness {
-        let (_, jumped) = self.0.clock.read();
-        self.0.health.readiness(clock::mono(), self.telemetry().poisoned(), jumped)
+        self.0.health.readiness(clock::mono(), self.telemetry().poisoned(), self.0.clock.doubt())
     }
 
     /// Rounds that the consumer has finished since the start: it stands still when its disk hangs. At least one every

@@ -117,9 +117,7 @@ pub enum Error {
     #[error("the signing request is refused: {0}")]
     Request(#[from] RequestError),
     /// Nothing is issued.
-    #[error(
-        "nothing is issued while the hub's clock is in doubt: it jumped by more than a day; set it, then restart the hub"
-    )]
+    #[error("nothing is issued while the hub's clock is in doubt: `fleet status` says why and what to do")]
     ClockInDoubt,
     /// A change of the CA is under way already.
     #[error(

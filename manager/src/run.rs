@@ -209,7 +209,7 @@ pub async fn start(config: &Config) -> Result<RunningHub, StartError> {
     if backup::restore::is_unfinished(&config.data) {
         return Err(StartError::Unfinished(config.data.clone()));
     }
-    let clock = Arc::new(HubClock::default());
+    let clock = Arc::new(HubClock::open(&config.data));
     let disk = Arc::new(Folder::new(&config.data));
     let store = config.store();
     let fresh = StoreId(clock::random());

@@ -80,3 +80,5 @@ pub const ARTIFACT_BYTES: u64 = 2 * 1024 * 1024 * 1024;
 pub const METADATA_BYTES: usize = 4 * 1024 * 1024;
 /// Most figures of the machine in one heartbeat.
 pub const FIGURES_PER_NODE: usize = 128;
+/// When this source was written (2026-08-01), Unix milliseconds: a clock that shows less is wrong.
+pub const BUILT_MS: i64 = 1_785_542_400_000;

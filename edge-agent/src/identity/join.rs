@@ -207,7 +207,7 @@ pub(crate) async fn enrol(
     key: Key,
     mut tell: impl FnMut(Progress<'_>),
 ) -> Result<Joined, JoinError> {
-    let bound = Arc::new(Bound::new(clock::BUILT_MS));
+    let bound = Arc::new(Bound::new(limits::BUILT_MS));
     let tls = client_config(&Trusted::Pin(wish.token.pin), bound, None)?;
     let mut ids = wish.node.ids(&key)?.into_iter().peekable();
     let mut node = ids.next().expect("there is a first id to ask for");
@@ -255,7 +255,7 @@ async fn joined_before(wish: &Wish, folder: &Folder, joined: Joined) -> Result<O
         return Ok(Outcome::Already(Box::new(joined)));
     }
     let _lock = folder.lock()?;
-    let bound = Arc::new(Bound::new(joined.hub_ms.max(clock::BUILT_MS)));
+    let bound = Arc::new(Bound::new(joined.hub_ms.max(limits::BUILT_MS)));
     let tls = client_config(&Trusted::Cas(&joined.cas()), bound, None)?;
     https::trust(&wish.hub.0, tls).await?;
     let Address { host, port } = wish.hub.0.clone();

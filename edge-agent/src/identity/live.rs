@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use fleet_schemas::{NodeId, batch::Clock};
+use fleet_schemas::{NodeId, batch::Clock, limits};
 use rustls::ClientConfig;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -21,7 +21,6 @@ use super::{
 };
 use crate::{
     address::Address,
-    clock,
     core::{
         Now,
         renewal::{Hours, Life},
@@ -121,7 +120,7 @@ impl Live {
     /// [`FolderError`], [`ConfigError`].
     pub fn open(folder: Folder, joined: Joined, host: Option<String>) -> Result<Self, OpenError> {
         let lock = folder.lock()?;
-        let bound = Arc::new(Bound::new(joined.hub_ms.max(clock::BUILT_MS)));
+        let bound = Arc::new(Bound::new(joined.hub_ms.max(limits::BUILT_MS)));
         let cas = joined.cas();
         let current = Dial::new(&cas, &bound, &joined.current)?;
         let next = joined.next.as_ref().and_then(Next::pair);
@@ -481,7 +480,7 @@ mod tests {
     #[test]
     fn the_time_is_written_once_a_day_at_most() {
         let (_data, live, _) = live();
-        let start = clock::BUILT_MS;
+        let start = limits::BUILT_MS;
         live.bound.shown(start + YEAR_MS);
         let now = |clock, wall_ms| Now { wall_ms, up: Duration::from_secs(9), clock };
         let hear = |hub_ms, up| live.hear(hub_ms, Duration::from_secs(up), now(Clock::Unsynced, 0));

@@ -80,7 +80,8 @@ async fn make(api: &Api, caller: &Caller, wanted: Wanted) -> Result<shapes::NewJ
     let (now, in_doubt) = api.hub.clock().read();
     if in_doubt {
         return Err(Refusal::Unavailable(
-            "nothing is issued while the hub's clock is in doubt; set it, then restart the hub".to_owned(),
+            "nothing is issued while the hub's clock is in doubt: `fleet status` says why and what to do"
+                .to_owned(),
         ));
     }
     let secret = clock::random::<32>();

@@ -72,18 +72,19 @@ impl Health {
         self.lock().failed.clone()
     }
 
-    pub(super) fn readiness(&self, up: Duration, poisoned: Option<String>, clock_jumped: bool) -> Readiness {
+    pub(super) fn readiness(
+        &self,
+        up: Duration,
+        poisoned: Option<String>,
+        clock: Option<String>,
+    ) -> Readiness {
         let store = self.lock();
         let doubted = store.doubted.as_ref().filter(|(_, since)| up < *since + DOUBT);
         let why = store.failed.clone().or(poisoned).or_else(|| doubted.map(|(why, _)| why.clone()));
         let mut reasons: Vec<_> = why.into_iter().map(|why| format!("nothing is acked: {why}")).collect();
         let ready = reasons.is_empty();
-        if clock_jumped {
-            // Not a reason to turn traffic away: data is still stored, with the time reckoned from the start.
-            reasons.push(
-                "the system clock jumped by more than a day and is not followed: set it, then restart".into(),
-            );
-        }
+        // A clock in doubt is not a reason to turn traffic away: data is still stored, with the time as it was reckoned.
+        reasons.extend(clock);
         Readiness { ready, reasons }
     }
 }
@@ -93,7 +94,7 @@ mod tests {
     use super::*;
 
     fn ready(health: &Health, up_s: u64) -> bool {
-        health.readiness(Duration::from_secs(up_s), None, false).ready
+        health.readiness(Duration::from_secs(up_s), None, None).ready
     }
 
     #[test]
@@ -120,8 +121,15 @@ mod tests {
     #[test]
     fn what_is_wrong_is_said_in_sentences() {
         let health = Health::default();
-        let told = health.readiness(Duration::ZERO, Some("the disk is gone".to_owned()), true);
+        let told = health.readiness(
+            Duration::ZERO,
+            Some("the disk is gone".to_owned()),
+            Some("the clock".to_owned()),
+        );
         assert!(!told.ready && told.reasons[0] == "nothing is acked: the disk is gone", "{told:?}");
-        assert!(told.reasons[1].contains("clock") && health.readiness(Duration::ZERO, None, true).ready);
+        assert!(
+            told.reasons[1].contains("clock")
+                && health.readiness(Duration::ZERO, None, Some(String::new())).ready
+        );
     }
 }

@@ -53,6 +53,7 @@ impl Tidier {
             let more = self.health.failure().is_none() && self.seal();
             if clock::mono() >= retain_due && self.health.failure().is_none() {
                 retain_due = clock::mono() + RETAIN;
+                self.keep_time();
                 self.retain();
             }
             if self.health.failure().is_none() {
@@ -61,6 +62,13 @@ impl Tidier {
             if !more {
                 thread::park_timeout(PAUSE);
             }
+        }
+        self.keep_time();
+    }
+
+    fn keep_time(&self) {
+        if let Err(error) = self.clock.keep() {
+            tracing::warn!(%error, "the time could not be kept for the next start");
         }
     }
 
@@ -149,8 +157,8 @@ impl Tidier {
     }
 
     fn retain(&self) {
-        let (now, jumped) = self.clock.read();
-        if jumped {
+        let (now, in_doubt) = self.clock.read();
+        if in_doubt {
             // Expiry waits until somebody has set the clock.
             return;
         }

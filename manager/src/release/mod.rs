@@ -97,9 +97,7 @@ pub enum Error {
     #[error(transparent)]
     Make(#[from] MakeError),
     /// Nothing is signed.
-    #[error(
-        "nothing is signed while the hub's clock is in doubt: it jumped by more than a day; set it, then restart the hub"
-    )]
+    #[error("nothing is signed while the hub's clock is in doubt: `fleet status` says why and what to do")]
     ClockInDoubt,
     /// There is no root.
     #[error("releases have no keys yet; make them with `fleet release init`")]

@@ -38,6 +38,7 @@ pub(super) enum Fault {
 }
 
 const TEN_YEARS_MS: i64 = 315_360_000_000;
+const TEN_MONTHS_MS: i64 = TEN_YEARS_MS / 12;
 
 /// Draws what goes wrong in this step, if anything does.
 pub(super) fn draw(rng: &mut StdRng, faults: Faults) -> Option<Fault> {
@@ -64,7 +65,8 @@ pub(super) fn draw(rng: &mut StdRng, faults: Faults) -> Option<Fault> {
             let offset_ms = [0, TEN_YEARS_MS, -TEN_YEARS_MS][rng.random_range(0..3)];
             Fault::EdgeClock { edge, offset_ms }
         }
-        15 => Fault::HubClock { offset_ms: [0, TEN_YEARS_MS, -TEN_YEARS_MS][rng.random_range(0..3)] },
+        // A hub that starts with the one follows it, with the other it does not.
+        15 => Fault::HubClock { offset_ms: [0, TEN_MONTHS_MS, -TEN_YEARS_MS][rng.random_range(0..3)] },
         16 => Fault::TakeImage { edge },
         17 if rng.random_bool(0.3) => Fault::WipeCard { edge },
         17 => Fault::RestoreImage { edge },

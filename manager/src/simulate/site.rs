@@ -14,7 +14,11 @@ use rand::{RngExt as _, rngs::StdRng};
 use super::net;
 use crate::{
     consume::{CREDIT, Consumer, FeedItem, Spoken},
-    core::{Now, registry::Order, time::Steady},
+    core::{
+        Now,
+        registry::Order,
+        time::{Reading, Steady},
+    },
     store::{
         disk::{Memory, When},
         telemetry,
@@ -46,6 +50,8 @@ pub(super) struct Site {
     /// Kinds of the events that hubs noticed themselves, by node.
     pub reports: BTreeMap<NodeId, BTreeSet<String>>,
     steady: Option<Steady>,
+    /// When the hub last ran with a clock that was not in doubt: kept over its restarts.
+    known_ms: Option<i64>,
     wall_offset_ms: i64,
     booted_at: u64,
     doomed: Option<Kill>,
@@ -67,6 +73,7 @@ impl Site {
             wrong: Vec::new(),
             reports: BTreeMap::new(),
             steady: None,
+            known_ms: None,
             wall_offset_ms: 0,
             booted_at: 0,
             doomed: None,
@@ -78,7 +85,12 @@ impl Site {
     pub(super) fn now(&mut self, now: u64, start_ms: i64) -> Now {
         let mono = Duration::from_millis(now - self.booted_at);
         let wall_ms = start_ms + i64::try_from(now).unwrap_or(i64::MAX) + self.wall_offset_ms;
-        self.steady.get_or_insert_with(|| Steady::new(wall_ms, mono)).read(wall_ms, mono).0
+        let at = Reading { wall_ms, mono, set: None };
+        let (now, doubt) = self.steady.get_or_insert_with(|| Steady::new(at, self.known_ms)).read(at);
+        if doubt.is_none() {
+            self.known_ms = Some(now.wall_ms);
+        }
+        now
     }
 
     pub(super) fn set_clock(&mut self, offset_ms: i64) {

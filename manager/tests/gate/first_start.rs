@@ -9,6 +9,7 @@ use std::{
 };
 
 use fleet_manager::clock;
+use rcgen::KeyPair;
 use tokio::time;
 
 use crate::given::{PATIENCE, Site};
@@ -88,4 +89,32 @@ async fn the_first_admin_is_made_once_and_secrets_are_for_the_owner_only() {
     let site = Site::start_in(site.stop().await).await;
     assert_eq!(site.running.admin, None);
     assert_eq!(fs::read_to_string(site.data.path().join("access/admin")).unwrap(), kept);
+}
+
+/// As on a board without a battery that has not been told the time.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hub_whose_clock_is_behind_when_it_last_ran_issues_nothing_until_somebody_has_looked() {
+    let site = Site::start().await;
+    let begun_ms = site.running.hub.clock().now().wall_ms;
+    let data = site.stop().await;
+    let file = data.path().join("clock");
+    let kept: i64 = fs::read_to_string(&file).unwrap().trim().parse().unwrap();
+    assert!(kept >= begun_ms, "kept at the end, {kept}");
+    let ahead_ms = begun_ms + 40 * 24 * 3_600_000;
+    fs::write(&file, format!("{ahead_ms}\n")).unwrap();
+
+    let site = Site::start_in(data).await;
+    let readiness = site.running.hub.readiness();
+    assert!(readiness.ready && readiness.reasons[0].contains("more than a day behind"), "{readiness:?}");
+    assert!(site.running.hub.clock().now().wall_ms >= ahead_ms, "time goes on where it was");
+    let (token, key) = (site.token(|_| ()).await, KeyPair::generate().unwrap());
+    assert_eq!(site.join(&token, "roof", &key).await.code(), (503, "clock_in_doubt"));
+    let data = site.stop().await;
+    assert_eq!(fs::read_to_string(&file).unwrap(), format!("{ahead_ms}\n"));
+
+    fs::remove_file(&file).unwrap();
+    let site = Site::start_in(data).await;
+    assert!(site.running.hub.readiness().reasons.is_empty());
+    let (token, key) = (site.token(|_| ()).await, KeyPair::generate().unwrap());
+    assert_eq!(site.join(&token, "roof", &key).await.issued().node.as_str(), "roof");
 }
