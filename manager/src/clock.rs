@@ -21,6 +21,8 @@ use crate::{
 const FILE: &str = "clock";
 /// Where systemd-timesyncd says that it has set the clock (systemd-timesyncd.service(8)).
 const TIMESYNC: &str = "/run/systemd/timesync";
+/// How often it is looked at, while it matters.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 #[expect(clippy::disallowed_methods, reason = "this is the ambient clock")]
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
@@ -51,11 +53,18 @@ pub fn random<const N: usize>() -> [u8; N] {
 /// The hub's clock: steady against jumps of the system's, also over a restart.
 #[derive(Debug)]
 pub struct HubClock {
-    steady: Mutex<Steady>,
+    steady: Mutex<(Steady, Daemon)>,
     /// Where it is kept when the hub last ran.
     file: Option<PathBuf>,
-    /// Where systemd-timesyncd says what it did.
-    daemon: PathBuf,
+}
+
+/// The machine's time daemon.
+#[derive(Debug)]
+struct Daemon {
+    /// Where it says what it did.
+    folder: PathBuf,
+    set: Option<bool>,
+    ask_at: Duration,
 }
 
 impl Default for HubClock {
@@ -71,9 +80,11 @@ impl HubClock {
         Self::new(Some(data.join(FILE)), TIMESYNC.into())
     }
 
-    fn new(file: Option<PathBuf>, daemon: PathBuf) -> Self {
-        let steady = Steady::new(reading(&daemon), file.as_deref().and_then(last_ran));
-        Self { steady: Mutex::new(steady), file, daemon }
+    fn new(file: Option<PathBuf>, folder: PathBuf) -> Self {
+        let mut daemon = Daemon { folder, set: None, ask_at: Duration::ZERO };
+        let at = reading(daemon.set());
+        let steady = Steady::new(at, file.as_deref().and_then(last_ran));
+        Self { steady: Mutex::new((steady, daemon)), file }
     }
 
     /// The time to use, and whether the system's clock is not followed.
@@ -117,15 +128,27 @@ impl HubClock {
     }
 
     fn look(&self) -> (Now, Option<Doubt>) {
-        let mut steady = self.steady.lock().unwrap_or_else(PoisonError::into_inner);
-        steady.read(reading(&self.daemon))
+        let mut inner = self.steady.lock().unwrap_or_else(PoisonError::into_inner);
+        let (steady, daemon) = &mut *inner;
+        // It is asked before the clock is read: it says so after it has set it.
+        let set = if steady.asks() { daemon.set() } else { None };
+        steady.read(reading(set))
     }
 }
 
-/// What the daemon did is asked first: it says so after it has done it.
-fn reading(daemon: &Path) -> Reading {
-    let set = daemon.exists().then(|| daemon.join("synchronized").exists());
-    Reading { set, wall_ms: wall_ms(), mono: mono() }
+impl Daemon {
+    /// Whether it has set the clock, as it said within the last second; `None` if there is none that tells.
+    fn set(&mut self) -> Option<bool> {
+        if mono() >= self.ask_at {
+            self.ask_at = mono() + ASK_AGAIN;
+            self.set = self.folder.exists().then(|| self.folder.join("synchronized").exists());
+        }
+        self.set
+    }
+}
+
+fn reading(set: Option<bool>) -> Reading {
+    Reading { wall_ms: wall_ms(), mono: mono(), set }
 }
 
 fn last_ran(file: &Path) -> Option<i64> {
@@ -168,10 +191,16 @@ mod tests {
         clock.keep().unwrap();
         assert_eq!(fs::read_to_string(&file).unwrap().trim(), ahead_ms.to_string(), "not what is in doubt");
         fs::create_dir(&daemon).unwrap();
+        let clock = open();
         assert!(clock.read().1, "it has not set it yet");
         fs::write(daemon.join("synchronized"), "").unwrap();
-        let (now, in_doubt) = clock.read();
-        assert!(!in_doubt && now.wall_ms < ahead_ms - 24 * 3_600_000);
+        let given_up = mono() + Duration::from_secs(60);
+        while clock.read().1 {
+            assert!(mono() < given_up, "it is never asked again");
+            std::thread::yield_now();
+        }
+        assert!(clock.now().wall_ms < ahead_ms - 24 * 3_600_000);
+        assert_eq!(open().doubt(), None, "it had set it before");
         fs::write(&file, "rubbish").unwrap();
         assert_eq!(open().doubt(), None);
     }

@@ -28,7 +28,8 @@ pub struct Reading {
     pub wall_ms: i64,
     /// Time since the hub's start, monotonic.
     pub mono: Duration,
-    /// Whether its time daemon has set the clock since the machine started. `None`: there is no daemon that tells.
+    /// Whether its time daemon has set the clock since the machine started. `None`: there is no daemon that tells, or it does
+    /// not matter.
     pub set: Option<bool>,
 }
 
@@ -65,6 +66,12 @@ impl Steady {
         let wall_ms = if doubt.is_some() { known_ms } else { at.wall_ms };
         let offset_ms = wall_ms.saturating_sub(millis(at.mono));
         Self { offset_ms, doubt, waits: at.set == Some(false) }
+    }
+
+    /// Whether it matters what the time daemon says.
+    #[must_use]
+    pub fn asks(&self) -> bool {
+        self.waits || self.doubt.is_some()
     }
 
     /// The time to use, and why it is not the wall clock's.
