@@ -90,14 +90,21 @@ pub(super) fn result(read: &ReadTransaction, id: CommandId) -> Result<Option<Ove
     Ok(row.map(|row| decode(row.value()).unwrap_or_else(|Damaged| lost(id))))
 }
 
-/// The `count` oldest of one kind.
-pub(super) fn oldest(read: &ReadTransaction, harmless: bool, count: usize) -> Result<Vec<Over>, Error> {
+/// The `count` oldest of one kind, of those whose order is `from` at least.
+pub(super) fn oldest(
+    read: &ReadTransaction,
+    harmless: bool,
+    from: u64,
+    count: usize,
+) -> Result<Vec<Over>, Error> {
     let (order, over) = (read.open_table(ORDER)?, read.open_table(OVER)?);
     let mut found = Vec::new();
-    for row in order.range((class(harmless), 0)..=(class(harmless), u64::MAX))?.take(count) {
-        let id = CommandId(*row?.1.value());
+    for row in order.range((class(harmless), from)..=(class(harmless), u64::MAX))?.take(count) {
+        let (at, id) = row?;
+        let id = CommandId(*id.value());
         let row = over.get(&id.0)?;
-        found.push(row.and_then(|row| decode(row.value()).ok()).unwrap_or_else(|| lost(id)));
+        let lost = || Over { order: at.value().1, ..lost(id) };
+        found.push(row.and_then(|row| decode(row.value()).ok()).unwrap_or_else(lost));
     }
     Ok(found)
 }
@@ -220,11 +227,11 @@ mod tests {
         let (outbox, _) = Outbox::open(SimFile::new().backend()).unwrap();
         let results = [over(1, false), over(2, true), over(3, true), over(4, false)];
         write(&outbox, results.into_iter().map(|over| Change::Over(Box::new(over))).collect());
-        assert_eq!(outbox.oldest_results(true, 9).unwrap(), [over(2, true), over(3, true)]);
+        assert_eq!(outbox.oldest_results(true, 0, 9).unwrap(), [over(2, true), over(3, true)]);
         let forget = |harmless| Write::ForgetResults { harmless, count: 1 };
         outbox.apply(&[forget(true), forget(false)]).unwrap();
-        assert_eq!(outbox.oldest_results(true, 1).unwrap(), [over(3, true)]);
-        assert_eq!(outbox.oldest_results(false, 1).unwrap(), [over(4, false)]);
+        assert_eq!(outbox.oldest_results(true, 0, 1).unwrap(), [over(3, true)]);
+        assert_eq!(outbox.oldest_results(false, 2, 9).unwrap(), [over(4, false)]);
         assert_eq!(outbox.result(CommandId([1; 16])).unwrap(), None);
     }
 

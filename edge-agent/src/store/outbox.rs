@@ -301,12 +301,13 @@ impl Outbox {
         commands::result(&self.db.begin_read()?, id)
     }
 
-    /// The oldest remembered results, at most `count`, of those that may be forgotten early, or of the others.
+    /// The oldest remembered results whose order is `from` at least, at most `count`, of those that may be forgotten early,
+    /// or of the others.
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub fn oldest_results(&self, harmless: bool, count: usize) -> Result<Vec<Over>, Error> {
-        commands::oldest(&self.db.begin_read()?, harmless, count)
+    pub fn oldest_results(&self, harmless: bool, from: u64, count: usize) -> Result<Vec<Over>, Error> {
+        commands::oldest(&self.db.begin_read()?, harmless, from, count)
     }
 
     /// The held batch at or after `seq`, with its number; `Err` inside when it is damaged.

@@ -24,7 +24,7 @@ use crate::{
         lanes::Stream,
         queue::{
             self, Act, Ask, Change, Effects, End, Held, LocalReport, Note, Over, Queues, REMEMBER,
-            REMEMBER_AT_LEAST, REMEMBERED, Take, Time, View, reason,
+            REMEMBER_AT_LEAST, REMEMBERED, REMEMBERED_WHOLE, Take, Time, View, reason,
         },
     },
     store::{commands::FoundCommands, outbox::Write},
@@ -61,6 +61,8 @@ pub(super) struct Commands {
     // Results remembered: those that may be forgotten early, and the others.
     harmless: u64,
     others: u64,
+    // Up to which order those that may be forgotten early, and the others, are known to be thin.
+    thin: [u64; 2],
     // The hub's wall clock, and the time since boot at which it was heard.
     heard: Option<(i64, Duration)>,
     // How long the agent had run at least, all its starts together, and the time since boot at which this one began.
@@ -81,6 +83,7 @@ impl Commands {
             damaged,
             harmless,
             others,
+            thin: [0; 2],
             heard: None,
             lived_ms,
             began: now.up,
@@ -279,7 +282,7 @@ impl Uplink {
         self.carry_out(effects, now);
     }
 
-    /// Forgets results that are old, or too many.
+    /// Forgets results that are old, or too many, and what all but the newest gave.
     ///
     /// # Errors
     /// [`Error`].
@@ -288,8 +291,10 @@ impl Uplink {
             return Ok(());
         }
         for harmless in [true, false] {
+            // First: a row is not to come back when it was forgotten.
+            let more = self.thin_results(harmless)?;
             let total = self.commands.harmless + self.commands.others;
-            let oldest = self.outbox.oldest_results(harmless, FORGET_AT_ONCE)?;
+            let oldest = self.outbox.oldest_results(harmless, 0, FORGET_AT_ONCE)?;
             let old = |(at, over): &(usize, &Over)| {
                 let age = self.age_of(over, now);
                 let older = |than: Duration| age.is_some_and(|age| age > than);
@@ -302,12 +307,27 @@ impl Uplink {
                 *kept = kept.saturating_sub(count as u64);
                 self.staged.push(Write::ForgetResults { harmless, count });
             }
-            if count == FORGET_AT_ONCE {
+            if more || count == FORGET_AT_ONCE {
                 // There are more: an hour could bring more than one sweep takes away.
                 self.sweep_due = now.up + SWEEP_ON;
             }
         }
         Ok(())
+    }
+
+    /// Stages that some results are remembered without what they gave; whether there may be more of those.
+    fn thin_results(&mut self, harmless: bool) -> Result<bool, Error> {
+        let whole_from = self.commands.queues.next_order().saturating_sub(REMEMBERED_WHOLE);
+        let thin = &mut self.commands.thin[usize::from(!harmless)];
+        let next = self.outbox.oldest_results(harmless, *thin, FORGET_AT_ONCE)?;
+        let old: Vec<_> = next.iter().take_while(|over| over.order < whole_from).collect();
+        if let Some(last) = old.last() {
+            *thin = last.order + 1;
+        }
+        let more = old.len() == FORGET_AT_ONCE;
+        let thinned = old.into_iter().filter_map(Over::thinned);
+        self.staged.extend(thinned.map(|over| Write::Command(Change::Amend(Box::new(over)))));
+        Ok(more)
     }
 
     fn carry_out_some(&mut self, effects: Option<Effects>, now: Now) -> Result<bool, Error> {
@@ -420,7 +440,7 @@ impl Uplink {
         if self.commands.others < REMEMBERED {
             return Ok(true);
         }
-        let oldest = self.outbox.oldest_results(false, 1)?;
+        let oldest = self.outbox.oldest_results(false, 0, 1)?;
         Ok(oldest.first().and_then(|over| self.age_of(over, now)).is_some_and(|age| age > REMEMBER_AT_LEAST))
     }
 
@@ -477,5 +497,79 @@ fn event(note: Note, now: Now) -> Event {
         data: Some(Value::Map(data.into_iter().map(|(key, value)| (text(key), value)).collect())),
         device: None,
         id: Some(id.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        store::{outbox::Outbox, sim_disk::SimFile},
+        uplink::once::tests::{NOW, open},
+    };
+
+    struct Anything;
+
+    impl Judge for Anything {
+        fn judge(&self, _: &MetricName, _: &Value) -> Result<(), Reason> {
+            Ok(())
+        }
+    }
+
+    fn id(order: u64) -> CommandId {
+        let [low, high] = [order.to_be_bytes(), [9; 8]];
+        CommandId([low, high].concat().try_into().unwrap())
+    }
+
+    fn over(order: u64) -> Over {
+        Over {
+            id: id(order),
+            kind: None,
+            state: State::Succeeded,
+            time_ms: 5,
+            true_ms: None,
+            lived_ms: Some(order),
+            reason: None,
+            exit_code: Some(0),
+            result: Some(Value::Text("it is warm".to_owned())),
+            output: vec![1; 100],
+            origin: queue::Origin::Node,
+            too_late: false,
+            harmless: order % 3 == 0,
+            order,
+        }
+    }
+
+    #[test]
+    fn of_all_but_the_newest_results_only_how_they_ended_is_remembered() {
+        let (card, all) = (SimFile::new(), 2 * FORGET_AT_ONCE as u64 + REMEMBERED_WHOLE);
+        let (outbox, _) = Outbox::open(card.backend()).unwrap();
+        let rows = (1..=all).map(|order| Write::Command(Change::Over(Box::new(over(order)))));
+        outbox.apply(&rows.collect::<Vec<_>>()).unwrap();
+        drop(outbox);
+        let mut uplink = open(&card, 1).unwrap();
+        uplink.take_commands(Arc::new(Anything), &BTreeSet::new());
+        let (mut now, mut sweeps) = (NOW, 0);
+        loop {
+            uplink.sweep_due = Duration::MAX;
+            uplink.forget_results(now).unwrap();
+            uplink.commit_staged().unwrap();
+            sweeps += 1;
+            if uplink.sweep_due == Duration::MAX {
+                break;
+            }
+            now = Now { up: uplink.sweep_due, ..now };
+        }
+        assert_eq!(sweeps, 2, "1,333 of one kind");
+        for order in 1..=all {
+            let kept = uplink.outbox.result(id(order)).unwrap().unwrap();
+            let is_whole = order > all - REMEMBERED_WHOLE;
+            assert_eq!(
+                (kept.result.is_some(), kept.output.len()),
+                (is_whole, if is_whole { 100 } else { 0 }),
+                "{order}"
+            );
+            assert_eq!((kept.state, kept.exit_code, kept.order), (State::Succeeded, Some(0), order));
+        }
     }
 }

@@ -171,7 +171,7 @@ impl Uplink {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::{collections::BTreeMap, time::Duration};
 
     use fleet_schemas::{
@@ -188,9 +188,10 @@ mod tests {
         uplink::{Config, Error, Profile},
     };
 
-    const NOW: Now = Now { wall_ms: 1_790_000_000_000, up: Duration::from_secs(100), clock: Clock::Synced };
+    pub(crate) const NOW: Now =
+        Now { wall_ms: 1_790_000_000_000, up: Duration::from_secs(100), clock: Clock::Synced };
 
-    fn open(card: &SimFile, stream: u8) -> Result<Uplink, Error> {
+    pub(crate) fn open(card: &SimFile, stream: u8) -> Result<Uplink, Error> {
         open_with(card, stream, Config::default())
     }
 

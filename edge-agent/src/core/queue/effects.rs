@@ -185,6 +185,12 @@ impl Queues {
         effects
     }
 
+    /// Above the order of every result.
+    #[must_use]
+    pub fn next_order(&self) -> u64 {
+        self.next_order
+    }
+
     pub(super) fn take_order(&mut self) -> u64 {
         self.next_order += 1;
         self.next_order - 1

@@ -46,8 +46,10 @@ pub const ATTEMPTS: u8 = 3;
 pub const STOP_PATIENCE: Duration = Duration::from_secs(10);
 /// Longest that a command may wait to begin, or may run.
 pub const LIFE: Duration = Duration::from_secs(7 * 86_400);
-/// Results that are remembered, at about 200 bytes each.
+/// Results that are remembered, at about 200 bytes each but for the newest.
 pub const REMEMBERED: u64 = 100_000;
+/// The newest of them, which are remembered with what they gave and printed: 8 MB at most.
+pub const REMEMBERED_WHOLE: u64 = 1_000;
 /// How long a result is remembered, in time that the agent runs.
 pub const REMEMBER: Duration = Duration::from_secs(30 * 86_400);
 /// How long a result of a command that must not run twice is remembered even when there are too many: a day longer than
@@ -234,6 +236,15 @@ pub struct Queues {
     due: Option<Duration>,
     // Devices that hear commands now.
     hearing: BTreeSet<DeviceId>,
+}
+
+impl Over {
+    /// What is remembered of it in the long run: that it is over and how it ended. `None`: nothing else is.
+    #[must_use]
+    pub fn thinned(&self) -> Option<Self> {
+        let is_thin = self.result.is_none() && self.output.is_empty();
+        (!is_thin).then(|| Self { result: None, output: Vec::new(), ..self.clone() })
+    }
 }
 
 impl Queues {
