@@ -7,6 +7,7 @@ use fleet_schemas::{
     DeviceId, Lane, MetricName, NodeId, SessionId, StoreId, StreamId, Topic, VERSION,
     batch::{Batch, Clock},
     cbor,
+    device::{Report, State},
     session::{Birth, Pending, Versions},
     telemetry::{Builder, Sample, Samples},
     topic::Up,
@@ -19,11 +20,12 @@ use crate::{
     core::{
         Now,
         alert::{Alert, Stage, route::Wants},
+        devices::Device,
         registry::{Intent, NodePatch, Order},
     },
     store::{
         disk::{Memory, When},
-        state::AlertFilter,
+        state::{AlertFilter, Commit},
         telemetry::{Config, InboxBatch},
     },
 };
@@ -170,6 +172,44 @@ fn a_restart_raises_no_storm_and_forgets_no_silence() {
         assert_eq!(again.rules().refused.is_some(), start >= 2);
         assert_eq!((again.told().notices, of_rule(consumer.shared(), "hot").len()), (vec![], 1));
     }
+}
+
+/// Its node tells of it when it changes, which may have been long ago.
+#[test]
+fn after_a_restart_a_rule_on_one_device_knows_how_that_is() {
+    let (disk, folder) = (Memory::default(), folder("rules: []"));
+    let mut consumer = open(&disk, now(0));
+    let (topic, payload) = birth("a");
+    consumer.consume([(&topic, &payload)], vec![], CREDIT, now(1)).unwrap();
+    let pump = DeviceId::parse("pump").unwrap();
+    let report = Report {
+        device: pump.clone(),
+        state: State::Offline,
+        kind: None,
+        name: None,
+        firmware: None,
+        capabilities: vec![],
+        heartbeat_ms: None,
+        sleep_ms: None,
+        until_ms: None,
+        last_seen_ms: None,
+        unsequenced: false,
+    };
+    let device = Device { report, at_ms: now(1).wall_ms, recv_ms: now(1).wall_ms };
+    let commit = Commit { devices: vec![(1, pump.clone(), Some(device))], ..Commit::default() };
+    consumer.shared().state().apply(&commit).unwrap();
+    drop(consumer);
+    let rule = "rules: [{id: dry, sensor: pump, condition: 'device_state == \"offline\"'}]";
+    std::fs::write(folder.path().join("rules.yaml"), rule).unwrap();
+    let mut consumer = open(&disk, now(100));
+    consumer.consume([(&topic, &payload)], vec![], CREDIT, now(101)).unwrap();
+    let mut judge = judge(consumer.shared(), &folder, now(102)).unwrap();
+    for second in [103, 130, 160] {
+        judge.round(now(second)).unwrap();
+    }
+    let alerts = of_rule(consumer.shared(), "dry");
+    let seen: Vec<_> = alerts.iter().map(|alert| (alert.stage, &alert.device)).collect();
+    assert_eq!(seen, [(Stage::Firing, &pump)]);
 }
 
 /// Its number stays with its history.

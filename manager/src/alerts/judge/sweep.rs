@@ -95,7 +95,7 @@ impl Judge {
                 self.engine.book(number, lost, quarantined, standing, met);
             }
             self.engine.node(facts, now.wall_ms);
-            if caught_up && self.engine.wants_samples() && !self.engine.knows(number) {
+            if caught_up && self.engine.wants_devices() && !self.engine.knows(number) {
                 // What was committed since this start comes by the log.
                 self.know(number, now.wall_ms.saturating_sub(millis(now.mono)), now)?;
             }

@@ -19,11 +19,13 @@ use crate::core::{
     selector::Selector,
 };
 
+/// How a device is.
+pub(super) const DEVICE_STATE: &str = "device_state";
 /// The names, and what they are.
 pub const FACTS: [(&str, Kind); 15] = [
     ("presence", Kind::Text),
     ("flapping", Kind::Truth),
-    ("device_state", Kind::Text),
+    (DEVICE_STATE, Kind::Text),
     ("outbox_records", Kind::Number),
     ("outbox_ratio", Kind::Number),
     ("ledger", Kind::Text),
@@ -235,7 +237,7 @@ impl View for At<'_> {
         match name {
             "presence" => Some(Fact::Text(facts.presence.as_str())),
             "flapping" => Some(Fact::Truth(facts.flapping)),
-            "device_state" if facts.online() => Some(Fact::Text(device()?.state?.as_str())),
+            DEVICE_STATE if facts.online() => Some(Fact::Text(device()?.state?.as_str())),
             "outbox_records" => Some(Fact::Number(facts.outbox_records as f64)),
             "outbox_ratio" => facts.outbox_ratio.map(Fact::Number),
             "ledger" => self.member.book.standing.map(|standing| Fact::Text(standing.as_str())),

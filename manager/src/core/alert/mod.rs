@@ -34,7 +34,7 @@ pub use facts::{FACTS, Facts, scope};
 pub use feed::Arrived;
 pub use model::{Acknowledged, Alert, AlertError, Effects, Losses, Outage, Silence, Stage, Word};
 
-use self::facts::{Book, Device};
+use self::facts::{Book, DEVICE_STATE, Device};
 use crate::core::{
     fleet::{Node, NodeNo},
     ledger::Standing,
@@ -190,7 +190,7 @@ impl Judged {
             let mut named = named.peekable();
             (named.peek().is_some(), named.any(|series| series.device.is_some()))
         };
-        let asks_device = |condition: &Condition| condition.facts().contains(&"device_state");
+        let asks_device = |condition: &Condition| condition.facts().contains(&DEVICE_STATE);
         let each = rule.field.is_some()
             || any(&|condition| own(condition).0 || condition.uses_silence() || asks_device(condition));
         let subject = match &rule.target {
@@ -368,14 +368,24 @@ impl Engine {
         !self.by_metric.is_empty() || self.judged.iter().any(|judged| judged.subject == Subject::Each)
     }
 
+    /// Whether any rule asks how devices are, or for what the store has of them: then they have to be read at the start.
+    #[must_use]
+    pub fn wants_devices(&self) -> bool {
+        self.wants_samples() || self.asks(|fact| fact == DEVICE_STATE)
+    }
+
     /// Whether any rule asks what the ledger says.
     #[must_use]
     pub fn wants_ledger(&self) -> bool {
-        let facts = |judged: &Judged| {
+        self.asks(|fact| fact.starts_with("ledger"))
+    }
+
+    fn asks(&self, is_it: impl Fn(&str) -> bool) -> bool {
+        let asks = |judged: &Judged| {
             let conditions = [Some(&judged.rule.condition), judged.rule.clear.as_ref()].into_iter().flatten();
-            conditions.flat_map(Condition::facts).any(|fact| fact.starts_with("ledger"))
+            conditions.flat_map(Condition::facts).any(|fact| is_it(fact))
         };
-        self.judged.iter().any(facts)
+        self.judged.iter().any(asks)
     }
 
     /// Whether there is such a node.
