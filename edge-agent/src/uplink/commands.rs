@@ -535,7 +535,7 @@ mod tests {
             output: vec![1; 100],
             origin: queue::Origin::Node,
             too_late: false,
-            harmless: order % 3 == 0,
+            harmless: order.is_multiple_of(3),
             order,
         }
     }

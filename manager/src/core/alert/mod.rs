@@ -383,7 +383,7 @@ impl Engine {
     fn asks(&self, is_it: impl Fn(&str) -> bool) -> bool {
         let asks = |judged: &Judged| {
             let conditions = [Some(&judged.rule.condition), judged.rule.clear.as_ref()].into_iter().flatten();
-            conditions.flat_map(Condition::facts).any(|fact| is_it(fact))
+            conditions.flat_map(Condition::facts).any(&is_it)
         };
         self.judged.iter().any(asks)
     }
