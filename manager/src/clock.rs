@@ -104,13 +104,13 @@ impl HubClock {
         let out_of_line = |how: &str| {
             let at = jiff::Timestamp::from_millisecond(now.wall_ms).unwrap_or_default();
             format!(
-                "the system clock is {how} when this hub last ran, and is not followed (by the hub it is {at:.0}): set it; \
-                 if it is right, stop the hub, remove the file {FILE} in its data folder, and start it"
+                "the system clock is {how}, and is not followed (by the hub it is {at:.0}): set it; if it is right, stop \
+                 the hub, remove the file {FILE} in its data folder, and start it"
             )
         };
         doubt.map(|doubt| match doubt {
-            Doubt::Behind => out_of_line("more than a day behind"),
-            Doubt::Ahead => out_of_line("more than 400 days beyond"),
+            Doubt::Behind => out_of_line("more than a day behind when this hub last ran, or was built"),
+            Doubt::Ahead => out_of_line("more than 400 days beyond when this hub last ran"),
             Doubt::Jumped => {
                 "the system clock jumped by more than a day and is not followed: set it, then restart"
                     .to_owned()
