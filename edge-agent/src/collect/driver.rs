@@ -334,7 +334,10 @@ impl Driver {
 
     /// A sensor that falls ill or recovers is an event; one that stays as it is, is none.
     fn note(&mut self, sensor: DeviceId, trouble: Option<String>, now: Now) {
-        if self.troubles.get(&sensor) == trouble.as_ref() || self.troubles.len() >= limits::DEVICES_PER_NODE {
+        let known = self.troubles.get(&sensor);
+        // One that recovers makes room.
+        let is_beyond = known.is_none() && self.troubles.len() >= limits::DEVICES_PER_NODE;
+        if known == trouble.as_ref() || is_beyond {
             return;
         }
         let (severity, message) = match &trouble {
@@ -376,27 +379,36 @@ impl Driver {
             (events.is_empty(), Submission::Events(events)),
         ] {
             if !empty {
-                self.submit(&submission).await;
+                let refused = self.submit(&submission).await;
+                if refused {
+                    for part in submission.by_device() {
+                        self.submit(&part).await;
+                    }
+                }
             }
         }
     }
 
-    async fn submit(&mut self, submission: &Submission) {
+    /// Whether it was refused for one of its several devices: each is to be handed in by itself.
+    async fn submit(&mut self, submission: &Submission) -> bool {
         let mut stop = self.stop.clone();
         loop {
-            let Err(error) = self.surroundings.outbox.submit(submission.clone()).await else { return };
+            let Err(error) = self.surroundings.outbox.submit(submission.clone()).await else { return false };
             if error == SubmitError::Stopped || stop.is_wanted() {
                 warn!(driver = self.config.name, "the last lines of the driver are lost: {error}");
-                return;
+                return false;
             }
             if let SubmitError::Refused(uplink::SubmitError::Device(_)) = error {
+                if submission.has_devices() {
+                    return true;
+                }
                 // To wait would not help: somebody has to register it, or to remove others.
                 self.surroundings.metrics.driver_bad_line(&self.config.name, "device");
                 let up = self.surroundings.clock.now().up;
                 if let Some(unsaid) = self.complaints.due(error.reason(), up) {
                     warn!(driver = self.config.name, unsaid, "lines of the driver are not taken: {error}");
                 }
-                return;
+                return false;
             }
             let up = self.surroundings.clock.now().up;
             if let Some(unsaid) = self.complaints.due(error.reason(), up) {

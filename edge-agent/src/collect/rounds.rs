@@ -7,7 +7,13 @@ use tokio::{select, time};
 use tracing::{debug, warn};
 
 use super::complaints::Complaints;
-use crate::{clock::Clock, metrics::Metrics, outbox, stop::Stop, uplink::Submission};
+use crate::{
+    clock::Clock,
+    metrics::Metrics,
+    outbox::{self, SubmitError},
+    stop::Stop,
+    uplink::{self, Submission},
+};
 
 /// Shortest time between two rounds.
 pub(crate) const LEAST: Duration = Duration::from_millis(100);
@@ -86,18 +92,24 @@ pub(super) async fn run<Read: Future<Output = Result<Found, Failure>>>(
             metrics.collect_failed(kind, reason, count);
             complain(reason, &format!("{count} lines or values were passed over: {reason}"));
         }
-        let count = found.samples.len();
-        if count == 0 {
+        if found.samples.is_empty() {
             continue;
         }
-        match outbox.submit(Submission::Samples(found.samples)).await {
-            Ok(()) => {
-                metrics.collected(kind, count as u64);
-                debug!(kind, name, count, "collected");
-            }
-            Err(error) => {
-                metrics.collect_failed(kind, error.reason(), count as u64);
-                complain(error.reason(), &format!("{count} samples are given up: {error}"));
+        let mut parts = vec![Submission::Samples(found.samples)];
+        while let Some(part) = parts.pop() {
+            let count = part.len();
+            match outbox.submit(part.clone()).await {
+                Ok(()) => {
+                    metrics.collected(kind, count as u64);
+                    debug!(kind, name, count, "collected");
+                }
+                Err(SubmitError::Refused(uplink::SubmitError::Device(_))) if part.has_devices() => {
+                    parts = part.by_device();
+                }
+                Err(error) => {
+                    metrics.collect_failed(kind, error.reason(), count as u64);
+                    complain(error.reason(), &format!("{count} samples are given up: {error}"));
+                }
             }
         }
     }

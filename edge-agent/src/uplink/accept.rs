@@ -1,5 +1,7 @@
 //! Accepting records and sealing them into batches.
 
+use std::collections::BTreeMap;
+
 use fleet_schemas::{
     Lane, VERSION,
     batch::{Batch, Lost},
@@ -54,6 +56,32 @@ impl Submission {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Whether it is of more than one device.
+    #[must_use]
+    pub fn has_devices(&self) -> bool {
+        match self {
+            Self::Samples(all) => all.windows(2).any(|pair| pair[0].device != pair[1].device),
+            Self::Events(all) => all.windows(2).any(|pair| pair[0].device != pair[1].device),
+        }
+    }
+
+    /// The same by device, each in its order: where one of them is not taken, that is no matter of the others.
+    #[must_use]
+    pub fn by_device(self) -> Vec<Self> {
+        match self {
+            Self::Samples(all) => {
+                let mut parts = BTreeMap::<_, Vec<_>>::new();
+                all.into_iter().for_each(|one| parts.entry(one.device.clone()).or_default().push(one));
+                parts.into_values().map(Self::Samples).collect()
+            }
+            Self::Events(all) => {
+                let mut parts = BTreeMap::<_, Vec<_>>::new();
+                all.into_iter().for_each(|one| parts.entry(one.device.clone()).or_default().push(one));
+                parts.into_values().map(Self::Events).collect()
+            }
+        }
     }
 }
 

@@ -3,7 +3,8 @@
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use crate::{get_json, quiet, script, start, until, url};
-use fleet_edge_agent::{collect::driver, run::Handle};
+use fleet_edge_agent::{collect::driver, core::devices::Register, run::Handle};
+use serde_json::json;
 
 pub(crate) fn driver(
     name: &str,
@@ -65,6 +66,31 @@ exec sleep 1000 >/dev/null"#;
     ] {
         assert_eq!(value(&page, series), expected, "{series}\n{page}");
     }
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_sensor_that_is_not_taken_costs_the_others_nothing() {
+    let (folder, mut config) = quiet("driver-devices");
+    config.devices.register = Register::Explicit;
+    let go = folder.path().join("go");
+    let text = format!(
+        r#"while [ ! -e {} ]; do sleep 0.05; done
+for sensor in shed stranger shed; do echo "{{\"sensor\":\"$sensor\",\"values\":{{\"t\":1}}}}"; done
+exec sleep 1000"#,
+        go.display()
+    );
+    config.driver = vec![driver("radio", script(folder.path(), "radio", &text), None, HOUR)];
+    let agent = start(config).await;
+    let shed = url(&agent, "/api/v1/devices/shed");
+    assert_eq!(reqwest::Client::new().put(shed).json(&json!({})).send().await.unwrap().status(), 201);
+    std::fs::write(&go, "").unwrap();
+    let series = r#"fleet_agent_accepted_records_total{kind="sample"}"#;
+    until("the shed's samples", async || value(&page(&agent).await, series), |samples| *samples >= 2.0).await;
+    let refused = r#"fleet_agent_driver_bad_lines_total{driver="radio",reason="device"}"#;
+    let told = async || value(&page(&agent).await, refused);
+    until("the stranger is told of", told, |lines| *lines >= 1.0).await;
+    assert_eq!(value(&page(&agent).await, series), 2.0);
     agent.stop().await;
 }
 

@@ -40,7 +40,9 @@ impl Watched {
         let sleep = device.sleep_ms.filter(|_| device.state == State::Sleeping).map(|span| {
             let span = Duration::from_millis(span).clamp(SHORTEST, LONGEST);
             let left = device.until_ms.unwrap_or(now.wall_ms).saturating_sub(now.wall_ms);
-            (now.up + Duration::from_millis(u64::try_from(left).unwrap_or(0)).min(span), span)
+            // One that slept on, as it said before, wrote nothing: where in its sleep it is nobody knows.
+            let left = u64::try_from(left).ok().filter(|left| *left > 0).map(Duration::from_millis);
+            (now.up + left.unwrap_or(span).min(span), span)
         });
         // One that was late is given another heartbeat: nobody listened meanwhile.
         let give_up = now.up + heartbeat(&device, OVERSLEEP).unwrap_or(OVERSLEEP) * 3;
