@@ -180,6 +180,18 @@ fn a_start_gives_everybody_time_and_keeps_what_they_were() {
     );
 }
 
+/// It told the same span every time, which is no news: its row is that of its first sleep.
+#[test]
+fn a_sleeper_whose_kept_sleep_is_over_has_a_whole_one_after_a_start() {
+    let mut before = devices(Register::Auto);
+    before.see(&id("shed"), &asleep(300), at(0)).unwrap();
+    let rows = before.all().cloned().collect();
+    let later = |up_s: u64| Now { up: Duration::from_secs(up_s), ..at(1_000 + up_s) };
+    let mut devices = Devices::found(before.policy, rows, later(0));
+    assert_eq!(told(&devices.advance(later(300 + 74))), []);
+    assert_eq!(told(&devices.advance(later(300 + 75))), [State::Late]);
+}
+
 proptest! {
     /// Whatever happens, a look never finds the same deadline again, and states told one after the other differ unless
     /// something else of the device changed.
