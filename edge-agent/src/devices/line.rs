@@ -14,7 +14,11 @@ use ciborium::Value;
 use fleet_broker::local::{Speaker, Untold};
 use fleet_schemas::{DeviceId, command::Reason};
 use serde_json::{Map, Value as Json, json};
-use tokio::{select, sync::oneshot, time};
+use tokio::{
+    select,
+    sync::{self, oneshot},
+    time,
+};
 
 use super::{Offers, dialect::Status};
 use crate::core::queue::{End, Ending, reason};
@@ -41,9 +45,21 @@ pub(crate) struct Order {
 #[derive(Debug, Clone)]
 pub(crate) struct Line {
     speaker: Speaker,
-    // A device has one command at a time.
     waiting: Arc<Mutex<HashMap<DeviceId, oneshot::Sender<Status>>>>,
+    // An answer does not say to what: a command and an update wait for each other.
+    turns: Arc<Mutex<HashMap<DeviceId, Turn>>>,
     offers: Offers,
+}
+
+type Turn = Arc<sync::Mutex<()>>;
+
+/// Whoever waits for an answer of a device.
+struct Waits<'a>(&'a Line, &'a DeviceId);
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.lock().remove(self.1);
+    }
 }
 
 impl Order {
@@ -99,7 +115,7 @@ fn as_boards_read(mut rest: Map<String, Json>) -> Vec<u8> {
 
 impl Line {
     pub(super) fn new(speaker: Speaker) -> Self {
-        Self { speaker, waiting: Arc::default(), offers: Offers::default() }
+        Self { speaker, waiting: Arc::default(), turns: Arc::default(), offers: Offers::default() }
     }
 
     /// The firmware that devices may fetch.
@@ -118,7 +134,7 @@ impl Line {
         }
     }
 
-    /// Tells a device and waits for its answer, no longer than most of `timeout`.
+    /// Tells a device, when no other order is being told to it, and waits for its answer, no longer than most of `timeout`.
     pub(crate) async fn tell(
         &self,
         order: &Order,
@@ -126,15 +142,24 @@ impl Line {
         stop: &mut oneshot::Receiver<Ending>,
     ) -> End {
         let Order { device, payload, answer } = order;
-        let (sender, answered) = oneshot::channel();
-        self.lock().insert(device.clone(), sender);
-        let end = select! {
+        let turn = self.turn(device);
+        let told = async {
+            let _turn = turn.lock().await;
+            let (sender, answered) = oneshot::channel();
+            self.lock().insert(device.clone(), sender);
+            let _waits = Waits(self, device);
+            self.exchange(device, payload, *answer.min(&timeout.mul_f64(0.9)), answered).await
+        };
+        select! {
             // Dropping it tells that the run is to end.
             _ = stop => End::Stopped,
-            end = self.exchange(device, payload, *answer.min(&timeout.mul_f64(0.9)), answered) => end,
-        };
-        self.lock().remove(device);
-        end
+            end = told => end,
+        }
+    }
+
+    fn turn(&self, device: &DeviceId) -> Turn {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        turns.entry(device.clone()).or_default().clone()
     }
 
     async fn exchange(
