@@ -2,11 +2,11 @@
 
 use fleet_schemas::{event::Event, telemetry::Sample};
 use serde::Serialize;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::{sync::OwnedSemaphorePermit, task::JoinHandle};
 
 use super::{http::Api, problem::Problem};
 use crate::{
-    outbox::{Pending, SubmitError},
+    outbox::SubmitError,
     store::rows,
     uplink::{Handed, Name, Names, Receipt, Submission},
 };
@@ -39,11 +39,9 @@ impl From<Receipt> for Accepted {
     }
 }
 
-/// Records on their way to the disk, and the room they take.
-pub(super) struct Written {
-    pending: Pending,
-    _room: OwnedSemaphorePermit,
-}
+/// Records on their way to the disk. They take room until the disk has answered, whether or not anybody asks for it: one
+/// whose client reads no answers holds nobody up, and what nobody waits for any more still counts.
+pub(super) struct Written(JoinHandle<Result<Receipt, SubmitError>>);
 
 impl Written {
     /// Returns once they are on disk.
@@ -53,7 +51,7 @@ impl Written {
 
     /// The same, and safe to cancel; it must not be asked again after it answered.
     pub(super) async fn wait(&mut self) -> Result<Receipt, Problem> {
-        Ok(self.pending.done().await?)
+        Ok((&mut self.0).await.unwrap_or(Err(SubmitError::Stopped))?)
     }
 }
 
@@ -121,8 +119,12 @@ impl Api {
         room: OwnedSemaphorePermit,
         handed: Handed,
     ) -> Result<Written, Problem> {
-        let pending = self.outbox.hand_in(handed).await?;
-        Ok(Written { pending, _room: room })
+        let mut pending = self.outbox.hand_in(handed).await?;
+        Ok(Written(tokio::spawn(async move {
+            let done = pending.done().await;
+            drop(room);
+            done
+        })))
     }
 
     /// Hands records in and waits for the disk. `place` is given back as soon as there is room for them: what waits for

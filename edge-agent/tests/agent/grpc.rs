@@ -394,6 +394,32 @@ async fn floods_and_stalls_are_refused_and_neighbours_do_not_notice() {
     agent.stop().await;
 }
 
+#[tokio::test]
+async fn clients_that_read_no_answers_do_not_keep_the_room_of_others() {
+    let (_folder, config) = quiet("grpc-8");
+    let agent = start(config).await;
+    let many = batch("", vec![sample("t", 1.0); 10_000]);
+    let mut deaf = Vec::new();
+    for _ in 0..8 {
+        let endpoint = Endpoint::from_shared(format!("http://{}", agent.api())).unwrap();
+        // One byte of answers may be on its way unread (RFC 9113 §6.9.2).
+        let channel = endpoint.initial_stream_window_size(1).connect().await.unwrap();
+        let (feed, batches) = feed();
+        for _ in 0..4 {
+            feed.send(many.clone()).await.unwrap();
+        }
+        let answers = TelemetryClient::new(channel).submit_stream(batches).await.unwrap();
+        deaf.push((feed, answers));
+    }
+    until("a batch of each", async || held(&agent).await, |records| *records >= 80_000).await;
+    let mut others = TelemetryClient::new(channel(agent.api()).await);
+    let others = others.submit_batch(many);
+    let told = time::timeout(PATIENCE, others).await.expect("there is room").unwrap();
+    assert_eq!(told.into_inner().accepted, 10_000);
+    drop(deaf);
+    agent.stop().await;
+}
+
 /// A unary call whose message never ends.
 async fn stall(api: SocketAddr) -> Option<Code> {
     use http_body_util::{BodyExt as _, StreamBody};
