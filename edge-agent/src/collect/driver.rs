@@ -36,8 +36,8 @@ use crate::{
 
 /// How long lines are gathered before they are written: a chatty driver must not wear out the flash.
 const GATHER: Duration = Duration::from_secs(1);
-/// Samples that are written without waiting longer.
-const GATHER_SAMPLES: usize = 1_000;
+/// Records that are written without waiting longer: far fewer than one submission may have.
+const GATHER_RECORDS: usize = 1_000;
 /// First pause before a driver is started again, doubled each time it ends early.
 const RESTART_FIRST: Duration = Duration::from_secs(1);
 /// Longest such pause.
@@ -254,7 +254,7 @@ impl Driver {
                         if !self.config.is_scheduled() {
                             limit.set(time::sleep(self.config.timeout));
                         }
-                        if self.samples.len() >= GATHER_SAMPLES {
+                        if self.samples.len() + self.events.len() >= GATHER_RECORDS {
                             self.hand_in_within(limit.as_mut()).await;
                         }
                     }

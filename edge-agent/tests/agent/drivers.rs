@@ -95,6 +95,23 @@ exec sleep 1000"#,
 }
 
 #[tokio::test]
+async fn a_burst_of_words_on_a_sensor_is_taken_in_parts() {
+    let (folder, mut config) = quiet("driver-flips");
+    let flips = "{\"sensor\":\"door\",\"status\":\"stuck\"}\n{\"sensor\":\"door\",\"status\":\"ok\"}\n";
+    let (count, lines) = (12_000, folder.path().join("lines"));
+    assert!(count > fleet_schemas::limits::BATCH_RECORDS);
+    std::fs::write(&lines, flips.repeat(count / 2)).unwrap();
+    let text = format!("cat {}; exec sleep 1000 >/dev/null", lines.display());
+    config.driver = vec![driver("door", script(folder.path(), "door", &text), None, HOUR)];
+    let agent = start(config).await;
+    let series = r#"fleet_agent_accepted_records_total{kind="event"}"#;
+    // Each, and that the device was heard of.
+    let told = async || value(&page(&agent).await, series) as usize;
+    until("every word", told, |events| *events >= count).await;
+    agent.stop().await;
+}
+
+#[tokio::test]
 async fn a_driver_that_ends_is_started_again() {
     let (folder, mut config) = quiet("driver-2");
     let text = r#"echo '{"sensor":"s","values":{"v":1}}'; exit 3"#;
