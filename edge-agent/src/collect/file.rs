@@ -149,15 +149,17 @@ fn take(config: &Config, path: &Path, text: &str, now_ms: i64, found: &mut Found
             values.push((metric, number));
         }
         Format::Pairs => values.extend(text.lines().filter_map(pair)),
-        Format::Json => {
-            if let Ok(reading) = line::parse(text.as_bytes(), now_ms) {
-                return found.samples.extend(reading.samples);
+        Format::Json => match serde_json::from_str::<Value>(text) {
+            Ok(value @ Value::Object(_)) => {
+                // Many objects name a sensor; a driver's line has its values apart.
+                let is_line = value.get("values").is_some_and(Value::is_object);
+                match line::parse(text.as_bytes(), now_ms) {
+                    Ok(reading) if is_line => return found.samples.extend(reading.samples),
+                    Ok(_) | Err(_) => flatten("", &value, DEPTH, &mut values),
+                }
             }
-            match serde_json::from_str::<Value>(text) {
-                Ok(value @ Value::Object(_)) => flatten("", &value, DEPTH, &mut values),
-                Ok(_) | Err(_) => return found.passed_over("json"),
-            }
-        }
+            Ok(_) | Err(_) => return found.passed_over("json"),
+        },
     }
     let wanted = |name: &str| {
         let listed = |metrics: &Vec<String>| metrics.iter().any(|wanted| fits(wanted, name));
@@ -252,6 +254,10 @@ mod tests {
         assert_eq!(collect(folder.path(), config).0, ["a/a_b 1", "a/d 1"]);
         fs::write(folder.path().join("d.json"), r#"{"sensor":"dht22","values":{"t":1.5}}"#).unwrap();
         assert_eq!(collect(folder.path(), "path = \"DIR/d.json\"\nformat = \"json\"").0, ["dht22/t 1.5"]);
+        // No driver's line, although it names a sensor and says how it is.
+        fs::write(folder.path().join("e.json"), r#"{"sensor":"BME280","status":"running","t":21.5}"#)
+            .unwrap();
+        assert_eq!(collect(folder.path(), "path = \"DIR/e.json\"\nformat = \"json\"").0, ["/t 21.5"]);
     }
 
     #[test]
