@@ -169,11 +169,11 @@ pub enum ConfigError {
     #[error("the variable {0} names no setting; `fleet-agent run --print-config` lists them")]
     Variable(String),
     /// A section that cannot be as it is.
-    #[error("[{section}] {name} is wrong: {why}")]
+    #[error("[{section}]{}{name} is wrong: {why}", if name.is_empty() { "" } else { " " })]
     Section {
         /// The section.
         section: &'static str,
-        /// Which of them.
+        /// Which of them; empty where there is one.
         name: String,
         /// What is wrong.
         why: String,

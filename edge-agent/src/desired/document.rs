@@ -36,7 +36,9 @@ const SETTINGS: [(&str, &str, Set); 15] = [
         Option::deserialize(value).map(|bytes| config.upload.day_bytes = bytes)
     }),
     ("upload", "every_s", |config, value| {
-        seconds::deserialize(value).map(|every| config.upload.every = Some(every))
+        let every = (!value.is_null()).then(|| seconds::deserialize(value)).transpose()?;
+        config.upload.every = every;
+        Ok(())
     }),
     ("upload", "hour_bytes", |config, value| {
         Option::deserialize(value).map(|bytes| config.upload.hour_bytes = bytes)
@@ -79,6 +81,13 @@ fn settings(config: &mut Config, section: &str, value: &Value) -> Result<(), Fai
         let pointer = pointer(&[section]);
         return Err(if known { invalid(&pointer, "it is no object") } else { unknown(&pointer) });
     };
+    let schedules = ["cron", "every_s"];
+    if section == "upload"
+        && schedules.iter().any(|key| values.get(*key).is_some_and(|value| !value.is_null()))
+    {
+        // Whichever schedule the node has of its own, the document's takes its place.
+        (config.upload.cron, config.upload.every) = (None, None);
+    }
     for (key, value) in values {
         let pointer = pointer(&[section, key]);
         let set = SETTINGS.iter().find(|(one, other, _)| (*one, *other) == (section, key.as_str()));
@@ -196,6 +205,30 @@ mod tests {
         let names: Vec<_> = config.driver.iter().map(|driver| driver.name.as_str()).collect();
         assert_eq!(names, ["slow", "gps", "new"]);
         assert_eq!(config.outbox.storage, own().outbox.storage);
+    }
+
+    #[test]
+    fn the_schedule_of_a_document_takes_the_place_of_the_nodes_own() {
+        let upload = |own: &str, document: Value| {
+            let own: Config = toml::from_str(&format!("[upload]\n{own}")).unwrap();
+            let config = over(&own, &fleet_schemas::cbor::encode(&json!({"upload": document})));
+            config.map(|config| {
+                (config.upload.every.map(|every| every.as_secs()), config.upload.cron.is_some())
+            })
+        };
+        for (own, document, every, cron) in [
+            ("every_s = 60", json!({"cron": "0 3 * * *"}), None, true),
+            ("every_s = 60", json!({"cron": "0 3 * * *", "every_s": null}), None, true),
+            ("cron = \"0 3 * * *\"", json!({"every_s": 5}), Some(5), false),
+            ("cron = \"0 3 * * *\"", json!({"cron": null, "every_s": 5}), Some(5), false),
+            ("every_s = 60", json!({"every_s": null}), None, false),
+            ("every_s = 60", json!({"cron": null}), Some(60), false),
+            ("every_s = 60", json!({"day_bytes": 20_000}), Some(60), false),
+        ] {
+            assert_eq!(upload(own, document.clone()).unwrap(), (every, cron), "{own}: {document}");
+        }
+        let both = upload("", json!({"cron": "0 3 * * *", "every_s": 5})).unwrap_err();
+        assert!(both.message.contains("choose one"), "{}", both.message);
     }
 
     #[test]
