@@ -49,9 +49,9 @@ pub(super) async fn fetch(
     Query(ask): Query<Ask>,
     headers: HeaderMap,
 ) -> Answer {
-    let found = digest.parse::<Digest>().ok().zip(api.offers.as_ref());
-    let offer = found.and_then(|(digest, offers)| offers.find(digest, &ask.token));
-    let Some(offer) = offer else {
+    let found = digest.parse::<Digest>().ok().zip(api.offers.clone());
+    let found = found.and_then(|(digest, offers)| Some((offers.find(digest, &ask.token)?, digest, offers)));
+    let Some((offer, which, offers)) = found else {
         let detail =
             "nothing is offered here; a device is told the whole address when it is to update itself";
         return Err(Problem::new(StatusCode::NOT_FOUND, detail));
@@ -87,12 +87,17 @@ pub(super) async fn fetch(
         }
     };
     let response = response.header(header::CONTENT_LENGTH, last - first);
-    Ok(response.body(stream(file, first, last)).expect("the headers are made of digits and digests"))
+    let sent = move || {
+        if last == length {
+            offers.sent(which);
+        }
+    };
+    Ok(response.body(stream(file, first, last, sent)).expect("the headers are made of digits and digests"))
 }
 
-/// The bytes from `at` up to `end`, as they are read.
-fn stream(file: File, at: u64, end: u64) -> Body {
-    let chunks = stream::try_unfold((file, at), move |(mut file, at)| async move {
+/// The bytes from `at` up to `end`, as they are read; then `sent` is called.
+fn stream(file: File, at: u64, end: u64, sent: impl FnOnce() + Send + 'static) -> Body {
+    let chunks = stream::try_unfold((file, at, Some(sent)), move |(mut file, at, mut sent)| async move {
         if at >= end {
             return Ok(None);
         }
@@ -104,7 +109,10 @@ fn stream(file: File, at: u64, end: u64) -> Body {
         });
         let (file, bytes) = read.await.map_err(io::Error::other)??;
         let next = at + bytes.len() as u64;
-        Ok::<_, io::Error>(Some((Bytes::from(bytes), (file, next))))
+        if let Some(sent) = sent.take_if(|_| next == end) {
+            sent();
+        }
+        Ok::<_, io::Error>(Some((Bytes::from(bytes), (file, next, sent))))
     });
     Body::from_stream(chunks)
 }

@@ -4,7 +4,7 @@
 //! Nothing is offered but what an update under way is about.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     net::SocketAddr,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -26,6 +26,8 @@ pub(crate) struct Offers(Arc<Mutex<Inner>>);
 struct Inner {
     base: Option<String>,
     open: HashMap<Digest, Offer>,
+    // Whose last byte was sent to somebody.
+    fetched: HashSet<Digest>,
 }
 
 /// A file that is offered.
@@ -49,6 +51,9 @@ impl Offers {
     /// Offers a file, until it is withdrawn; what follows the address of the edge API.
     pub(crate) fn open(&self, digest: Digest, file: PathBuf) -> String {
         let mut inner = self.lock();
+        if !inner.open.contains_key(&digest) {
+            inner.fetched.remove(&digest);
+        }
         let offer = inner.open.entry(digest).or_insert_with(|| {
             let token = clock::random::<12>().iter().map(|byte| format!("{byte:02x}")).collect();
             Offer { file: file.clone(), token }
@@ -59,6 +64,22 @@ impl Offers {
 
     pub(crate) fn withdraw(&self, digest: Digest) {
         self.lock().open.remove(&digest);
+    }
+
+    /// The last byte of this file was sent.
+    pub(crate) fn sent(&self, digest: Digest) {
+        self.lock().fetched.insert(digest);
+    }
+
+    /// Whether somebody has fetched this file and is not known to run something else: a device that says nothing may yet
+    /// come up with it.
+    pub(crate) fn was_fetched(&self, digest: Digest) -> bool {
+        self.lock().fetched.contains(&digest)
+    }
+
+    /// It is known what became of this file, or nobody asks any more.
+    pub(crate) fn forget(&self, digest: Digest) {
+        self.lock().fetched.remove(&digest);
     }
 
     /// What is offered under this digest to whoever has this token.

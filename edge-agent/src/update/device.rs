@@ -40,6 +40,8 @@ const LOOK: Duration = Duration::from_millis(250);
 const AGAIN: Duration = Duration::from_secs(30);
 /// How long one that answered has before it is told again: it may have lost its power meanwhile.
 const AT_IT: Duration = Duration::from_secs(300);
+/// Code of what a device says that it will not do.
+const REFUSED: &str = "device_failed";
 /// Largest state that is read, in bytes: 256 devices have about 40,000.
 const STATE_BYTES: usize = 256 * 1024;
 
@@ -141,6 +143,10 @@ impl Device {
             }
         };
         offers.withdraw(to.digest);
+        let is_known = ran.as_ref().err().is_none_or(|trouble| trouble.code == REFUSED);
+        if is_known {
+            offers.forget(to.digest);
+        }
         ran
     }
 
@@ -156,8 +162,8 @@ impl Device {
         loop {
             let (_stopper, mut stop) = oneshot::channel();
             match line.tell(order, AGAIN * 2, &mut stop).await {
-                End::Failed(reason) if reason.code == "device_failed" => {
-                    return Trouble::lasting("device_failed", reason.message);
+                End::Failed(reason) if reason.code == REFUSED => {
+                    return Trouble::lasting(REFUSED, reason.message);
                 }
                 // It is at it.
                 End::Done { .. } => time::sleep(AT_IT).await,
@@ -293,8 +299,19 @@ impl Slot for Device {
 
     async fn undo(&self, plan: &Plan) -> Result<Switched, Trouble> {
         let Some(id) = device(plan) else { return Ok(Switched::Done) };
-        if !self.says(id, plan.order.target.version.as_str()).await {
-            return Ok(Switched::Done);
+        let Order { target, digest, .. } = &plan.order;
+        if !self.says(id, target.version.as_str()).await {
+            return match &self.line {
+                Some(line) if line.offers().was_fetched(*digest) => {
+                    let message = format!(
+                        "device {id} fetched {} and has not said since what it runs: it may come up with it yet. Its next \
+                         status tells; order again what it is to run",
+                        target.version
+                    );
+                    Err(Trouble::lasting(code::UNSURE, message))
+                }
+                Some(_) | None => Ok(Switched::Done),
+            };
         }
         let before =
             self.shelf.load().remove(id.as_str()).filter(|before| before.digest != plan.order.digest);
@@ -308,6 +325,7 @@ impl Slot for Device {
     async fn discard(&self, plan: &Plan) {
         if let Some(line) = &self.line {
             line.offers().withdraw(plan.order.digest);
+            line.offers().forget(plan.order.digest);
         }
     }
 }

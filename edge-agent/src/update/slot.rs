@@ -89,7 +89,9 @@ pub(crate) trait Slot {
     /// does.
     ///
     /// # Errors
-    /// It is tried again, with growing pauses.
+    /// It is tried again, with growing pauses, unless there is no way back
+    /// ([`UNDO`](crate::core::update::code::UNDO)), or nobody can tell
+    /// ([`UNSURE`](crate::core::update::code::UNSURE)).
     fn undo(&self, plan: &Plan) -> impl Future<Output = Result<Switched, Trouble>> + Send;
 
     /// The update is over and was not confirmed: removes what `install` put there. The file of the artifact is the

@@ -389,6 +389,7 @@ impl Tools {
             let release = match runs {
                 Runs::New => Some(update.release()),
                 Runs::Before => update.from.clone(),
+                Runs::Unknown => None,
             };
             let running = release.map(|release| Running {
                 kind: key.kind,

@@ -442,7 +442,7 @@ impl Machine {
         let runs = match effects.runs.filter(|_| kind == Kind::Skill) {
             Some(Runs::New) => Some(update.release()),
             Some(Runs::Before) => update.from.clone(),
-            None => None,
+            Some(Runs::Unknown) | None => None,
         };
         self.card.told = runs.unwrap_or_else(|| self.card.told.clone());
         effects

@@ -90,6 +90,8 @@ pub mod code {
     pub const NO_HUB: &str = "hub_not_reached";
     /// What ran before could not be brought back.
     pub const UNDO: &str = "undo_failed";
+    /// Nobody can tell what runs. Of a step that is undone, never of an update.
+    pub const UNSURE: &str = "unsure";
 }
 
 /// An update that the node has, as it lies on disk.
@@ -341,6 +343,8 @@ pub enum Runs {
     New,
     /// What ran before.
     Before,
+    /// Nobody knows.
+    Unknown,
 }
 
 /// What is to be done.
@@ -402,6 +406,17 @@ impl Verdict {
 
     pub(super) fn of(state: State, trouble: &Trouble) -> Self {
         Self { state, reason: Some(trouble.reason()) }
+    }
+
+    /// The same where nobody knows whether it was brought back, and so nobody says that it was.
+    pub(super) fn with(mut self, message: &str) -> Self {
+        if self.state == State::RolledBack {
+            self.state = State::Failed;
+        }
+        if let Some(reason) = &mut self.reason {
+            reason.message = format!("{}; {message}", reason.message);
+        }
+        self
     }
 
     /// The code of its reason.

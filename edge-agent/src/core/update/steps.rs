@@ -282,12 +282,18 @@ impl Update {
                 Effects { runs: Some(Runs::Before), ..self.enter(stage) }
             }
             Ok(Switched::Away) => Effects::only(Next::Wait(AWAY)),
+            Err(trouble) if trouble.code == code::UNSURE => {
+                let verdict = verdict.with(&trouble.message);
+                Effects { runs: Some(Runs::Unknown), ..self.enter(Stage::Discarding(verdict)) }
+            }
             Err(trouble) => {
                 let message = format!(
                     "{}: what ran before could not be brought back; put it right by hand",
                     trouble.message
                 );
-                let trouble = Trouble { code: code::UNDO.to_owned(), message, passing: true };
+                // Where there is nothing to bring back, trying again would but hold up the node's other updates.
+                let passing = trouble.code != code::UNDO;
+                let trouble = Trouble { code: code::UNDO.to_owned(), message, passing };
                 self.retry(UNDOS, &trouble, Stage::Over)
             }
         }

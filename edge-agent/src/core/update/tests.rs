@@ -319,6 +319,31 @@ fn a_trial_that_is_not_passed_brings_back_what_ran() {
 }
 
 #[test]
+fn what_may_have_gone_back_and_what_cannot_is_not_tried_for_ever_and_not_claimed() {
+    let history = History::default();
+    let view = view(&history);
+    let undoing = || {
+        let mut update = brought(State::Probation);
+        let sick = Health::Sick(Trouble::lasting("crashed", "it ended"));
+        update.decide(Input::Probed(sick), &view, &at(5));
+        update
+    };
+    let mut update = undoing();
+    let unsure = Trouble::lasting(code::UNSURE, "nobody heard of it");
+    let effects = update.decide(Input::Undone(Err(unsure)), &view, &at(6));
+    assert_eq!((effects.runs, effects.next), (Some(Runs::Unknown), Next::Do(Step::Discard)));
+    assert_eq!(code_of(&update), (State::Failed, Some("crashed")));
+    update.decide(Input::Discarded, &view, &at(7));
+    let message = update.report(None).reason.unwrap().message;
+    assert_eq!(message, "it ended; nobody heard of it");
+    let mut update = undoing();
+    let no_way = Trouble::lasting(code::UNDO, "it is not kept");
+    let effects = update.decide(Input::Undone(Err(no_way)), &view, &at(6));
+    assert_eq!((effects.runs, effects.next), (None, Next::Nothing));
+    assert_eq!(code_of(&update), (State::Failed, Some(code::UNDO)));
+}
+
+#[test]
 fn whether_the_link_or_the_release_is_to_blame_is_seen_by_going_back() {
     let history = History::default();
     let mut view = view(&history);

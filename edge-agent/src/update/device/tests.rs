@@ -169,6 +169,19 @@ async fn a_board_that_refuses_or_says_nothing_fails_and_one_that_runs_it_is_not_
     assert_eq!(hasty.switch(&plan).await.unwrap_err().code, "device_timeout");
     board.told().await;
     assert_eq!(hasty.undo(&plan).await, Ok(Switched::Done), "it never left what it ran");
+    // It fetched it and says nothing: it may come up with it yet.
+    let fetches = tokio::spawn({
+        let board = board.clone();
+        async move {
+            let told = board.told().await;
+            reqwest::get(told["url"].as_str().unwrap()).await.unwrap().bytes().await.unwrap();
+        }
+    });
+    let patient = node.slot(Duration::from_secs(3));
+    assert_eq!(patient.switch(&plan).await.unwrap_err().code, "device_timeout");
+    fetches.await.unwrap();
+    let unsure = patient.undo(&plan).await.unwrap_err();
+    assert!(unsure.code == code::UNSURE && unsure.message.contains("1.1.0"), "{unsure:?}");
     let slot = node.slot(PATIENCE);
     let refuses = tokio::spawn({
         let board = board.clone();
@@ -180,6 +193,7 @@ async fn a_board_that_refuses_or_says_nothing_fails_and_one_that_runs_it_is_not_
     let trouble = slot.switch(&plan).await.unwrap_err();
     refuses.await.unwrap();
     assert!(trouble.code == "device_failed" && trouble.message.contains("no space"), "{trouble:?}");
+    assert_eq!(slot.undo(&plan).await, Ok(Switched::Done), "it said that it does not");
     let mut other = plan.clone();
     other.custom.device_kind = Some("nrf52".to_owned());
     assert_eq!(slot.install(&other).await.unwrap_err().code, "wrong_device");
