@@ -208,3 +208,43 @@ async fn a_board_that_refuses_or_says_nothing_fails_and_one_that_runs_it_is_not_
     assert_eq!(nobody.admit(&plan).unwrap_err().code, "no_listener");
     node.agent.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_board_is_told_one_thing_at_a_time() {
+    let node = Node::start("devices-ota-3").await;
+    let board = node.board().await;
+    let line = node.agent.line.clone().unwrap();
+    let order = |action: &str| {
+        let params = json!({"device": "shed", "action": action});
+        devices::Order::read(&ciborium::Value::serialized(&params).unwrap()).unwrap()
+    };
+    let (first, second) = (order("first"), order("second"));
+    let (_one, mut goes_on) = oneshot::channel();
+    let (_other, mut goes_on_too) = oneshot::channel();
+    let mut one = Box::pin(line.tell(&first, PATIENCE, &mut goes_on));
+    let mut other = Box::pin(line.tell(&second, PATIENCE, &mut goes_on_too));
+    let told = select! {
+        told = board.told() => told,
+        end = &mut one => panic!("{end:?}"),
+    };
+    assert_eq!(told["action"], "first");
+    // The second waits already when the first is answered.
+    select! {
+        biased;
+        end = &mut other => panic!("{end:?}"),
+        () = std::future::ready(()) => {}
+    }
+    board.says(r#"{"status":"first_done"}"#).await;
+    let answer = |end| match end {
+        End::Done { result } => result.deserialized::<Value>().unwrap()["answer"]["status"].clone(),
+        end => panic!("{end:?}"),
+    };
+    assert_eq!(answer(one.await), "first_done");
+    let ends = async {
+        assert_eq!(board.told().await["action"], "second");
+        board.says(r#"{"status":"second_done"}"#).await;
+    };
+    let (end, ()) = tokio::join!(other, ends);
+    assert_eq!(answer(end), "second_done");
+    node.agent.stop().await;
+}
