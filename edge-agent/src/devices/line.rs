@@ -48,6 +48,8 @@ pub(crate) struct Line {
     waiting: Arc<Mutex<HashMap<DeviceId, oneshot::Sender<Status>>>>,
     // An answer does not say to what: a command and an update wait for each other.
     turns: Arc<Mutex<HashMap<DeviceId, Turn>>>,
+    // How often each device said what firmware it runs.
+    words: Arc<Mutex<HashMap<DeviceId, u64>>>,
     offers: Offers,
 }
 
@@ -115,7 +117,13 @@ fn as_boards_read(mut rest: Map<String, Json>) -> Vec<u8> {
 
 impl Line {
     pub(super) fn new(speaker: Speaker) -> Self {
-        Self { speaker, waiting: Arc::default(), turns: Arc::default(), offers: Offers::default() }
+        Self {
+            speaker,
+            waiting: Arc::default(),
+            turns: Arc::default(),
+            words: Arc::default(),
+            offers: Offers::default(),
+        }
     }
 
     /// The firmware that devices may fetch.
@@ -134,6 +142,16 @@ impl Line {
         }
     }
 
+    /// A device said what firmware it runs, and that is stored.
+    pub(super) fn said_firmware(&self, device: &DeviceId) {
+        *self.words.lock().unwrap_or_else(PoisonError::into_inner).entry(device.clone()).or_default() += 1;
+    }
+
+    /// How often a device said what firmware it runs since this process began.
+    pub(crate) fn words(&self, device: &DeviceId) -> u64 {
+        self.words.lock().unwrap_or_else(PoisonError::into_inner).get(device).copied().unwrap_or(0)
+    }
+
     /// Tells a device, when no other order is being told to it, and waits for its answer, no longer than most of `timeout`.
     pub(crate) async fn tell(
         &self,
@@ -150,11 +168,17 @@ impl Line {
             let _waits = Waits(self, device);
             self.exchange(device, payload, *answer.min(&timeout.mul_f64(0.9)), answered).await
         };
-        select! {
+        let end = select! {
             // Dropping it tells that the run is to end.
             _ = stop => End::Stopped,
             end = told => end,
+        };
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        // Here and in the map: nobody else waits.
+        if Arc::strong_count(&turn) == 2 {
+            turns.remove(device);
         }
+        end
     }
 
     fn turn(&self, device: &DeviceId) -> Turn {

@@ -272,6 +272,9 @@ impl Desk {
                 Ok(()) if !said => {}
                 Ok(()) => {
                     metrics.device_message("taken");
+                    if told.sight.firmware.is_some() {
+                        self.line.said_firmware(&told.device);
+                    }
                     if let Some(ack) = ack {
                         ack.done();
                     }

@@ -51,9 +51,6 @@ impl Offers {
     /// Offers a file, until it is withdrawn; what follows the address of the edge API.
     pub(crate) fn open(&self, digest: Digest, file: PathBuf) -> String {
         let mut inner = self.lock();
-        if !inner.open.contains_key(&digest) {
-            inner.fetched.remove(&digest);
-        }
         let offer = inner.open.entry(digest).or_insert_with(|| {
             let token = clock::random::<12>().iter().map(|byte| format!("{byte:02x}")).collect();
             Offer { file: file.clone(), token }
@@ -71,8 +68,7 @@ impl Offers {
         self.lock().fetched.insert(digest);
     }
 
-    /// Whether somebody has fetched this file and is not known to run something else: a device that says nothing may yet
-    /// come up with it.
+    /// Whether somebody has fetched this file from this process.
     pub(crate) fn was_fetched(&self, digest: Digest) -> bool {
         self.lock().fetched.contains(&digest)
     }

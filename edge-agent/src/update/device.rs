@@ -2,17 +2,20 @@
 //!
 //! The device is told over its connection, `{"action":"update","url":…,"version":…,"sha256":…,"size":…}`, fetches the file
 //! by itself, and is done once it says in its status that it runs that version. What it ran before is kept, so that it can
-//! be told to go back.
+//! be told to go back. From when it is told until it is known what became of that, its older words prove nothing.
+
+mod doubts;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use fleet_schemas::{
-    DeviceId,
+    DeviceId, MetricName,
     device::State,
     update::{Digest, Order},
 };
@@ -21,6 +24,7 @@ use serde_json::json;
 use tokio::{select, sync::oneshot, task, time};
 use tracing::{info, warn};
 
+use self::doubts::Doubts;
 use super::slot::{Plan, Slot, Surroundings};
 use crate::{
     config::seconds,
@@ -42,6 +46,8 @@ const AGAIN: Duration = Duration::from_secs(30);
 const AT_IT: Duration = Duration::from_secs(300);
 /// Code of what a device says that it will not do.
 const REFUSED: &str = "device_failed";
+/// Code of a device that does not say in time that it runs what it was told.
+const SILENT: &str = "device_timeout";
 /// Largest state that is read, in bytes: 256 devices have about 40,000.
 const STATE_BYTES: usize = 256 * 1024;
 
@@ -69,6 +75,7 @@ impl Default for Config {
 pub(crate) struct Device {
     config: Config,
     shelf: Shelf,
+    doubts: Arc<Mutex<Doubts>>,
     outbox: outbox::Handle,
     line: Option<Line>,
 }
@@ -82,9 +89,11 @@ type Kept = BTreeMap<String, Release>;
 
 impl Device {
     pub(crate) fn new(surroundings: &Surroundings) -> Self {
+        let shelf = Shelf(surroundings.folder.join("device-firmware"));
         Self {
             config: surroundings.config.device.clone(),
-            shelf: Shelf(surroundings.folder.join("device-firmware")),
+            doubts: Arc::new(Mutex::new(Doubts::open(shelf.doubts()))),
+            shelf,
             outbox: surroundings.outbox.clone(),
             line: surroundings.line.clone(),
         }
@@ -110,16 +119,33 @@ impl Device {
         self.outbox.device(device(plan)?.clone()).await.ok().flatten()
     }
 
-    /// Whether the device says that it runs this version.
-    async fn says(&self, id: &DeviceId, version: &str) -> bool {
-        let known = self.outbox.device(id.clone()).await.ok().flatten();
-        known.and_then(|known| known.firmware).is_some_and(|firmware| firmware.as_str() == version)
+    fn doubts(&self) -> MutexGuard<'_, Doubts> {
+        self.doubts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn words(&self, id: &DeviceId) -> u64 {
+        self.line.as_ref().map_or(0, |line| line.words(id))
+    }
+
+    /// The version that the device said last, whether or not it still holds.
+    async fn said(&self, id: &DeviceId) -> Option<MetricName> {
+        self.outbox.device(id.clone()).await.ok().flatten()?.firmware
+    }
+
+    /// The version that the device runs by a word that holds: it was told nothing since, and is there.
+    async fn says(&self, id: &DeviceId) -> Option<MetricName> {
+        if self.doubts().holds(id, self.words(id)) {
+            return None;
+        }
+        let known = self.outbox.device(id.clone()).await.ok().flatten()?;
+        known.firmware.filter(|_| matches!(known.state, State::Online | State::Sleeping))
     }
 
     /// Tells the device to fetch a file, and waits until it says that it runs what is in it.
     async fn bring(&self, id: &DeviceId, to: &Release, file: &Path) -> Result<(), Trouble> {
         let version = to.version.as_str();
-        if self.says(id, version).await {
+        if self.says(id).await.is_some_and(|says| says.as_str() == version) {
+            self.doubts().settle(id);
             return Ok(());
         }
         let (line, base) = self.way()?;
@@ -133,25 +159,26 @@ impl Device {
         let value = ciborium::Value::serialized(&params).expect("texts and numbers under text keys");
         let order = devices::Order::read(&value)
             .map_err(|reason| Trouble::lasting(&reason.code, format!("{}: {params}", reason.message)))?;
+        let told = self.doubts().begin(id, to.digest, self.words(id));
+        told.map_err(|error| disk(&self.shelf.doubts(), &error))?;
         let ran = select! {
             ran = self.runs_at_last(id, version) => ran,
             refused = self.insist(line, &order, id) => Err(refused),
             () = time::sleep(self.config.within) => {
                 let within = self.config.within.as_secs();
                 let message = format!("device {id} did not say within {within} s that it runs {version}");
-                Err(Trouble::lasting("device_timeout", message))
+                Err(Trouble::lasting(SILENT, message))
             }
         };
         offers.withdraw(to.digest);
-        let is_known = ran.as_ref().err().is_none_or(|trouble| trouble.code == REFUSED);
-        if is_known {
-            offers.forget(to.digest);
+        if ran.as_ref().err().is_none_or(|trouble| trouble.code == REFUSED) {
+            self.doubts().settle(id);
         }
         ran
     }
 
     async fn runs_at_last(&self, id: &DeviceId, version: &str) -> Result<(), Trouble> {
-        while !self.says(id, version).await {
+        while self.says(id).await.is_none_or(|says| says.as_str() != version) {
             time::sleep(LOOK).await;
         }
         Ok(())
@@ -196,6 +223,10 @@ impl Shelf {
         self.0.join("devices.json")
     }
 
+    fn doubts(&self) -> PathBuf {
+        self.0.join("told.json")
+    }
+
     fn file(&self, digest: Digest) -> PathBuf {
         self.0.join(digest.to_string())
     }
@@ -217,7 +248,7 @@ impl Shelf {
         let wanted: BTreeSet<_> = kept.values().map(|release| self.file(release.digest)).collect();
         for entry in fs::read_dir(&self.0)?.flatten() {
             let path = entry.path();
-            if path != self.state() && !wanted.contains(&path) {
+            if ![self.state(), self.doubts()].contains(&path) && !wanted.contains(&path) {
                 // What stays takes room, and is tried again next time.
                 let _ = fs::remove_file(path);
             }
@@ -242,14 +273,17 @@ impl Slot for Device {
     }
 
     async fn runs(&self, plan: &Plan) -> Option<Release> {
-        let firmware = self.known(plan).await?.firmware?;
-        let kept = self.shelf.load().remove(device(plan)?.as_str());
-        if let Some(kept) = kept.filter(|kept| kept.version == firmware) {
-            return Some(kept);
-        }
-        // A device tells no digest: its word for the version is all there is.
+        let id = device(plan)?;
+        let firmware = self.said(id).await?;
+        let kept = self.shelf.load().remove(id.as_str());
         let Order { target, digest, .. } = &plan.order;
-        (firmware == target.version).then_some(Release { version: firmware, digest: *digest, epoch: 0 })
+        // A device tells no digest: its word for the version is all there is.
+        let of_order = || Release { version: target.version.clone(), digest: *digest, epoch: 0 };
+        let runs = kept.filter(|kept| kept.version == firmware);
+        let runs = runs.or_else(|| (firmware == target.version).then(of_order));
+        // An old word says what there is to go back to, and does not prove that it runs what is ordered.
+        let holds = self.says(id).await.is_some();
+        runs.filter(|runs| holds || runs.digest != *digest)
     }
 
     async fn install(&self, plan: &Plan) -> Result<(), Trouble> {
@@ -300,26 +334,35 @@ impl Slot for Device {
     async fn undo(&self, plan: &Plan) -> Result<Switched, Trouble> {
         let Some(id) = device(plan) else { return Ok(Switched::Done) };
         let Order { target, digest, .. } = &plan.order;
-        if !self.says(id, target.version.as_str()).await {
-            return match &self.line {
-                Some(line) if line.offers().was_fetched(*digest) => {
-                    let message = format!(
-                        "device {id} fetched {} and has not said since what it runs: it may come up with it yet. Its next \
-                         status tells; order again what it is to run",
-                        target.version
-                    );
-                    Err(Trouble::lasting(code::UNSURE, message))
-                }
-                Some(_) | None => Ok(Switched::Done),
-            };
+        let fetched = self.line.as_ref().is_some_and(|line| line.offers().was_fetched(*digest));
+        let unsure = |why: String| {
+            self.doubts().renew(id, self.words(id));
+            let message = format!("{why}. Its next status tells; order again what it is to run");
+            Err(Trouble::lasting(code::UNSURE, message))
+        };
+        if self.doubts().may_have_it(id, *digest, fetched) {
+            return unsure(format!(
+                "device {id} may have fetched {}, and has not said what it runs: it may come up with it yet",
+                target.version
+            ));
         }
-        let before =
-            self.shelf.load().remove(id.as_str()).filter(|before| before.digest != plan.order.digest);
+        self.doubts().settle(id);
+        if self.said(id).await.is_none_or(|said| said != target.version) {
+            return Ok(Switched::Done);
+        }
+        let before = self.shelf.load().remove(id.as_str()).filter(|before| before.digest != *digest);
         let Some(before) = before else {
             let message = "what the device ran before did not come through this node, which does not have it";
             return Err(Trouble::lasting(code::UNDO, message));
         };
-        self.bring(id, &before, &self.shelf.file(before.digest)).await.map(|()| Switched::Done)
+        match self.bring(id, &before, &self.shelf.file(before.digest)).await {
+            Ok(()) => Ok(Switched::Done),
+            // To wait longer would hold up the node's other updates.
+            Err(trouble) if trouble.code == SILENT => {
+                unsure(format!("{}, and it ran {} last", trouble.message, target.version))
+            }
+            Err(trouble) => Err(trouble),
+        }
     }
 
     async fn discard(&self, plan: &Plan) {

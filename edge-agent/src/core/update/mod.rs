@@ -409,12 +409,20 @@ impl Verdict {
     }
 
     /// The same where nobody knows whether it was brought back, and so nobody says that it was.
-    pub(super) fn with(mut self, message: &str) -> Self {
+    pub(super) fn unsure(mut self, message: &str) -> Self {
         if self.state == State::RolledBack {
             self.state = State::Failed;
         }
         if let Some(reason) = &mut self.reason {
             reason.message = format!("{}; {message}", reason.message);
+        }
+        self.in_doubt()
+    }
+
+    /// The same where what was ordered may run, now or later.
+    pub(super) fn in_doubt(mut self) -> Self {
+        if let Some(reason) = &mut self.reason {
+            reason.may_have_executed = true;
         }
         self
     }

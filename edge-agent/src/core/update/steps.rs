@@ -283,7 +283,7 @@ impl Update {
             }
             Ok(Switched::Away) => Effects::only(Next::Wait(AWAY)),
             Err(trouble) if trouble.code == code::UNSURE => {
-                let verdict = verdict.with(&trouble.message);
+                let verdict = verdict.unsure(&trouble.message);
                 Effects { runs: Some(Runs::Unknown), ..self.enter(Stage::Discarding(verdict)) }
             }
             Err(trouble) => {
@@ -294,7 +294,7 @@ impl Update {
                 // Where there is nothing to bring back, trying again would but hold up the node's other updates.
                 let passing = trouble.code != code::UNDO;
                 let trouble = Trouble { code: code::UNDO.to_owned(), message, passing };
-                self.retry(UNDOS, &trouble, Stage::Over)
+                self.retry(UNDOS, &trouble, |verdict| Stage::Over(verdict.in_doubt()))
             }
         }
     }

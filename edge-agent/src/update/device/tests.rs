@@ -40,9 +40,11 @@ impl Node {
     }
 
     fn slot(&self, within: Duration) -> Device {
+        let shelf = Shelf(self.data.path().join("releases/device-firmware"));
         Device {
             config: Config { within, url: None },
-            shelf: Shelf(self.data.path().join("releases/device-firmware")),
+            doubts: Arc::new(std::sync::Mutex::new(Doubts::open(shelf.doubts()))),
+            shelf,
             outbox: self.agent.outbox.clone(),
             line: self.agent.line.clone(),
         }
@@ -182,6 +184,19 @@ async fn a_board_that_refuses_or_says_nothing_fails_and_one_that_runs_it_is_not_
     fetches.await.unwrap();
     let unsure = patient.undo(&plan).await.unwrap_err();
     assert!(unsure.code == code::UNSURE && unsure.message.contains("1.1.0"), "{unsure:?}");
+    // Nor does the agent that comes after this one know more.
+    let unsure = node.slot(PATIENCE).undo(&plan).await.unwrap_err();
+    assert_eq!(unsure.code, code::UNSURE);
+    // What it said before is no proof that it runs what it ran; its next word is.
+    let back = node.plan("1.0.0");
+    assert_eq!(patient.runs(&back).await, None);
+    board.says(r#"{"status":"online","version":"1.0.0"}"#).await;
+    let heard = async {
+        while patient.runs(&back).await.is_none() {
+            time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    time::timeout(PATIENCE, heard).await.unwrap();
     let slot = node.slot(PATIENCE);
     let refuses = tokio::spawn({
         let board = board.clone();
