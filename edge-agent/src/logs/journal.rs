@@ -95,7 +95,8 @@ impl Journal {
         let same_boot = task::spawn_blocking(same_boot).await.unwrap_or(false);
         let mut known = match newest_ms(&self.units, &self.logs).await {
             None => Known::Nothing,
-            Some(ms) if same_boot => Known::Until(ms),
+            // Unless the clock is behind what it was: lines of this boot come twice then, rather than not at all.
+            Some(ms) if same_boot && ms <= clock::wall_ms() => Known::Until(ms),
             Some(ms) => {
                 // What was said before this boot: who follows is not shown that. Whatever is wrong is said below.
                 let mut earlier = Known::Until(ms);
@@ -336,6 +337,15 @@ mod tests {
         let cases = [("*--since=@5*--follow*--no-tail*", this)];
         let known = LogLine::new(5_000, "a.service", INFO, "known");
         assert_eq!(lines_by(&cases, 'b', &[known], 2).await, ["known", "2"]);
+    }
+
+    #[tokio::test]
+    async fn where_the_clock_is_not_set_yet_nothing_of_this_boot_is_passed_over() {
+        let ahead = clock::wall_ms() + 86_400_000;
+        let this = format!("{}; {WAITS}", entry(1, 'b', 5_000));
+        let cases = [("*--boot*--follow*--no-tail*", this), ("*--since=*", String::new())];
+        let known = LogLine::new(ahead, "a.service", INFO, "known");
+        assert_eq!(lines_by(&cases, 'b', &[known], 2).await, ["known", "1"]);
     }
 
     /// It ends when the journal is rotated away.
