@@ -126,10 +126,10 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "WHEN")]
     not_before: Option<String>,
     /// How many nodes a second
-    #[arg(long, value_name = "NODES")]
+    #[arg(long, value_name = "NODES", value_parser = per_second)]
     rate: Option<f64>,
     /// How many nodes a second of one site
-    #[arg(long, value_name = "NODES")]
+    #[arg(long, value_name = "NODES", value_parser = per_second)]
     rate_per_site: Option<f64>,
     /// Given again with the same request, such as by a script that repeats, it makes no second command
     #[arg(long, value_name = "KEY")]
@@ -170,6 +170,11 @@ pub(super) struct LsArgs {
     /// Most commands to list
     #[arg(long, default_value_t = 50)]
     limit: usize,
+}
+
+fn per_second(text: &str) -> Result<f64, String> {
+    let rate = text.parse::<f64>().ok().filter(|rate| rate.is_finite() && *rate > 0.0);
+    rate.ok_or_else(|| format!("{text:?} is no number of nodes; examples are 5 and 0.5"))
 }
 
 /// Runs the verb.

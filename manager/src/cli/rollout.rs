@@ -204,7 +204,8 @@ fn rate(text: &str) -> Result<f64, String> {
         Some(_) => (text, 1.0),
         None => (text, 1.0),
     };
-    let rate = number.parse::<f64>().ok().map(|rate| rate * per).filter(|rate| *rate > 0.0);
+    let rate =
+        number.parse::<f64>().ok().map(|rate| rate * per).filter(|rate| rate.is_finite() && *rate > 0.0);
     rate.ok_or_else(|| format!("{text:?} is no rate; examples are 100/min and 2/s"))
 }
 
@@ -500,7 +501,9 @@ mod tests {
     #[test]
     fn rates_are_of_a_minute() {
         assert_eq!((rate("100/min"), rate("2/s"), rate("60/h")), (Ok(100.0), Ok(120.0), Ok(1.0)));
-        assert!(rate("0/min").is_err() && rate("x").is_err() && rate("1/week").is_err());
+        for wrong in ["0/min", "x", "1/week", "inf", "nan/s"] {
+            assert!(rate(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

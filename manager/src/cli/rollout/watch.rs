@@ -68,17 +68,18 @@ async fn follow(id: &str, context: &Context, screen: &mut Screen<'_>) -> Result<
     loop {
         // First the stream, then all of it: what happens in between is told twice and never missed.
         let stream = context.client.events(&["api", "v1", "stream"], &[("kind", "rollout")]).await;
-        match context.client.get::<Value>(&path, &[("limit", "1")]).await {
-            Ok(value) => {
+        match all(&path, context, screen).await {
+            Ok(rollout) => {
                 answered = clock::mono();
-                let rollout: Rollout = one(&value)?;
-                let now_ms = node::now(context).await?;
-                screen.show(&rollout, now_ms)?;
                 if FINAL.contains(&rollout.state.as_str()) {
                     return Ok(rollout);
                 }
             }
-            Err(Failure::Unreachable(_)) if clock::mono().saturating_sub(answered) < AWAY => {
+            // One that never answered is not there, or elsewhere.
+            Err(Failure::Unreachable(why))
+                if clock::mono().saturating_sub(answered) < AWAY && screen.last.is_some() =>
+            {
+                screen.note(&format!("{why}; trying again"));
                 time::sleep(POLL).await;
                 continue;
             }
@@ -86,7 +87,7 @@ async fn follow(id: &str, context: &Context, screen: &mut Screen<'_>) -> Result<
         }
         match stream {
             Ok(mut stream) => {
-                if let Some(rollout) = read(id, &mut stream, context, screen).await? {
+                if let Some(rollout) = read(id, &mut stream, screen).await? {
                     return Ok(rollout);
                 }
             }
@@ -95,13 +96,19 @@ async fn follow(id: &str, context: &Context, screen: &mut Screen<'_>) -> Result<
     }
 }
 
+/// Asks for all of it.
+async fn all(path: &[&str], context: &Context, screen: &mut Screen<'_>) -> Result<Rollout, Failure> {
+    let value = context.client.get::<Value>(path, &[("limit", "1")]).await?;
+    let rollout: Rollout = one(&value)?;
+    if screen.hub.is_none() {
+        screen.hub = Some((node::now(context).await?, clock::mono()));
+    }
+    screen.show(&rollout)?;
+    Ok(rollout)
+}
+
 /// Reads the stream until the rollout is over, the stream ends, or it is time to ask for all of it.
-async fn read(
-    id: &str,
-    stream: &mut Events,
-    context: &Context,
-    screen: &mut Screen<'_>,
-) -> Result<Option<Rollout>, Failure> {
+async fn read(id: &str, stream: &mut Events, screen: &mut Screen<'_>) -> Result<Option<Rollout>, Failure> {
     let until = clock::mono() + ALL;
     loop {
         let left = until.saturating_sub(clock::mono());
@@ -122,7 +129,7 @@ async fn read(
             continue;
         }
         let rollout: Rollout = one(&value)?;
-        screen.show(&rollout, node::now(context).await?)?;
+        screen.show(&rollout)?;
         if FINAL.contains(&rollout.state.as_str()) {
             return Ok(Some(rollout));
         }
@@ -135,6 +142,10 @@ struct Screen<'a> {
     /// A text that is drawn over itself, where somebody looks.
     live: Option<ProgressBar>,
     last: Option<Rollout>,
+    /// A time of the hub, Unix milliseconds, and when that was by our own monotonic clock.
+    hub: Option<(i64, Duration)>,
+    /// Whether it was said that the hub is away.
+    is_noted: bool,
 }
 
 impl<'a> Screen<'a> {
@@ -144,11 +155,29 @@ impl<'a> Screen<'a> {
                 let style = ProgressStyle::with_template("{msg}").expect("this is a template");
                 ProgressBar::new_spinner().with_style(style)
             });
-        Self { context, live, last: None }
+        Self { context, live, last: None, hub: None, is_noted: false }
     }
 
-    fn show(&mut self, rollout: &Rollout, now_ms: i64) -> Result<(), Failure> {
-        let out = self.context.out;
+    /// Says once what holds the watching up, beside the output.
+    fn note(&mut self, text: &str) {
+        if !std::mem::replace(&mut self.is_noted, true) {
+            match &self.live {
+                Some(live) => live.suspend(|| eprintln!("{text}")),
+                None => eprintln!("{text}"),
+            }
+        }
+    }
+
+    /// The hub's time.
+    fn now_ms(&self) -> i64 {
+        let Some((at_ms, at)) = self.hub else { return 0 };
+        let since = clock::mono().saturating_sub(at).as_millis();
+        at_ms.saturating_add(i64::try_from(since).unwrap_or(i64::MAX))
+    }
+
+    fn show(&mut self, rollout: &Rollout) -> Result<(), Failure> {
+        self.is_noted = false;
+        let (out, now_ms) = (self.context.out, self.now_ms());
         if let Some(live) = &self.live {
             live.set_message(head(rollout, now_ms) + &waves(rollout, now_ms, out.color));
             live.tick();
