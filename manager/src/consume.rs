@@ -285,7 +285,7 @@ impl Consumer {
         config::load(&mut fleet, settings);
         let (last, open) = self.shared.state().open_commands()?;
         fleet.commands = Dispatch::new(last, open);
-        fleet.rollouts = Rollouts::new(self.shared.state().rollouts()?, now.wall_ms);
+        fleet.rollouts = Rollouts::new(self.shared.state().rollouts()?, now);
         fleet.restored = self.shared.state().restored()?;
         *self.shared.fleet_mut() = fleet;
         let identities = self.shared.state().identities()?;

@@ -27,9 +27,11 @@ pub(super) fn make(
     let mut places: BTreeMap<Digest, u16> = BTreeMap::new();
     let (mut placed, mut left_out) = (Vec::new(), Vec::new());
     for (seat, member) in of.members() {
-        // Also those that may come to run it: they are looked at when their turn comes.
+        // Also those that may run it, or may come to: they are looked at when their turn comes.
+        let may_have_it = member.reason.as_ref().is_some_and(|reason| reason.may_have_executed);
         let has_it = member.stand.is_under_way()
-            || matches!(member.stand, Stand::Said(Said::Confirmed | Said::TimedOut));
+            || matches!(member.stand, Stand::Said(Said::Confirmed | Said::TimedOut))
+            || (member.stand == Stand::Said(Said::Failed) && may_have_it);
         if !has_it || member.told_ms.is_none() {
             continue;
         }
@@ -167,6 +169,6 @@ pub(super) fn start(
     effects.rollouts.heads.insert(id.clone());
     effects.rollouts.changed.insert(id.clone());
     effects.rollouts.plans.push((id.clone(), plan));
-    fleet.rollouts.insert(Live::fresh(head, members, now.wall_ms));
+    fleet.rollouts.insert(Live::fresh(head, members, now));
     fleet.rollouts.touched.insert(id);
 }

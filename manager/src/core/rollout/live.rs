@@ -2,7 +2,10 @@
 //!
 //! Every change of a seat goes through [`Live::change`], which keeps the indexes right.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use fleet_schemas::{
     command::Reason,
@@ -13,10 +16,10 @@ use super::{
     Effects,
     model::{Artifact, Head, Member, Seat, Stage, Stand, State},
 };
-use crate::core::{fleet::NodeNo, selector::Selector};
+use crate::core::{Now, fleet::NodeNo, selector::Selector};
 
-/// After a start of the hub nobody times out for so long, in milliseconds: what nodes have to say is on its way.
-const GRACE_MS: i64 = 180_000;
+/// After a start of the hub nobody times out for so long: what nodes have to say is on its way.
+const GRACE: Duration = Duration::from_secs(180);
 
 /// A rollout with its seats.
 #[derive(Debug, Clone, PartialEq)]
@@ -34,7 +37,8 @@ pub struct Live {
     down: BTreeMap<u16, u32>,
     down_all: u32,
     deadlines: BTreeSet<(i64, Seat)>,
-    not_before_ms: i64,
+    // Monotonic: right after a start the wall clock may be set, by as much as the hub was off.
+    not_before: Duration,
     /// What holds it up, for people.
     pub(super) blocked: String,
     /// Which node was heard last, and so made happen what happens.
@@ -49,8 +53,12 @@ pub struct Live {
 impl Live {
     /// As the store has it.
     #[must_use]
-    pub fn new(mut head: Head, members: impl IntoIterator<Item = (Seat, Member)>, now_ms: i64) -> Self {
+    pub fn new(mut head: Head, members: impl IntoIterator<Item = (Seat, Member)>, now: Now) -> Self {
         let waves = head.waves.len();
+        // By a clock that was ahead and has been set since: from what lies in the future, nothing is reckoned.
+        let past = |at_ms: &mut i64| *at_ms = (*at_ms).min(now.wall_ms);
+        past(&mut head.spec.created_ms);
+        head.waves.iter_mut().for_each(|wave| past(&mut wave.since_ms));
         head.waves.iter_mut().for_each(|wave| {
             if !head.state.is_final() {
                 wave.tally.clear();
@@ -66,7 +74,7 @@ impl Live {
             down: BTreeMap::new(),
             down_all: 0,
             deadlines: BTreeSet::new(),
-            not_before_ms: now_ms.saturating_add(GRACE_MS),
+            not_before: now.mono + GRACE,
             blocked: String::new(),
             cause: None,
             drifted: None,
@@ -75,7 +83,10 @@ impl Live {
             again_ms: None,
         };
         // Collected, its leaves are full: one by one, in order, each would stay half empty.
-        let members: BTreeMap<Seat, Member> = members.into_iter().collect();
+        let mut members: BTreeMap<Seat, Member> = members.into_iter().collect();
+        for member in members.values_mut() {
+            [&mut member.told_ms, &mut member.offline_ms].into_iter().flatten().for_each(past);
+        }
         if !members.is_empty() {
             // The seats are there: they are counted anew.
             live.head.waves.iter_mut().for_each(|wave| wave.tally.clear());
@@ -86,8 +97,8 @@ impl Live {
     }
 
     /// As it is just made: nothing has to be waited for.
-    pub(super) fn fresh(head: Head, members: impl IntoIterator<Item = (Seat, Member)>, now_ms: i64) -> Self {
-        Self { not_before_ms: now_ms, ..Self::new(head, members, now_ms) }
+    pub(super) fn fresh(head: Head, members: impl IntoIterator<Item = (Seat, Member)>, now: Now) -> Self {
+        Self { not_before: now.mono, ..Self::new(head, members, now) }
     }
 
     /// Its seats.
@@ -164,9 +175,12 @@ impl Live {
         })
     }
 
-    pub(super) fn first_deadline(&self) -> Option<(i64, Seat)> {
+    /// Whose time is over first, and when, Unix milliseconds.
+    pub(super) fn first_deadline(&self, now: Now) -> Option<(i64, Seat)> {
         let (at, seat) = self.deadlines.first()?;
-        Some(((*at).max(self.not_before_ms), seat.clone()))
+        let left = self.not_before.saturating_sub(now.mono);
+        let not_before_ms = now.wall_ms.saturating_add(i64::try_from(left.as_millis()).unwrap_or(i64::MAX));
+        Some(((*at).max(if left.is_zero() { *at } else { not_before_ms }), seat.clone()))
     }
 
     /// The place of a site among those of the rollout.

@@ -38,7 +38,7 @@ pub use model::{
 pub use plan::{Candidate, Forecast, LeftOut, Placed, Plan, Reach, TRAILING, forecast, goals, plan, span};
 pub use step::advance;
 
-use super::fleet::NodeNo;
+use super::{Now, fleet::NodeNo};
 
 /// Most rollouts that are not over.
 pub const OPEN: usize = 100;
@@ -154,7 +154,7 @@ impl Rows {
 impl Rollouts {
     /// What the store has. Nobody times out for as long as it takes nodes to be heard again.
     #[must_use]
-    pub fn new(found: Found, now_ms: i64) -> Self {
+    pub fn new(found: Found, now: Now) -> Self {
         let mut rollouts = Self { strikes: found.strikes.into_iter().collect(), ..Self::default() };
         let mut members: BTreeMap<Id, Vec<(Seat, Member)>> = BTreeMap::new();
         for (id, seat, member) in found.members {
@@ -163,7 +163,7 @@ impl Rollouts {
         for head in found.heads {
             let id = head.spec.id.clone();
             let of = members.remove(&id).unwrap_or_default();
-            rollouts.insert(Live::new(head, of, now_ms));
+            rollouts.insert(Live::new(head, of, now));
             rollouts.touched.insert(id);
         }
         rollouts

@@ -98,6 +98,10 @@ pub(super) fn offer(
     let mut hours = Hours::default();
     let (mut done, mut is_cut) = (0, false);
     let is_limited = live.head.spec.terms.rate.is_some();
+    if live.head.next_us > now_us.saturating_add(gap_us(live)) {
+        // By a clock that was ahead.
+        live.head.next_us = now_us;
+    }
     if is_limited && live.head.next_us > now_us {
         held.by_rate = true;
     } else {
@@ -182,9 +186,14 @@ pub(super) fn offer(
     live.blocked = held.sentence(live);
 }
 
+/// Between two nodes; nothing without a rate.
+fn gap_us(live: &Live) -> i64 {
+    live.head.spec.terms.rate.map_or(0, |rate| (60_000_000.0 / rate) as i64)
+}
+
 fn spend(live: &mut Live, now_us: i64) {
-    if let Some(rate) = live.head.spec.terms.rate {
-        let gap_us = (60_000_000.0 / rate) as i64;
+    let gap_us = gap_us(live);
+    if gap_us > 0 {
         // Not before the step itself: what was not used is made up for within a second only.
         let from_us =
             if live.head.next_us == 0 { now_us } else { live.head.next_us.max(now_us - CATCH_UP_US) };

@@ -32,6 +32,9 @@ pub(super) const START_MS: i64 = 1_790_000_000_000;
 /// A group after which nothing is heard is this long, in seconds.
 const SECOND: i64 = 1;
 
+/// The reason of a node that did not get back.
+const UNDO: &str = "undo_failed";
+
 /// How a node takes an update.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Manner {
@@ -41,6 +44,8 @@ pub(super) enum Manner {
     RollsBack(String),
     /// It does not come to run.
     Fails(String),
+    /// It runs it, is not well, and does not get back.
+    Sticks,
     /// Its disk is full.
     Full,
     /// It is confirmed, and does not go back.
@@ -111,6 +116,8 @@ pub(super) struct Play {
     pub sims: BTreeMap<String, Sim>,
     kept: Kept,
     pub second: i64,
+    /// By how much the hub's clock is ahead of that.
+    pub ahead_ms: i64,
     /// Events that the hub raised, with their second.
     pub raised: Vec<(i64, String, String)>,
     /// Orders as nodes got them.
@@ -237,6 +244,13 @@ impl Sim {
                 when(5, Deed::Step(Said::Failed, why("install_failed", &text)));
                 when(5, Deed::End(wire::State::Failed, Said::Failed, why("install_failed", &text)));
             }
+            Manner::Sticks => {
+                steps(&mut when, 6);
+                when(5, Deed::Run(version.clone()));
+                let text = "what ran before could not be brought back";
+                when(20, Deed::Step(Said::Failed, why(UNDO, text)));
+                when(20, Deed::End(wire::State::Failed, Said::Failed, why(UNDO, text)));
+            }
             Manner::Full => {
                 steps(&mut when, 2);
                 let text = "it needs 40 MB, and 3 MB are free";
@@ -296,6 +310,7 @@ impl Play {
             sims: BTreeMap::new(),
             kept: Kept::default(),
             second: 0,
+            ahead_ms: 0,
             raised: Vec::new(),
             ordered: Vec::new(),
             inputs: Vec::new(),
@@ -304,7 +319,7 @@ impl Play {
 
     pub(super) fn now(&self) -> Now {
         let mono = Duration::from_secs(u64::try_from(self.second).unwrap());
-        Now { wall_ms: START_MS + self.second * 1_000, mono }
+        Now { wall_ms: START_MS + self.second * 1_000 + self.ahead_ms, mono }
     }
 
     /// A node of which nothing is heard yet.
@@ -467,7 +482,7 @@ impl Play {
         let why = why.map(|(code, message)| Reason {
             code: code.clone(),
             message: message.clone(),
-            may_have_executed: false,
+            may_have_executed: code == UNDO,
         });
         Report {
             command,
@@ -704,7 +719,7 @@ impl Play {
                 .collect(),
             strikes: self.kept.strikes.iter().map(|(key, strikes)| (*key, strikes.clone())).collect(),
         };
-        self.fleet.rollouts = Rollouts::new(found, now.wall_ms);
+        self.fleet.rollouts = Rollouts::new(found, now);
         let mut open: BTreeMap<CommandId, Vec<(NodeNo, Execution)>> = BTreeMap::new();
         for ((id, node), execution) in &self.kept.executions {
             if !execution.state().is_terminal() {

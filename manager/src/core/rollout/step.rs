@@ -68,7 +68,7 @@ fn step(fleet: &mut Fleet, effects: &mut intake::Effects, id: &Id, now: Now) {
 /// Puts the next deadline into the queue of deadlines.
 fn plan_deadline(fleet: &mut Fleet, live: &mut Live, now: Now) {
     let id = live.head.spec.id.clone();
-    let member = live.first_deadline().map(|(at, _)| at);
+    let member = live.first_deadline(now).map(|(at, _)| at);
     let open = (!live.head.state.is_final()).then(|| live.head.deadline_ms());
     let runs = live.head.state == State::Running;
     let soak = live.current().filter(|_| runs).and_then(|at| wave::soaked_ms(live, at));
@@ -83,7 +83,7 @@ fn plan_deadline(fleet: &mut Fleet, live: &mut Live, now: Now) {
 
 /// Gives up seats whose time is over: silence is failure.
 fn time_out(fleet: &mut Fleet, effects: &mut intake::Effects, live: &mut Live, now: Now) {
-    while let Some((at, seat)) = live.first_deadline()
+    while let Some((at, seat)) = live.first_deadline(now)
         && at <= now.wall_ms
     {
         let Some(member) = live.members().get(&seat) else { return };

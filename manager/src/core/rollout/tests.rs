@@ -252,6 +252,7 @@ fn read_manner(words: &[&str]) -> Manner {
         "fails" => Manner::Fails(text()),
         "full" => Manner::Full,
         "stays" => Manner::Stays,
+        "sticks" => Manner::Sticks,
         "rejects" => Manner::Rejects(text()),
         "silent" => Manner::Silent,
         "lies" => Manner::Lies,
@@ -300,6 +301,54 @@ fn play(text: &str) -> String {
         script.step(&words[1..]);
     }
     script.told
+}
+
+/// Four nodes, and a rollout to them.
+fn four(terms: super::Terms, ahead_ms: i64) -> Play {
+    let mut play = Play::new();
+    play.ahead_ms = ahead_ms;
+    for node in ["a", "b", "c", "d"] {
+        play.add(node, "", "any", "", Some("1.1.0"));
+        play.online(node);
+    }
+    play.group();
+    let wanted = play.wanted("1.2.0", &["any"], terms, None);
+    play.create(&wanted).unwrap();
+    play
+}
+
+fn ends(mut play: Play) -> (super::State, String) {
+    let until = play.second + 1_000;
+    while play.second < until {
+        play.tick();
+    }
+    let live = play.fleet.rollouts.get("greeter-1.2.0-1").unwrap();
+    (live.head.state, live.head.reason.clone())
+}
+
+#[test]
+fn a_clock_that_was_ahead_holds_nobody_up_once_it_is_set() {
+    let terms = super::Terms { rate: Some(60.0), ..super::play::terms() };
+    let mut play = four(terms, 60 * 86_400_000);
+    // The first is confirmed, and the wave is watched.
+    for _ in 0..40 {
+        play.tick();
+    }
+    play.ahead_ms = 0;
+    play.away(1);
+    assert_eq!(ends(play), (super::State::Done, "4 nodes confirmed".to_owned()));
+}
+
+#[test]
+fn a_clock_that_is_set_right_after_a_start_gives_nobody_up() {
+    let mut play = four(super::play::terms(), 0);
+    for _ in 0..10 {
+        play.tick();
+    }
+    play.away(1);
+    // By as much as the hub was off, and more than a node has.
+    play.ahead_ms += 20 * 60_000;
+    assert_eq!(ends(play), (super::State::Done, "4 nodes confirmed".to_owned()));
 }
 
 #[test]
