@@ -53,8 +53,8 @@ impl Doubts {
     /// # Errors
     /// It is not on disk: the device must not be told.
     pub(super) fn begin(&mut self, id: &DeviceId, digest: Digest, words: u64) -> io::Result<()> {
-        // What it was told before may be what it comes up with.
-        let by_us = !self.told.contains_key(id.as_str());
+        // What it was told before, and has not answered for, may be what it comes up with.
+        let by_us = !self.holds(id, words);
         self.told.insert(id.as_str().to_owned(), Told { digest, since: words, by_us });
         self.save()
     }
@@ -115,8 +115,10 @@ mod tests {
         // Who fetched what from the process before, nobody knows.
         let mut doubts = Doubts::open(path.clone());
         assert!(doubts.holds(&id, 0) && !doubts.holds(&id, 1) && doubts.may_have_it(&id, one, false));
-        doubts.begin(&id, other, 1).unwrap();
+        doubts.begin(&id, other, 0).unwrap();
         assert!(doubts.may_have_it(&id, other, false), "it may have the first");
+        doubts.begin(&id, other, 1).unwrap();
+        assert!(!doubts.may_have_it(&id, other, false), "it said what it runs before it was told that");
         doubts.settle(&id);
         assert!(!doubts.holds(&id, 0));
         assert!(!Doubts::open(path.clone()).holds(&id, 0));
