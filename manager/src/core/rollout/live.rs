@@ -202,7 +202,8 @@ impl Live {
 
     /// Changes a seat.
     pub(super) fn change(&mut self, effects: &mut Effects, seat: &Seat, change: impl FnOnce(&mut Member)) {
-        let Some(mut member) = self.members.remove(seat) else { return };
+        // Where it is: taken out and put in again, it would leave the map's leaves half empty.
+        let Some(mut member) = self.members.get(seat).cloned() else { return };
         self.count(seat, &member, false);
         change(&mut member);
         self.count(seat, &member, true);
