@@ -10,7 +10,7 @@
  * Buffers of 128 KiB and more are mapped one by one, and given back whole. glibc would raise that limit, to 32 MiB, with
  * each that is freed, and from then on they would leave holes between what lives longer.
  *
- * Every ten seconds pages that hold nothing any more are given back, wherever they are: glibc does so at the end of an arena
+ * Once a minute pages that hold nothing any more are given back, wherever they are: glibc does so at the end of an arena
  * alone, and never with what a burst left in its middle. Others wait for an arena meanwhile: less than a millisecond for a
  * hundred megabytes, and a thousandth of the time at most, for it is done more rarely where it takes longer. A program that is
  * over sooner never does it. */
@@ -27,7 +27,7 @@
 #include <unistd.h>
 
 #define LARGE (128 * 1024)
-#define PAUSE_S 10
+#define PAUSE_S 60
 
 static void set(const char *name, int option, int value)
 {
