@@ -4,8 +4,8 @@
  *
  * One arena for every two processors, one at least. glibc would make eight for each, and every one of them keeps what its
  * threads needed at their worst moment: an hour of comings, goings and downloads left half as much again as was used. One
- * for each still took six megabytes more of a hub with 200 agents, and grew for longer. Threads wait for each other then
- * where nothing but ingest goes on, which costs a sixth of its peak: millions of samples a second.
+ * for each still took five megabytes more of a hub with 200 agents. Threads wait for each other then where nothing but ingest
+ * goes on, which costs a quarter of its peak: millions of samples a second.
  *
  * Buffers of 128 KiB and more are mapped one by one, and given back whole. glibc would raise that limit, to 32 MiB, with
  * each that is freed, and from then on they would leave holes between what lives longer.

@@ -152,11 +152,12 @@ fn take(config: &Config, path: &Path, text: &str, now_ms: i64, found: &mut Found
         Format::Json => match serde_json::from_str::<Value>(text) {
             Ok(value @ Value::Object(_)) => {
                 // Many objects name a sensor; a driver's line has its values apart.
-                let is_line = value.get("values").is_some_and(Value::is_object);
-                match line::parse(text.as_bytes(), now_ms) {
-                    Ok(reading) if is_line => return found.samples.extend(reading.samples),
-                    Ok(_) | Err(_) => flatten("", &value, DEPTH, &mut values),
+                if value.get("values").is_some_and(Value::is_object)
+                    && let Ok(reading) = line::parse(text.as_bytes(), now_ms)
+                {
+                    return found.samples.extend(reading.samples);
                 }
+                flatten("", &value, DEPTH, &mut values);
             }
             Ok(_) | Err(_) => return found.passed_over("json"),
         },

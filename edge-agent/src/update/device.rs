@@ -19,7 +19,7 @@ use fleet_schemas::{
     device::State,
     update::{Digest, Order},
 };
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::json;
 use tokio::{select, sync::oneshot, task, time};
 use tracing::{info, warn};
@@ -48,7 +48,7 @@ const AT_IT: Duration = Duration::from_secs(300);
 const REFUSED: &str = "device_failed";
 /// Code of a device that does not say in time that it runs what it was told.
 const SILENT: &str = "device_timeout";
-/// Largest state that is read, in bytes: 256 devices have about 40,000.
+/// Largest file of what is kept by device that is read, in bytes: 256 devices have about 40,000.
 const STATE_BYTES: usize = 256 * 1024;
 
 /// How devices are updated.
@@ -206,16 +206,9 @@ impl Device {
 impl Shelf {
     fn load(&self) -> Kept {
         let path = self.state();
-        let read = match fs::read(&path) {
-            Ok(bytes) if bytes.len() <= STATE_BYTES => {
-                serde_json::from_slice(&bytes).map_err(io::Error::other)
-            }
-            Ok(_) => Err(io::Error::other("it is too large")),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Kept::new(),
-            Err(error) => Err(error),
-        };
         // Without it, a device cannot be told to go back; nothing else is lost.
-        read.inspect_err(|error| warn!(path = %path.display(), %error, "what devices ran cannot be read"))
+        by_device(&path)
+            .inspect_err(|error| warn!(path = %path.display(), %error, "what devices ran cannot be read"))
             .unwrap_or_default()
     }
 
@@ -380,6 +373,16 @@ fn device(plan: &Plan) -> Option<&DeviceId> {
 fn release(plan: &Plan) -> Release {
     let Order { target, digest, .. } = &plan.order;
     Release { version: target.version.clone(), digest: *digest, epoch: plan.custom.epoch }
+}
+
+/// What a file keeps by device; nothing where there is none.
+fn by_device<T: DeserializeOwned>(path: &Path) -> io::Result<BTreeMap<String, T>> {
+    match fs::read(path) {
+        Ok(bytes) if bytes.len() <= STATE_BYTES => serde_json::from_slice(&bytes).map_err(io::Error::other),
+        Ok(_) => Err(io::Error::other("it is too large")),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(BTreeMap::new()),
+        Err(error) => Err(error),
+    }
 }
 
 fn disk(path: &Path, error: &io::Error) -> Trouble {

@@ -10,9 +10,6 @@ use tracing::warn;
 
 use crate::identity::folder::replace;
 
-/// Largest file that is read, in bytes: 256 devices have about 40,000.
-const BYTES: usize = 256 * 1024;
-
 /// All of them.
 #[derive(Debug)]
 pub(super) struct Doubts {
@@ -33,13 +30,7 @@ struct Told {
 impl Doubts {
     /// As they are on disk.
     pub(super) fn open(path: PathBuf) -> Self {
-        let read = match fs::read(&path) {
-            Ok(bytes) if bytes.len() <= BYTES => serde_json::from_slice(&bytes).map_err(io::Error::other),
-            Ok(_) => Err(io::Error::other("it is too large")),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(BTreeMap::new()),
-            Err(error) => Err(error),
-        };
-        let read: BTreeMap<String, Digest> = read
+        let read = super::by_device::<Digest>(&path)
             .inspect_err(
                 |error| warn!(path = %path.display(), %error, "which devices are in doubt cannot be read"),
             )
