@@ -5,7 +5,7 @@ use fleet_schemas::update::{Hours, Window};
 use crate::{
     api::{problem::Refusal, shapes},
     core::{
-        rollout::{Approval, DEADLINE, MaxUnavailable, OnFailure, Size, TIMEOUT, Terms},
+        rollout::{Approval, DEADLINE, MaxUnavailable, OnFailure, Size, TIMEOUT, Terms, percent},
         zones,
     },
 };
@@ -55,11 +55,10 @@ pub(super) fn read(ask: &shapes::RolloutTerms) -> Result<Terms, Refusal> {
 /// As they are shown.
 pub(super) fn shown(terms: &Terms) -> shapes::RolloutTerms {
     let seconds = |ms: i64| Some(ms as f64 / 1_000.0);
-    let percent = |part: f64| Some(format!("{}%", (part * 10_000.0).round() / 100.0));
     shapes::RolloutTerms {
         waves: terms.waves.iter().map(|size| size.name()).collect(),
         soak_s: seconds(terms.soak_ms),
-        max_failures: percent(terms.max_failures),
+        max_failures: Some(percent(terms.max_failures)),
         min_executed: Some(terms.min_executed),
         max_unavailable: terms.max_unavailable.map(|most| {
             let site = if most.per_site { "/site" } else { "" };
@@ -94,7 +93,7 @@ pub(super) fn shown(terms: &Terms) -> shapes::RolloutTerms {
         offline_s: seconds(terms.offline_ms),
         probation_s: terms.probation_ms.and_then(seconds),
         offline_ok: terms.offline_ok,
-        allowance: percent(terms.allowance),
+        allowance: Some(percent(terms.allowance)),
     }
 }
 

@@ -6,7 +6,7 @@ use super::{
     back,
     live::{Live, reason},
     model::{Seat, Stage, Stand, State},
-    plan::{LeftOut, count},
+    plan::{LeftOut, at_most, count},
     step,
 };
 use crate::core::{Now, fleet::Fleet, intake};
@@ -160,10 +160,11 @@ pub(super) fn by_deadline(fleet: &mut Fleet, effects: &mut intake::Effects, live
     }
     release(fleet, live);
     let all = live.members().len();
-    let allowed = (all as f64 * live.head.spec.terms.allowance).floor() as usize;
+    let terms = &live.head.spec.terms;
+    let allowed = at_most(terms.allowance, u32::try_from(all).unwrap_or(u32::MAX)) as usize;
     let came = outcome(live);
     let account = super::wave::account(live, last);
-    let is_bad = f64::from(account.bad) > live.head.spec.terms.max_failures * f64::from(account.executed);
+    let is_bad = account.bad > at_most(terms.max_failures, account.executed);
     match state {
         State::WaitingApproval => {
             live.turn(State::Stopped, "nobody approved it before its deadline", now.wall_ms);

@@ -35,7 +35,9 @@ pub use model::{
     Approval, Artifact, Head, Id, MaxUnavailable, Member, OnFailure, Release, STRIKES, Seat, Size, Spec,
     Stage, Stand, State, Strikes, Terms, Wave,
 };
-pub use plan::{Candidate, Forecast, LeftOut, Placed, Plan, Reach, TRAILING, forecast, goals, plan, span};
+pub use plan::{
+    Candidate, Forecast, LeftOut, Placed, Plan, Reach, TRAILING, forecast, goals, percent, plan, span,
+};
 pub use step::advance;
 
 use super::{Now, fleet::NodeNo};

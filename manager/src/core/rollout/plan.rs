@@ -400,9 +400,8 @@ pub fn forecast(
         warnings.push("no node can be told now: the waves are empty".to_owned());
     }
     if later > 0 {
-        warnings.push(format!(
-            "{later} nodes are offline; they are told in the trailing wave, if they come back"
-        ));
+        let later = count(later, "node");
+        warnings.push(format!("{later} offline now, to be told in the trailing wave on coming back"));
     }
     if duration_ms > terms.deadline_ms {
         warnings.push(format!(
@@ -441,6 +440,17 @@ fn rounds(wave: &[Placed], most: MaxUnavailable) -> i64 {
         wave.len()
     };
     i64::try_from(longest.div_ceil(most.nodes.max(1) as usize)).unwrap_or(i64::MAX / NODE_MS)
+}
+
+/// How many of so many a part, 0 to 1, is at most. A part was written in percent, and of 29 a float holds a little less.
+pub(super) fn at_most(part: f64, all: u32) -> u32 {
+    (f64::from(all) * part + 1e-6).floor() as u32
+}
+
+/// A part, 0 to 1: `2%`, `12.5%`.
+#[must_use]
+pub fn percent(part: f64) -> String {
+    format!("{}%", (part * 1e6).round() / 1e4)
 }
 
 /// `90s`, `12m`, `3h 20m`, `2d 4h`.
@@ -514,14 +524,14 @@ fn explain(plan: &Plan, terms: &Terms, candidates: &[Candidate]) -> Vec<String> 
         text.push(format!("left out: {nodes}, {}: {}", why.sentence(), names(&seats)));
     }
     text.push(format!(
-        "between waves: {} of watching{}; more than {}% failed of at least {} halts ({})",
+        "between waves: {} of watching{}; more than {} failed of at least {} halts ({})",
         span(terms.soak_ms),
         if terms.gates.is_empty() {
             String::new()
         } else {
             format!(" and {}", count(terms.gates.len(), "gate"))
         },
-        terms.max_failures * 100.0,
+        percent(terms.max_failures),
         terms.min_executed,
         match terms.on_failure {
             super::OnFailure::Pause => "pause",

@@ -385,3 +385,14 @@ fn a_name_counts_on_and_leaves_room() {
     };
     assert!(play.fleet.rollouts.next_id(&long).as_str().len() <= 51);
 }
+
+#[test]
+fn a_part_in_percent_is_as_many_as_it_says() {
+    use super::plan::{at_most, percent};
+    for written in 0..=1_000_u32 {
+        let part = f64::from(written) / 10.0 / 100.0;
+        assert_eq!(at_most(part, 1_000), written);
+        assert_eq!(percent(part), format!("{}%", f64::from(written) / 10.0));
+    }
+    assert_eq!((at_most(0.02, 49), at_most(0.02, 50), at_most(1.0, 7)), (0, 1, 7));
+}

@@ -7,7 +7,7 @@ use super::{
     live::Live,
     model::{OnFailure, Stage, Stand, State, Wave},
     offer,
-    plan::count,
+    plan::{at_most, count, percent},
 };
 use crate::core::{Now, fleet::Fleet, intake};
 
@@ -104,8 +104,7 @@ pub(super) fn account(live: &Live, at: usize) -> Account {
 /// Nodes that were offline when their turn came, beyond the allowance.
 fn excess(live: &Live, wave: &Wave) -> u32 {
     let planned = wave.nodes().saturating_add(wave.moved);
-    let allowed = (f64::from(planned) * live.head.spec.terms.allowance).floor() as u32;
-    wave.moved.saturating_sub(allowed)
+    wave.moved.saturating_sub(at_most(live.head.spec.terms.allowance, planned))
 }
 
 /// Why a wave must not go on, if so.
@@ -117,22 +116,19 @@ fn verdict(fleet: &Fleet, live: &Live, at: usize) -> Option<String> {
     let Account { bad, absent, executed, all } = account(live, at);
     let is_settled = live.is_settled(at);
     let enough = executed >= terms.min_executed.min(all) || is_settled;
-    let share = |part: u32, of: u32| f64::from(part) / f64::from(of.max(1));
-    let most = terms.max_failures * 100.0;
-    if enough && share(bad, executed) > terms.max_failures {
-        let (of, percent) = (count(executed as usize, "node"), share(bad, executed) * 100.0);
+    if enough && bad > at_most(terms.max_failures, executed) {
+        let share = f64::from(bad) / f64::from(executed.max(1)) * 100.0;
+        let (of, most) = (count(executed as usize, "node"), percent(terms.max_failures));
         let (name, who) = (&wave.name, who(fleet, live, at));
-        return Some(format!(
-            "{bad} of {of} of wave {name} failed ({percent:.0}%; at most {most}% may){who}"
-        ));
+        return Some(format!("{bad} of {of} of wave {name} failed ({share:.0}%; at most {most} may){who}"));
     }
     // Whatever becomes of the others, too many did not take it.
-    if absent > 0 && share(bad + absent, all) > terms.max_failures {
+    if absent > 0 && bad + absent > at_most(terms.max_failures, all) {
         let (of, name) = (count(all as usize, "node"), &wave.name);
         return Some(format!(
-            "{absent} of {of} of wave {name} were offline when their turn came, beyond the {}% that may be, and {bad} \
+            "{absent} of {of} of wave {name} were offline when their turn came, beyond the {} that may be, and {bad} \
              failed: a wave of so few proves nothing",
-            terms.allowance * 100.0
+            percent(terms.allowance)
         ));
     }
     let unproven = wave.of(Stand::Inconclusive);
