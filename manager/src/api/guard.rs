@@ -10,7 +10,7 @@ use std::{
 
 use axum::{
     extract::{ConnectInfo, MatchedPath, Request, State},
-    http::header,
+    http::{Method, header},
     middleware::Next,
     response::{IntoResponse as _, Response},
 };
@@ -36,6 +36,12 @@ pub(super) const REQUESTS: usize = 256;
 /// Time for an answer, a stream's first byte included. Recounting a ledger reads every row.
 const ANSWER: Duration = Duration::from_secs(60);
 const RECOUNT: Duration = Duration::from_secs(600);
+/// Requests of whoever showed no token, done at once, and the time that each has: people who log in, their pages' style,
+/// and whatever else comes.
+pub(super) const STRANGERS: usize = 32;
+const STRANGER: Duration = Duration::from_secs(5);
+/// How long something that was begun goes on after its time for an answer, at most.
+const LATEST: Duration = Duration::from_secs(600);
 /// Longest header that may hold a token, in bytes; ours have 55.
 const HEADER_BYTES: usize = 512;
 
@@ -57,6 +63,7 @@ pub(super) async fn guard(State(api): State<Arc<Api>>, mut request: Request, nex
         Err(refusal) if console::is_page(request.uri().path()) => console::refused_at(refusal, &request),
         Err(refusal) => refusal.into_response(),
         Ok(admitted) => {
+            let is_known = admitted.is_some();
             if let Some(Admitted { caller, seat }) = admitted {
                 api.used(&caller);
                 request.extensions_mut().insert(caller);
@@ -65,11 +72,18 @@ pub(super) async fn guard(State(api): State<Arc<Api>>, mut request: Request, nex
                 }
             }
             // Health must answer when everything else is busy.
-            let permit = if health { None } else { Some(api.requests.try_acquire()) };
+            let places = if is_known { &api.requests } else { &api.strangers };
+            let permit = if health { None } else { Some(places.try_acquire()) };
+            let limit = match (is_known, health, recount) {
+                (false, false, _) => STRANGER,
+                (true, _, true) => RECOUNT,
+                (_, true, _) | (true, false, false) => ANSWER,
+            };
             if matches!(permit, Some(Err(_))) {
                 Refusal::Busy.into_response()
+            } else if is_known && method == Method::POST {
+                to_the_end(limit, next.run(request)).await
             } else {
-                let limit = if recount { RECOUNT } else { ANSWER };
                 let answer = tokio::time::timeout(limit, next.run(request)).await;
                 answer.unwrap_or_else(|_| Refusal::Slow.into_response())
             }
@@ -83,6 +97,17 @@ pub(super) async fn guard(State(api): State<Arc<Api>>, mut request: Request, nex
     api.exporter.counter(&catalogue::HTTP_REQUESTS, &[method, code.as_str()]).increment(1);
     api.request_seconds.record(crate::clock::mono().saturating_sub(began).as_secs_f64());
     response
+}
+
+/// Does what was begun also when whoever asked is gone, or does not wait so long: with the answer it is kept under its
+/// `Idempotency-Key`, and a repetition finds it.
+async fn to_the_end(limit: Duration, work: impl Future<Output = Response> + Send + 'static) -> Response {
+    let done = tokio::spawn(tokio::time::timeout(limit + LATEST, work));
+    match tokio::time::timeout(limit, done).await {
+        Ok(Ok(Ok(answer))) => answer,
+        Ok(Err(error)) => Refusal::Internal(error.to_string()).into_response(),
+        Ok(Ok(Err(_))) | Err(_) => Refusal::Slow.into_response(),
+    }
 }
 
 /// Refuses what a foreign web page may have sent, and who may not do what is asked. Says who asks, where that matters.

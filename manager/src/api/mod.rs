@@ -125,6 +125,7 @@ pub(crate) struct Api {
     /// Changes with `If-Match` are alone between their look and their commit.
     changes: tokio::sync::RwLock<()>,
     requests: Semaphore,
+    strangers: Semaphore,
     queries: Arc<Semaphore>,
     streams: Semaphore,
     feeds: Arc<Semaphore>,
@@ -218,6 +219,7 @@ impl Api {
             uses: uses::Uses::default(),
             changes: tokio::sync::RwLock::default(),
             requests: Semaphore::new(guard::REQUESTS),
+            strangers: Semaphore::new(guard::STRANGERS),
             queries: Arc::new(Semaphore::new(QUERIES)),
             streams: Semaphore::new(stream::STREAMS),
             feeds: Arc::new(Semaphore::new(feed::FEEDS)),

@@ -15,6 +15,7 @@ use fleet_schemas::{
 use reqwest::{Method, StatusCode};
 use rumqttc::{AsyncClient, Event, EventLoop, LastWill, MqttOptions, Packet, QoS};
 use serde_json::{Value, json};
+use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 
 use crate::given::{PATIENCE, Site};
 
@@ -343,6 +344,46 @@ async fn the_same_key_makes_one_command() {
     assert_eq!(send(&body).await, send(&body).await);
     assert_eq!(send(&json!({ "kind": "exec", "all": true }).to_string()).await.0, StatusCode::CONFLICT);
     assert_eq!(site.get("/api/v1/commands").await["items"].as_array().unwrap().len(), 1);
+    site.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_is_made_once_also_for_a_client_that_hangs_up() {
+    const TIMES: usize = 40;
+    let site = Site::start().await;
+    let _machine = Machine::born(&site, "edge-1", Does::Exits(0)).await;
+    let body = json!({ "kind": "ping", "all": true }).to_string();
+    for n in 0..TIMES {
+        let (host, token, length) = (site.http, &site.admin, body.len());
+        let head = format!(
+            "POST /api/v1/commands HTTP/1.1\r\nhost: {host}\r\nauthorization: Bearer {token}\r\n\
+             content-type: application/json\r\nidempotency-key: k{n}\r\ncontent-length: {length}\r\n\r\n{body}"
+        );
+        let mut socket = TcpStream::connect(site.http).await.unwrap();
+        socket.write_all(head.as_bytes()).await.unwrap();
+        // Now here, now there in what the hub does with it.
+        tokio::time::sleep(Duration::from_micros(100 * n as u64)).await;
+        drop(socket);
+        let again = async || {
+            let request = site.client().post(site.url("/api/v1/commands"));
+            let request = request.header("idempotency-key", format!("k{n}"));
+            request
+                .header("content-type", "application/json")
+                .body(body.clone())
+                .send()
+                .await
+                .unwrap()
+                .status()
+        };
+        let repeated = async {
+            // The first is not done yet.
+            while again().await == StatusCode::CONFLICT {}
+        };
+        tokio::time::timeout(PATIENCE, repeated).await.unwrap();
+        assert_eq!(again().await, StatusCode::ACCEPTED);
+    }
+    let made = site.get("/api/v1/commands?limit=1000").await;
+    assert_eq!(made["items"].as_array().unwrap().len(), TIMES);
     site.stop().await;
 }
 

@@ -10,6 +10,7 @@ use fleet_manager::{
 };
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
+use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 
 use crate::{
     alerts::receiver,
@@ -316,5 +317,33 @@ async fn a_full_disk_is_told_by_readyz_and_refuses_changes() {
         }
     };
     tokio::time::timeout(PATIENCE, recovered).await.expect("the hub recovers without a restart");
+    site.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_shows_no_token_takes_nobody_s_place() {
+    let site = Site::start().await;
+    let login = async || reqwest::get(site.url("/login")).await.unwrap().status();
+    assert_eq!(login().await, StatusCode::OK);
+    let mut strangers = Vec::new();
+    for _ in 0..300 {
+        let mut socket = TcpStream::connect(site.http).await.unwrap();
+        let host = site.http;
+        let head = format!(
+            "POST /login HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/x-www-form-urlencoded\r\n\
+             content-length: 10\r\n\r\n"
+        );
+        socket.write_all(head.as_bytes()).await.unwrap();
+        strangers.push(socket);
+    }
+    let until = async |wanted| {
+        let seen = async { while login().await != wanted {} };
+        tokio::time::timeout(PATIENCE, seen).await.unwrap();
+    };
+    until(StatusCode::SERVICE_UNAVAILABLE).await;
+    site.get("/api/v1/nodes").await;
+    // They have seconds, though they stay.
+    until(StatusCode::OK).await;
+    drop(strangers);
     site.stop().await;
 }
