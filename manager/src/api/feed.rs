@@ -26,6 +26,7 @@ use super::{
     shapes,
 };
 use crate::{
+    clock,
     consume::StoredEvent,
     core::fleet::{HUB, NodeNo},
     feed::{Cursor, Item, Page, json},
@@ -116,7 +117,8 @@ pub(super) async fn get(
     let filter = Filter { node, selector, group };
     let (page, filter) = api.query(move |api| first(api, after, filter)).await?;
     let (lines, ready) = mpsc::channel(WAITING);
-    tokio::spawn(Feed { api, caller, news, lines, place }.run(page, Ask { filter, follow, left }));
+    let spoke = clock::mono();
+    tokio::spawn(Feed { api, caller, news, lines, spoke, place }.run(page, Ask { filter, follow, left }));
     let headers = [(header::CONTENT_TYPE, "application/x-ndjson"), (header::CACHE_CONTROL, "no-store")];
     Ok((headers, Body::from_stream(ReceiverStream::new(ready))).into_response())
 }
@@ -199,6 +201,8 @@ struct Feed {
     caller: Caller,
     news: watch::Receiver<u64>,
     lines: mpsc::Sender<Result<Bytes, Infallible>>,
+    /// When the last line was sent, monotonic.
+    spoke: Duration,
     place: OwnedSemaphorePermit,
 }
 
@@ -230,7 +234,9 @@ impl Feed {
                 }
                 told = Some(cursor);
             }
-            if end && (told.is_none() || (!follow && told != Some(after))) {
+            // What others committed is no line for this reader: its cursor moves on all the same.
+            let is_silent = clock::mono().saturating_sub(self.spoke) >= ALIVE;
+            if is_silent || (end && (told.is_none() || (!follow && told != Some(after)))) {
                 self.mark(after).await?;
                 told = Some(after);
             }
@@ -297,13 +303,13 @@ impl Feed {
         }
     }
 
-    async fn mark(&self, cursor: Cursor) -> Result<(), Over> {
+    async fn mark(&mut self, cursor: Cursor) -> Result<(), Over> {
         self.send(line(&Line::Mark { cursor: cursor.to_string() })).await
     }
 
-    async fn send(&self, line: Bytes) -> Result<(), Over> {
+    async fn send(&mut self, line: Bytes) -> Result<(), Over> {
         let mut stopping = self.api.stopping.clone();
-        tokio::select! {
+        let sent = tokio::select! {
             sent = tokio::time::timeout(STALLED, self.lines.send(Ok(line))) => match sent {
                 Ok(Ok(())) => Ok(()),
                 Ok(Err(_)) => Err(Over),
@@ -313,7 +319,9 @@ impl Feed {
                 }
             },
             _ = stopping.wait_for(|stop| *stop) => Err(Over),
-        }
+        };
+        self.spoke = clock::mono();
+        sent
     }
 }
 

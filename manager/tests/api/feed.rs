@@ -228,3 +228,29 @@ async fn a_reader_who_reads_slowly_is_waited_for_and_misses_nothing() {
     assert_eq!(seen, vec![8_000; 30]);
     site.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quiet_node_s_feed_goes_on_while_others_speak() {
+    let site = Site::start().await;
+    let _quiet = Node::born(&site, "edge-1").await;
+    let mut other = Node::born(&site, "edge-2").await;
+    let mut feed = Feed::open(&site, "?node=edge-1").await;
+    let first = feed.next().await.unwrap();
+    let talk = async {
+        loop {
+            other.measures(&[(clock::wall_ms(), "", "load", 1.0)]).await;
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        }
+    };
+    let line = tokio::select! {
+        line = feed.next() => line.unwrap(),
+        () = talk => unreachable!("it talks for ever"),
+    };
+    assert_eq!(line["type"], "mark");
+    assert_ne!(line["cursor"], first["cursor"]);
+    assert!(
+        all(&site, line["cursor"].as_str().unwrap()).await.len() < 20,
+        "what others said before is behind it"
+    );
+    site.stop().await;
+}
