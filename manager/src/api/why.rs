@@ -134,7 +134,7 @@ impl Facts {
         let now = api.hub.clock().now();
         let standing = api.hub.with_identities(|all| Some(all.enrolments.get(id)?.standing.clone()));
         api.hub.with_fleet(|fleet| {
-            let node = Node::clone(fleet.nodes.get(id)?);
+            let node = Node::clone(fleet.known(id)?);
             Some(Self {
                 tz: zones::of_node(fleet, &node),
                 standing,

@@ -206,6 +206,13 @@ impl Page {
 }
 
 impl List {
+    /// Whether no alert is open, as far as anybody knows.
+    fn is_calm(&self) -> bool {
+        let Asked { state, severity, node, rule, cursor, csrf: _ } = &self.asked;
+        let is_whole = [severity, node, rule, cursor, &self.next].iter().all(|narrowed| narrowed.is_none());
+        state == "open" && is_whole && self.alerts.is_empty()
+    }
+
     /// The word for where an alert stands, and for people.
     fn word<'a>(&self, alert: &'a shapes::Alert) -> &'a str {
         match alert.state.as_str() {

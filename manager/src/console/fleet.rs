@@ -77,10 +77,18 @@ struct Page {
     filter: Filter,
     /// What the filter offers.
     offered: Vec<String>,
-    rows: Vec<Row>,
+    rows: Rows,
     matching: usize,
     all: usize,
     page: usize,
+}
+
+/// One page of the list; says so where nobody is on it.
+#[derive(Template)]
+#[template(path = "rows.html")]
+struct Rows {
+    rows: Vec<Row>,
+    all: usize,
 }
 
 #[derive(Template)]
@@ -113,7 +121,7 @@ pub(super) async fn page(
         changes,
         filter,
         offered: listed.sites,
-        rows: rows(&api, listed.nodes, now_ms).await?,
+        rows: Rows { rows: rows(&api, listed.nodes, now_ms).await?, all: listed.all },
         matching: listed.matching,
         all: listed.all,
         page,
@@ -139,7 +147,8 @@ fn zone(api: &Api, node: &str) -> Option<String> {
     api.hub.with_fleet(|fleet| zones::at(fleet, &node))
 }
 
-/// The parts of the fleet's page that a tick touches. Nodes keep their place in the list, whatever becomes of them.
+/// The parts of the fleet's page that a tick touches. Nodes keep their place in the list, whatever becomes of them, until
+/// all is drawn anew: a page that was not looked at for a while shows the list as it is then.
 pub(super) async fn parts(api: &Arc<Api>, rows: &[NodeId], tick: &Tick) -> Result<Vec<Part>, Refusal> {
     let now_ms = api.hub.clock().now().wall_ms;
     let draw = async {
@@ -153,8 +162,17 @@ pub(super) async fn parts(api: &Arc<Api>, rows: &[NodeId], tick: &Tick) -> Resul
         ])
     };
     let mut parts = api.live.overview(draw).await?;
+    if tick.all {
+        let (nodes, all) = api.hub.with_fleet(|fleet| {
+            let listed = rows.iter().filter_map(|id| fleet.nodes.get(id)).map(|node| Node::clone(node));
+            (listed.collect(), fleet.nodes.len())
+        });
+        let rows = self::rows(api, nodes, now_ms).await?;
+        parts.push(part("rows", &Rows { rows, all })?);
+        return Ok(parts);
+    }
     let mut drawn = tick.rows.lock().await;
-    let touched: Vec<&NodeId> = rows.iter().filter(|id| tick.all || tick.nodes.contains(*id)).collect();
+    let touched: Vec<&NodeId> = rows.iter().filter(|id| tick.nodes.contains(*id)).collect();
     let nodes = api.hub.with_fleet(|fleet| {
         let missing = touched.iter().filter(|id| !drawn.contains_key(**id));
         missing.filter_map(|id| fleet.nodes.get(*id)).map(|node| Node::clone(node)).collect()
@@ -281,7 +299,7 @@ impl Page {
     /// Which nodes are listed: `1 to 50 of 120`.
     fn here(&self) -> String {
         let first = (self.page - 1) * ROWS + 1;
-        let last = (first + self.rows.len()).saturating_sub(1);
+        let last = (first + self.rows.rows.len()).saturating_sub(1);
         format!("{} to {} of {}", words::whole(&first), words::whole(&last), words::whole(&self.matching))
     }
 

@@ -235,6 +235,10 @@ impl Page {
             if self.view.touched(&tick) {
                 match self.view.parts(&self.api, &tick).await {
                     Ok(parts) => {
+                        // Its parts may be cut otherwise than those that were sent.
+                        if tick.all {
+                            self.sent.clear();
+                        }
                         let fresh = self.fresh(parts);
                         if !fresh.is_empty() && !self.say("put", &json!(fresh).to_string()).await {
                             return;

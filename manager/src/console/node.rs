@@ -253,7 +253,7 @@ async fn parts(api: &Arc<Api>, asked: &Asked, tick: &Tick, now_ms: i64) -> Resul
 }
 
 fn presence(api: &Api, id: &NodeId) -> Result<Presence, Refusal> {
-    let found = api.hub.with_fleet(|fleet| fleet.nodes.get(id).map(|node| node.record.presence.clone()));
+    let found = api.hub.with_fleet(|fleet| fleet.known(id).map(|node| node.record.presence.clone()));
     found.ok_or_else(|| no_node(id.as_str()))
 }
 

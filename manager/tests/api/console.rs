@@ -3,7 +3,7 @@
 
 use futures_util::StreamExt as _;
 use reqwest::{
-    Client, Response, StatusCode,
+    Client, Method, Response, StatusCode,
     header::{COOKIE, LOCATION, SET_COOKIE},
     redirect::Policy,
 };
@@ -263,12 +263,32 @@ async fn the_list_is_searched_and_told_what_changes() {
     assert!(browser.page("/?q=nobody").await.contains("No node is like that"));
     let told =
         browser.until("/live?q=edge-007", |id, html| id == "node-edge-007" && html.contains("state online"));
+    // A page that is looked at again shows its list as it is then, and who is not on it any more is gone.
+    let anew = |wanted: &'static str| move |id: &str, html: &str| id == "rows" && html.contains(wanted);
+    browser.until("/live?q=edge-00", anew("<tr id=\"node-edge-009\">")).await;
+    browser.until("/live?state=offline", anew("No node is like that")).await;
     let mut born = None;
     let birth = async { born = Some(Node::born(&site, "edge-007").await) };
     tokio::join!(told, birth);
     let counts =
         |id: &str, html: &str| id == "tiles" && html.contains("<b>1</b> <span class=\"state online\">");
     browser.until("/live", counts).await;
+    let (status, _) = site.ask(Method::DELETE, "/api/v1/nodes/edge-001?data=keep", None).await;
+    assert!(status.is_success(), "{status}");
+    assert!(browser.page("/nodes/edge-001").await.contains("edge-001"), "its history is shown");
+    site.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_called_well_by_a_part_of_the_alerts() {
+    let site = Site::start().await;
+    let mut browser = Browser::of(&site, &site.admin).await;
+    let calm = "Nothing is wrong";
+    assert!(browser.page("/alerts").await.contains(calm));
+    for part in ["severity=critical", "rule=node-offline", "state=resolved"] {
+        let page = browser.page(&format!("/alerts?{part}")).await;
+        assert!(!page.contains(calm) && page.contains("No alert is like that"), "{part}");
+    }
     site.stop().await;
 }
 

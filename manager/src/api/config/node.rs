@@ -69,7 +69,7 @@ pub(in crate::api) async fn retry(
 /// A node's configuration as `GET nodes/{id}/config` shows it.
 pub(crate) async fn shown(api: &Arc<Api>, id: NodeId) -> Result<shape::NodeConfig, Refusal> {
     api.query(move |api| {
-        let found = api.hub.with_fleet(|fleet| fleet.nodes.get(&id).map(|node| Found::of(fleet, node)));
+        let found = api.hub.with_fleet(|fleet| fleet.known(&id).map(|node| Found::of(fleet, node)));
         let found = found.ok_or_else(|| no_node(id.as_str()))?;
         let (state, mut histories) = (api.hub.state(), history::Histories::new());
         for layer in found.place.layers() {
