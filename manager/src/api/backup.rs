@@ -7,6 +7,7 @@ use std::{
     collections::BTreeSet,
     io::{self, Write},
     sync::Arc,
+    time::Duration,
 };
 
 use axum::{
@@ -18,7 +19,7 @@ use axum::{
 use bytes::{Bytes, BytesMut};
 use serde::Deserialize;
 use serde_json::json;
-use tokio::sync::mpsc;
+use tokio::{runtime::Handle, sync::mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::{
@@ -29,6 +30,7 @@ use super::{
 };
 use crate::{
     backup::make::{self, Ask, Sources},
+    clock,
     core::registry::{Intent, Noted},
 };
 
@@ -38,6 +40,10 @@ pub(super) const BACKUPS: usize = 1;
 const PIECE: usize = 256 * 1024;
 /// Pieces that wait for whoever reads.
 const WAITING: usize = 8;
+/// How long a reader may take nothing; its disk may be slow.
+const STALLED: Duration = Duration::from_secs(300);
+/// How often it is looked meanwhile whether to go on.
+const LOOK: Duration = Duration::from_secs(1);
 /// Most tags that need not come.
 const TAGS: usize = 20_000;
 const BYTES: HeaderName = HeaderName::from_static(make::BYTES_HEADER);
@@ -62,22 +68,44 @@ pub(super) struct Wanted {
 }
 
 /// Hands pieces over; fails when nobody takes them any more.
-struct Pipe {
+struct Pipe<'a> {
     to: mpsc::Sender<io::Result<Bytes>>,
     piece: BytesMut,
+    go_on: &'a dyn Fn() -> bool,
 }
 
-impl Pipe {
+impl Pipe<'_> {
     fn send(&mut self) -> io::Result<()> {
         if self.piece.is_empty() {
             return Ok(());
         }
         let piece = self.piece.split().freeze();
-        self.to.blocking_send(Ok(piece)).map_err(|_| io::ErrorKind::BrokenPipe.into())
+        self.hand(Ok(piece))
+    }
+
+    /// Waits as long as somebody may take it: whoever stands still holds the stores as they were, and the only place.
+    fn hand(&self, piece: io::Result<Bytes>) -> io::Result<()> {
+        let runtime = Handle::current();
+        let until = clock::mono() + STALLED;
+        loop {
+            match runtime.block_on(async { tokio::time::timeout(LOOK, self.to.reserve()).await }) {
+                Ok(Ok(place)) => {
+                    place.send(piece);
+                    return Ok(());
+                }
+                Ok(Err(_)) => return Err(io::ErrorKind::BrokenPipe.into()),
+                Err(_) if clock::mono() >= until => {
+                    let why = format!("nobody took a piece of it for {} s", STALLED.as_secs());
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, why));
+                }
+                Err(_) if !(self.go_on)() => return Err(io::ErrorKind::Interrupted.into()),
+                Err(_) => {}
+            }
+        }
     }
 }
 
-impl Write for Pipe {
+impl Write for Pipe<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.piece.extend_from_slice(bytes);
         if self.piece.len() >= PIECE {
@@ -125,13 +153,13 @@ pub(super) async fn create(
         let gone = to.clone();
         // Stores that failed are opened again only when nobody holds them any more.
         let go_on = || !*stopping.borrow() && !gone.is_closed() && hub.readiness().ready;
-        let mut pipe = Pipe { to: to.clone(), piece: BytesMut::with_capacity(2 * PIECE) };
+        let mut pipe = Pipe { to, piece: BytesMut::with_capacity(2 * PIECE), go_on: &go_on };
         match make::write(sources, &ask, &mut pipe, &go_on) {
             Ok(_) => {}
             Err(error) => {
                 tracing::error!(%error, "a backup was not made");
                 // Nobody takes half of it for a whole: the answer breaks off.
-                drop(to.blocking_send(Err(io::Error::other(error.to_string()))));
+                drop(pipe.hand(Err(io::Error::other(error.to_string()))));
             }
         }
     };
