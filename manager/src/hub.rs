@@ -356,6 +356,16 @@ impl Hub {
         bounds::may(&fleet, &self.0.shared.identities(), by, touch)
     }
 
+    /// Whether an intent is within what somebody may touch, for whoever only tells what it would do.
+    ///
+    /// # Errors
+    /// [`RegistryError::Outside`].
+    pub fn within(&self, by: &str, mut intent: Intent) -> Result<(), RegistryError> {
+        let now_ms = self.clock().now().wall_ms;
+        let fleet = self.0.shared.fleet();
+        bounds::check(&fleet, &self.0.shared.identities(), by, &mut intent, now_ms)
+    }
+
     /// Says who ends sessions; once, before anything is changed.
     pub fn set_door(&self, door: Door) {
         let _ = self.0.door.set(door);

@@ -316,9 +316,14 @@ async fn changed(
             })
             .await?;
         let (edited, doc): (Edited, Value) = decided;
-        if !dry_run && edited.revision.is_some() {
+        if edited.revision.is_some() {
             let edit = Box::new(edit.clone().expecting(edited.base));
-            match api.hub.intend(&by, Intent::EditConfig { edit, by: by.clone() }).await {
+            let intent = Intent::EditConfig { edit, by: by.clone() };
+            if dry_run {
+                api.hub.within(&by, intent)?;
+                return Ok(show::changed(edited, doc, dry_run));
+            }
+            match api.hub.intend(&by, intent).await {
                 Err(IntentError::Registry(RegistryError::Config(ConfigError::Conflict { .. })))
                     if !strict =>
                 {

@@ -40,14 +40,21 @@ pub(super) async fn list(State(api): State<Arc<Api>>, params: Params) -> Result<
     params.only(&["limit", "cursor"])?;
     let limit = params.limit()?;
     let after = params.text("cursor").unwrap_or_default().to_owned();
-    let (items, more) = api.hub.with_fleet(|fleet| {
-        let mut rest = fleet.groups.iter().filter(|(name, _)| name.as_str() > after.as_str());
-        let items: Vec<Group> =
-            rest.by_ref().take(limit).map(|(name, saved)| count(fleet, name, saved)).collect();
-        (items, rest.next().is_some())
-    });
-    let next = items.last().filter(|_| more).map(|group| group.name.clone());
-    Ok(Json(Page { items, next }).into_response())
+    let page = move |api: &Api| {
+        let (saved, more) = api.hub.with_fleet(|fleet| {
+            let mut rest = fleet.groups.iter().filter(|(name, _)| name.as_str() > after.as_str());
+            let saved: Vec<_> =
+                rest.by_ref().take(limit).map(|(name, saved)| (name.clone(), saved.clone())).collect();
+            (saved, rest.next().is_some())
+        });
+        // One after the other: each looks at all nodes, and the consumer waits meanwhile.
+        let counted =
+            |(name, saved): &(String, String)| api.hub.with_fleet(|fleet| count(fleet, name, saved));
+        let items: Vec<Group> = saved.iter().map(counted).collect();
+        let next = items.last().filter(|_| more).map(|group| group.name.clone());
+        Ok(Page { items, next })
+    };
+    Ok(Json(api.query(page).await?).into_response())
 }
 
 fn found(api: &Api, name: &str) -> Result<Group, Refusal> {

@@ -214,8 +214,12 @@ pub(super) async fn import(
     let lines = patch::import(&body)?;
     let _among = api.changes.read().await;
     let (report, changes) = api.hub.with_fleet(|fleet| judge(fleet, lines, dry_run, api.hub.clock().now()));
-    if !dry_run && !changes.is_empty() {
-        api.hub.intend(&caller.by(), Intent::ImportNodes(changes)).await?;
+    let changes_something = !changes.is_empty();
+    let intent = Intent::ImportNodes(changes);
+    if dry_run {
+        api.hub.within(&caller.by(), intent)?;
+    } else if changes_something {
+        api.hub.intend(&caller.by(), intent).await?;
     }
     let answer = serde_json::to_vec(&report).map_err(|error| Refusal::Internal(error.to_string()))?;
     let answer = Bytes::from(answer);

@@ -154,8 +154,11 @@ mod tests {
             "dry_run" => ("Only tell what would change.", flag),
             "revision" => ("The revision that this follows; another is refused (409).", number),
             "verify" => ("Count every stored record anew.", flag),
-            "after" => ("The cursor of the last line that was read; from the oldest on unless given.", text),
-            "follow" => ("Stay, and tell what comes.", flag),
+            "after" => (
+                "The cursor of the last line that was read, or `start` for the oldest held; from now on unless given.",
+                text,
+            ),
+            "follow" => ("Stay, and tell what comes: true unless given.", flag),
             "who" => ("Only by this one.", text),
             "action" => ("Only this action.", text),
             "since_ms" => ("From then on, Unix milliseconds.", json!({"type": "integer"})),

@@ -53,6 +53,7 @@ pub(super) async fn create(
     content_type(&headers, &["application/json"])?;
     if params.flag("dry_run")? {
         let wanted = wanted(&api, &caller, json(&headers, &body)?).await?;
+        api.hub.within(&caller.by(), Intent::Rollout(Box::new(wanted.clone())))?;
         let now = api.hub.clock().now();
         let draft = api.hub.with_fleet(|fleet| {
             let draft = rollout::draft(fleet, &wanted, now)?;
