@@ -269,7 +269,7 @@ mod tests {
             ("GET", "/api/v1/releases/metadata", does("Where the signed metadata stands, and the hub's public keys.", s.of::<shapes::ReleaseMetadata>())),
             ("PUT", "/api/v1/releases/metadata", does("Takes the next root.json (admins) and targets.json as they were signed.", s.of::<shapes::ReleaseMetadata>()).takes(s.of::<releases::Wanted>())),
             ("GET", "/api/v1/releases/metadata/{file}", does("A file of the signed metadata (TUF 1.0), such as timestamp.json or 1.root.json.", any())),
-            ("GET", "/api/v1/feed", does("Every record and event that was committed, a JSON object a line, gapless from a cursor on.", text()).given_as("application/x-ndjson").query(&["after", "follow", "limit", "node", "selector", "group"])),
+            ("GET", "/api/v1/feed", does("Every record and event that was committed, a JSON object a line, gapless from a cursor on. Here `limit` counts lines, any number of them unless given.", text()).given_as("application/x-ndjson").query(&["after", "follow", "limit", "node", "selector", "group"])),
             ("POST", "/api/v1/prom/read", does("Remote read of Prometheus: snappy, protobuf.", text()).given_as("application/x-protobuf").query(&["external"]).takes_as("application/x-protobuf", text())),
         ];
         for (path, whose) in layer {
