@@ -98,7 +98,10 @@ impl Pipe<'_> {
                     let why = format!("nobody took a piece of it for {} s", STALLED.as_secs());
                     return Err(io::Error::new(io::ErrorKind::TimedOut, why));
                 }
-                Err(_) if !(self.go_on)() => return Err(io::ErrorKind::Interrupted.into()),
+                // Not `Interrupted`: whoever writes would try that again.
+                Err(_) if !(self.go_on)() => {
+                    return Err(io::Error::other("the hub stops, or its stores failed"));
+                }
                 Err(_) => {}
             }
         }
@@ -181,4 +184,22 @@ fn sources(api: &Api) -> Result<Sources, Refusal> {
         store_id: state.store_id().to_string(),
         now_ms: api.hub.clock().now().wall_ms,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn who_takes_nothing_is_not_waited_for_when_the_hub_stops() {
+        let (to, mut from) = mpsc::channel(1);
+        let write = || {
+            let mut pipe = Pipe { to, piece: BytesMut::new(), go_on: &|| false };
+            pipe.write_all(&[1; PIECE]).and_then(|()| pipe.write_all(&[2; PIECE]))
+        };
+        let wrote = tokio::task::spawn_blocking(write).await.unwrap();
+        assert_eq!(wrote.unwrap_err().kind(), io::ErrorKind::Other);
+        assert_eq!(from.recv().await.unwrap().unwrap(), [1; PIECE].as_slice());
+        assert!(from.recv().await.is_none());
+    }
 }
