@@ -1,6 +1,6 @@
 //! The CSV import, its report and its `Idempotency-Key`.
 
-use reqwest::{Method, StatusCode};
+use reqwest::StatusCode;
 use serde_json::{Value, json};
 
 use crate::given::Site;
@@ -55,34 +55,5 @@ async fn a_repeated_key_gets_the_first_answer() {
     let (status, _) = post(&site, "", Some("k-1"), "id\nedge-7\n").await;
     assert_eq!(status, StatusCode::CONFLICT);
     assert_eq!(site.ask(reqwest::Method::GET, "/api/v1/nodes/edge-7", None).await.0, StatusCode::NOT_FOUND);
-    site.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_dry_run_is_held_to_the_bounds_of_who_asks() {
-    let site = Site::start().await;
-    let made = json!({ "name": "ben", "role": "operator", "on": "site=berlin" }).to_string();
-    let (status, made) = site.ask(Method::POST, "/api/v1/operators", Some(&made)).await;
-    assert_eq!(status, StatusCode::CREATED);
-    let ben = async |method: Method, path: &str, kind: &str, body: &str| {
-        let request = reqwest::Client::new()
-            .request(method, site.url(path))
-            .bearer_auth(made["token"].as_str().unwrap());
-        request.header("content-type", kind).body(body.to_owned()).send().await.unwrap().status()
-    };
-    post(&site, "", None, "id,site\nb-1,berlin\nt-1,tokyo\n").await;
-    for (node, status) in [("b-1", StatusCode::OK), ("t-1", StatusCode::FORBIDDEN)] {
-        for query in ["?dry_run=true", ""] {
-            let import = format!("/api/v1/nodes/import{query}");
-            let file = format!("id,rack\n{node},9\n");
-            assert_eq!(ben(Method::POST, &import, "text/csv", &file).await, status, "{node} {query}");
-            let layer = format!("/api/v1/config/node/{node}{query}");
-            assert_eq!(
-                ben(Method::PUT, &layer, "application/json", r#"{"a": 1}"#).await,
-                status,
-                "{node} {query}"
-            );
-        }
-    }
     site.stop().await;
 }
